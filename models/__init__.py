@@ -1,0 +1,1 @@
+"""One recipe (TOML) per checkpoint, and the bundled reasoner."""

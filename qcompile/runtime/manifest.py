@@ -1,0 +1,194 @@
+"""The manifest `qcompile.json`: what a compiled-model directory holds and how its graphs are to be fed.
+
+The compiler writes it (`qcompile.artifact`), the runtime reads it; this module is the one definition of its fields.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+from qcompile.runtime.errors import ManifestError
+
+MANIFEST_NAME = "qcompile.json"
+SCHEMA_VERSION = 1
+_MAX_MANIFEST_BYTES = 64 << 20
+_HASH_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the directory: a relative name without path, its size in bytes and its sha256 (hex)."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class GraphIO:
+    """How a graph takes its inputs.
+
+    Attributes:
+        kv_cache: ``concat``: `past_key_values.{i}.*` [B,K,P,d] in, `present.{i}.*` [B,K,P+S,d] out, padding told by
+            `attention_mask` [B,T]. ``shared``: past and present are one buffer [B,K,T_max,d], written in place; row b
+            holds `seqlens_k[b] + 1` valid entries after the step (int32 [B]) and `total_sequence_length` (int32
+            scalar) is the largest of them.
+        logits: ``all``: [B,S,V]. ``last``: [B,1,V] at position `last_token_index[b]` (int64 [B]) of the S given.
+        inputs: Input names in graph order.
+        outputs: Output names in graph order.
+        dtype: Element type of the KV cache and of the logits: float32, float16 or bfloat16.
+    """
+
+    kv_cache: str
+    logits: str
+    inputs: Tuple[str, ...]
+    outputs: Tuple[str, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One graph: its role (``decoder``; Ascend has ``prefill`` and ``decode``), its files and its interface."""
+
+    role: str
+    file: FileEntry
+    data: Tuple[FileEntry, ...]
+    io: GraphIO
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The few config words the runtime needs; names as in Hugging Face's config.json."""
+
+    model_type: str
+    vocab_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything `qcompile.json` says.
+
+    Attributes:
+        target: ``portable``, ``ort`` or an Ascend chip such as ``ascend910b4``.
+        passes: One record per pass: name, matches, rewrites, rejected (with reasons), seconds, checks.
+        quantization: Per tensor group: scheme, bits, granularity, algorithm. Empty when nothing is quantized.
+        source: Where the weights came from (path or hub id, format, dtype, tie decision).
+        files: Tokenizer, template and generation config.
+    """
+
+    target: str
+    model: ModelShape
+    graphs: Tuple[GraphEntry, ...]
+    files: Tuple[FileEntry, ...] = ()
+    passes: Tuple[Dict[str, Any], ...] = ()
+    quantization: Dict[str, Any] = field(default_factory=dict)
+    source: Dict[str, Any] = field(default_factory=dict)
+    config: Dict[str, Any] = field(default_factory=dict)
+    verification: Dict[str, Any] = field(default_factory=dict)
+    qcompile_version: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def load(cls, directory: Union[str, Path]) -> "Manifest":
+        """Read `directory/qcompile.json`.
+
+        Raises:
+            ManifestError: The file is missing, not JSON, of another schema version, or a field is missing or wrong.
+        """
+        path = Path(directory) / MANIFEST_NAME
+        try:
+            if path.stat().st_size > _MAX_MANIFEST_BYTES:
+                raise ManifestError(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes; this is not a qcompile manifest")
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ManifestError(
+                f"{directory}: no {MANIFEST_NAME}; a compiled-model directory is what `qcompile export` "
+                "or `qcompile optimize -o` writes"
+            ) from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ManifestError(f"{path}: cannot be read: {error}") from None
+        return _manifest_from(record, path)
+
+    def graph(self, role: str = "decoder") -> GraphEntry:
+        """Return the graph of that role, or raise ManifestError naming the roles there are."""
+        for entry in self.graphs:
+            if entry.role == role:
+                return entry
+        roles = ", ".join(entry.role for entry in self.graphs) or "none"
+        raise ManifestError(f"the manifest has no graph of role '{role}' (it has: {roles})")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex sha256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while True:
+            chunk = stream.read(_HASH_CHUNK_BYTES)
+            if not chunk:
+                return digest.hexdigest()
+            digest.update(chunk)
+
+
+def check_file(directory: Path, entry: FileEntry, *, check_hash: bool = True) -> Path:
+    """Return the path of a listed file after checking that it stays inside, exists, and has its size and sha256.
+
+    Raises:
+        ManifestError: The name leaves the directory, the file is missing, or size or hash changed.
+    """
+    if Path(entry.name).name != entry.name or entry.name in {"", ".", ".."}:
+        raise ManifestError(f"{directory}: the manifest names '{entry.name}'; only plain file names are allowed")
+    path = directory / entry.name
+    if not path.is_file():
+        raise ManifestError(f"{path}: missing; copy the whole directory, or compile the model again")
+    size_bytes = path.stat().st_size
+    if size_bytes != entry.size_bytes:
+        raise ManifestError(f"{path}: {size_bytes} bytes, the manifest says {entry.size_bytes}; compile it again")
+    if check_hash and sha256_of(path) != entry.sha256:
+        raise ManifestError(f"{path}: sha256 differs from the manifest; the file was changed, compile it again")
+    return path
+
+
+def _manifest_from(record: Any, path: Path) -> Manifest:
+    if not isinstance(record, dict):
+        raise ManifestError(f"{path}: a JSON object is expected, got {type(record).__name__}")
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ManifestError(
+            f"{path}: schema_version is {version!r}, this qcompile reads {SCHEMA_VERSION}; compile the model again"
+        )
+    try:
+        values = {f.name: record[f.name] for f in fields(Manifest) if f.name in record}
+        values["model"] = ModelShape(**record["model"])
+        values["graphs"] = tuple(_graph_from(entry) for entry in record["graphs"])
+        values["files"] = tuple(FileEntry(**entry) for entry in record.get("files", []))
+        values["passes"] = tuple(record.get("passes", []))
+        return Manifest(**values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ManifestError(f"{path}: a field is missing or of the wrong kind: {error}") from None
+
+
+def _graph_from(record: Dict[str, Any]) -> GraphEntry:
+    io = dict(record["io"])
+    inputs: List[str] = list(io.pop("inputs"))
+    outputs: List[str] = list(io.pop("outputs"))
+    return GraphEntry(
+        role=record["role"],
+        file=FileEntry(**record["file"]),
+        data=tuple(FileEntry(**entry) for entry in record["data"]),
+        io=GraphIO(inputs=tuple(inputs), outputs=tuple(outputs), **io),
+    )
+
+
+def find_file(manifest: Manifest, name: str) -> Optional[FileEntry]:
+    """Return the entry of an auxiliary file (tokenizer.json, chat_template.jinja, …), or None."""
+    for entry in manifest.files:
+        if entry.name == name:
+            return entry
+    return None
