@@ -1,0 +1,136 @@
+"""Export one Qwen checkpoint by three exporters: qcompile's builder, torch.onnx.export (dynamo) and Optimum.
+
+    python tests/real/export_three.py CHECKPOINT OUT [--only builder,dynamo,optimum] [--optimum-python PYTHON]
+
+writes OUT/{builder,dynamo,optimum}/model.onnx (+ data). Optimum pins an older transformers than torch's exporter
+wants, so it runs under an interpreter of its own: `--optimum-python` or the environment's QCOMPILE_OPTIMUM_PYTHON.
+"""
+
+import argparse
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+EXPORTERS = ("builder", "dynamo", "optimum")
+OPSET = 18
+
+
+def decoder_with_cache(checkpoint: Path, attention: str = "eager", dtype: str = "float32") -> Any:
+    """The transformers model as a function (ids, mask, positions, [(k, v), ...]) -> logits, [(k, v), ...]."""
+    import torch
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    class Decoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = AutoModelForCausalLM.from_pretrained(
+                checkpoint, dtype=getattr(torch, dtype), attn_implementation=attention
+            )
+
+        def forward(
+            self, input_ids: Any, attention_mask: Any, position_ids: Any, past_key_values: Any
+        ) -> tuple[Any, list[tuple[Any, Any]]]:
+            output = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=DynamicCache(past_key_values),
+                use_cache=True,
+            )
+            return output.logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+
+    return Decoder().eval()
+
+
+def export_builder(checkpoint: Path, directory: Path) -> Path:
+    """Export with qcompile itself; returns the graph's path."""
+    subprocess.run(["qcompile", "export", str(checkpoint), "-o", str(directory)], check=True)
+    return directory / "model.onnx"
+
+
+def export_dynamo(
+    checkpoint: Path, path: Path, *, attention: str = "sdpa", opset: int = OPSET, dtype: str = "float32"
+) -> Path:
+    """Export with `torch.onnx.export(dynamo=True)` under the input and output names the ecosystem uses."""
+    import torch
+
+    decoder = decoder_with_cache(checkpoint, attention, dtype)
+    config = decoder.model.config
+    layers = range(config.num_hidden_layers)
+    kinds = [f"{i}.{kind}" for i in layers for kind in ("key", "value")]
+    batch, new, past = 2, 3, 5
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = torch.zeros(batch, config.num_key_value_heads, past, head_dim, dtype=decoder.model.dtype)
+    tokens = {0: "batch_size", 1: "sequence_length"}
+    cached = {0: "batch_size", 2: "past_sequence_length"}
+    torch.onnx.export(
+        decoder,
+        (
+            torch.ones(batch, new, dtype=torch.int64),
+            torch.ones(batch, past + new, dtype=torch.int64),
+            torch.arange(past, past + new).expand(batch, new).contiguous(),
+            [(cache.clone(), cache.clone()) for _ in layers],
+        ),
+        path,
+        dynamo=True,
+        opset_version=opset,
+        input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{k}" for k in kinds)],
+        output_names=["logits", *(f"present.{k}" for k in kinds)],
+        dynamic_shapes=(
+            tokens,
+            {0: "batch_size", 1: "total_sequence_length"},
+            tokens,
+            [(cached, cached) for _ in layers],
+        ),
+        external_data=_is_large(checkpoint),
+    )
+    return path
+
+
+def export_optimum(checkpoint: Path, directory: Path, python: str) -> Path:
+    """Export with Optimum, under the interpreter that has it; returns the graph's path."""
+    cli = Path(python).with_name("optimum-cli")
+    task = ["--task", "text-generation-with-past", "--framework", "pt", "--opset", str(OPSET)]
+    subprocess.run(
+        [python, str(cli), "export", "onnx", "--model", str(checkpoint), *task, str(directory)],
+        check=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
+    )
+    return directory / "model.onnx"
+
+
+def _is_large(checkpoint: Path) -> bool:
+    return sum(shard.stat().st_size for shard in checkpoint.glob("*.safetensors")) > 100_000_000
+
+
+def main() -> None:
+    """Parse the command line and run the exporters asked for, in order."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", default=",".join(EXPORTERS), help="comma-separated subset")
+    parser.add_argument("--optimum-python", default=os.environ.get("QCOMPILE_OPTIMUM_PYTHON"))
+    options = parser.parse_args()
+    for exporter in options.only.split(","):
+        if exporter not in EXPORTERS:
+            parser.error(f"unknown exporter '{exporter}'; there are {', '.join(EXPORTERS)}")
+        directory = options.out / exporter
+        directory.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        if exporter == "builder":
+            path = export_builder(options.checkpoint, directory)
+        elif exporter == "dynamo":
+            path = export_dynamo(options.checkpoint, directory / "model.onnx")
+        elif options.optimum_python:
+            path = export_optimum(options.checkpoint, directory, options.optimum_python)
+        else:
+            parser.error("optimum needs --optimum-python or QCOMPILE_OPTIMUM_PYTHON")
+        print(f"{exporter}: {path} in {time.perf_counter() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
