@@ -1,0 +1,274 @@
+"""The compiled-model directory: staged beside its final place, complete or absent.
+
+    with ArtifactWriter(Path("out")) as artifact:
+        artifact.save_graph(model)
+        artifact.copy_auxiliary(source_directory)
+        artifact.commit(target="portable", shape=config.model_shape())
+
+Nothing appears at `out` before `commit`; leaving the block without it (an error, Ctrl-C) deletes the staging
+directory. An existing compiled-model directory is replaced; files in it that its manifest does not list are
+kept. Anything else in the way is refused.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompile import __version__
+from qcompile.errors import ArtifactError, GraphError
+from qcompile.model_reader import load_model
+from qcompile.runtime.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    GraphEntry,
+    GraphIO,
+    Manifest,
+    ModelShape,
+    sha256_of,
+)
+from qcompile.staging import claim_staging, discard_stale, release_staging
+from qcompile.weights_writer import Progress, SavedModel, save_model, write_failure
+
+GRAPH_NAME = "model.onnx"
+AUXILIARY_NAMES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+__all__ = [
+    "AUXILIARY_NAMES",
+    "GRAPH_NAME",
+    "ArtifactWriter",
+    "Progress",
+    "SavedModel",
+    "find_graph",
+    "graph_io_of",
+    "load_model",
+    "save_model",
+]
+
+
+def find_graph(path: Path) -> tuple[Path, Manifest | None]:
+    """Return the .onnx file that `path` means, and the manifest beside it if there is one.
+
+    Args:
+        path: An .onnx file, or a compiled-model directory.
+
+    Raises:
+        GraphError: The directory has neither a manifest nor a model.onnx.
+        ManifestError: There is a manifest and it is damaged.
+    """
+    if not path.is_dir():
+        manifest = Manifest.load(path.parent) if (path.parent / MANIFEST_NAME).is_file() else None
+        listed = manifest is not None and any(entry.file.name == path.name for entry in manifest.graphs)
+        return path, manifest if listed else None
+    if (path / MANIFEST_NAME).is_file():
+        manifest = Manifest.load(path)
+        return path / manifest.graph().file.name, manifest
+    if (path / GRAPH_NAME).is_file():
+        return path / GRAPH_NAME, None
+    raise GraphError(
+        f"{path}: holds neither {MANIFEST_NAME} nor {GRAPH_NAME}; name an .onnx file or a directory that "
+        "`qcompile export` wrote"
+    )
+
+
+def graph_io_of(model: ir.Model) -> GraphIO:
+    """Read from a decoder graph's inputs how it is to be fed.
+
+    Raises:
+        GraphError: The graph has no logits output.
+    """
+    inputs = tuple(value.name or "" for value in model.graph.inputs)
+    outputs = tuple(value.name or "" for value in model.graph.outputs)
+    if "logits" not in outputs:
+        raise GraphError(f"graph '{model.graph.name}' has outputs {', '.join(outputs)}; 'logits' is expected")
+    dtype = model.graph.outputs[outputs.index("logits")].dtype
+    for value in model.graph.inputs:
+        if (value.name or "").startswith("past_key_values."):
+            dtype = value.dtype
+            break
+    names = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+    if dtype not in names:
+        raise GraphError(
+            f"graph '{model.graph.name}' has logits or KV cache of type {dtype}; a float type is expected"
+        )
+    return GraphIO(
+        kv_cache="shared" if "seqlens_k" in inputs else "concat",
+        logits="last" if "last_token_index" in inputs else "all",
+        inputs=inputs,
+        outputs=outputs,
+        dtype=names[dtype],
+    )
+
+
+class ArtifactWriter:
+    """Builds one compiled-model directory; use it as a context manager.
+
+    Args:
+        directory: Where the directory shall be. Missing parents are created.
+
+    Raises:
+        ArtifactError: Something that is not a compiled-model directory is in the way, or it cannot be
+            written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(os.path.abspath(directory))
+        self._graphs: list[GraphEntry] = []
+        self._files: dict[str, FileEntry] = {}
+        self._lock: int | None = None
+        self.path = self.directory
+
+    def __enter__(self) -> "ArtifactWriter":
+        _refuse_what_is_in_the_way(self.directory)
+        with _as_artifact_error(self.directory):
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            discard_stale(self.directory)
+            self.path, self._lock = claim_staging(self.directory)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            release_staging(self._lock)
+            self._lock = None
+
+    def save_graph(
+        self,
+        model: ir.Model,
+        *,
+        name: str = GRAPH_NAME,
+        role: str = "decoder",
+        io: GraphIO | None = None,
+        progress: Progress | None = None,
+    ) -> SavedModel:
+        """Write one graph and its weights; `io` is read from the graph when not given."""
+        saved = save_model(model, self.path / name, progress=progress)
+        self._graphs.append(GraphEntry(role, saved.file, saved.data, io or graph_io_of(model)))
+        return saved
+
+    def add_file(self, name: str, content: bytes | Path) -> None:
+        """Write an auxiliary file (tokenizer.json, …) from bytes, or copy it from a path."""
+        if Path(name).name != name:
+            raise ValueError(f"{name!r} is not a plain file name")
+        destination = self.path / name
+        with _as_artifact_error(self.directory / name):
+            if isinstance(content, Path):
+                shutil.copyfile(content, destination)
+            else:
+                destination.write_bytes(content)
+        self._files[name] = FileEntry(name, destination.stat().st_size, sha256_of(destination))
+
+    def copy_auxiliary(self, source: Path) -> None:
+        """Copy tokenizer, chat template and generation config from a directory; absent ones are skipped."""
+        for name in AUXILIARY_NAMES:
+            if (source / name).is_file():
+                self.add_file(name, source / name)
+
+    def commit(
+        self,
+        *,
+        target: str,
+        shape: ModelShape,
+        passes: tuple[dict[str, Any], ...] = (),
+        quantization: dict[str, Any] | None = None,
+        source: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
+        verification: dict[str, Any] | None = None,
+    ) -> Manifest:
+        """Write the manifest and move the directory to its place."""
+        manifest = Manifest(
+            target=target,
+            model=shape,
+            graphs=tuple(self._graphs),
+            files=tuple(self._files.values()),
+            passes=passes,
+            quantization=quantization or {},
+            source=source or {},
+            config=config or {},
+            verification=verification or {},
+            qcompile_version=__version__,
+        )
+        text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+        with _as_artifact_error(self.directory):
+            (self.path / MANIFEST_NAME).write_text(text, encoding="utf-8")
+            _move_into_place(self.path, self.directory)
+        return manifest
+
+
+def _refuse_what_is_in_the_way(directory: Path) -> None:
+    if directory.is_symlink() and not directory.exists():
+        raise ArtifactError(f"{directory}: is a dangling link; remove it or choose another output directory")
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory}: is a file; choose another output directory")
+    if any(directory.iterdir()) and _listed_names(directory) is None:
+        raise ArtifactError(
+            f"{directory}: holds files and is not a compiled-model directory; choose another output "
+            "directory "
+            "(only what qcompile wrote is ever overwritten)"
+        )
+
+
+def _listed_names(directory: Path) -> set[str] | None:
+    """Return the names a manifest lists (of any schema version), or None when there is no usable manifest."""
+    try:
+        record = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or "schema_version" not in record:
+        return None
+    return {MANIFEST_NAME, *_names_in(record.get("graphs")), *_names_in(record.get("files"))}
+
+
+def _names_in(record: Any) -> Iterator[str]:
+    if isinstance(record, dict):
+        if isinstance(record.get("name"), str) and "sha256" in record:
+            yield record["name"]
+        for value in record.values():
+            yield from _names_in(value)
+    elif isinstance(record, list):
+        for value in record:
+            yield from _names_in(value)
+
+
+def _move_into_place(staged: Path, directory: Path) -> None:
+    """Rename `staged` to `directory`; files of an older directory there that its manifest does not list move over."""
+    directory = directory.resolve()
+    listed = _listed_names(directory)
+    if not directory.exists() or listed is None:
+        staged.replace(directory)
+        return
+    retired = staged.with_name(f"{staged.name}.old")
+    directory.replace(retired)
+    try:
+        staged.replace(directory)
+    except OSError:
+        retired.replace(directory)
+        raise
+    for kept in sorted(retired.iterdir()):
+        if kept.name not in listed and not (directory / kept.name).exists():
+            kept.replace(directory / kept.name)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def _as_artifact_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(write_failure(path, error)) from error

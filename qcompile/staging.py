@@ -1,0 +1,50 @@
+"""Staging directories: made next to their final place, locked while in use, swept when a killed run left one."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: stale directories then stay until deleted by hand
+    fcntl = None  # type: ignore[assignment]
+
+
+def claim_staging(final: Path) -> tuple[Path, int]:
+    """Create and lock a staging directory beside `final`; returns it and the lock's file descriptor."""
+    path = Path(tempfile.mkdtemp(prefix=_prefix(final), suffix=".tmp", dir=final.parent))
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o777 & ~umask)
+    lock = os.open(path, os.O_RDONLY)
+    if fcntl is not None:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return path, lock
+
+
+def release_staging(lock: int) -> None:
+    """Give up the lock of a directory that was moved into place or deleted."""
+    os.close(lock)
+
+
+def discard_stale(final: Path) -> None:
+    """Delete staging directories that killed runs left beside `final`; those in use are locked and stay."""
+    if fcntl is None:
+        return
+    for path in final.parent.glob(_prefix(final).replace("[", "[[]") + "*.tmp"):
+        if path.is_symlink() or not path.is_dir():
+            continue
+        lock = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _prefix(final: Path) -> str:
+    return f".{final.name}."
