@@ -247,7 +247,7 @@ def _names_in(record: Any) -> Iterator[str]:
 
 
 def _move_into_place(staged: Path, directory: Path) -> None:
-    """Rename `staged` to `directory`; files of an older directory there that its manifest does not list move over."""
+    """Rename `staged` to `directory`; files there that its old manifest does not list are kept."""
     directory = directory.resolve()
     listed = _listed_names(directory)
     if not directory.exists() or listed is None:

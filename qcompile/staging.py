@@ -1,24 +1,26 @@
-"""Staging directories: made next to their final place, locked while in use, swept when a killed run left one."""
+"""Staging directories: next to their final place, locked while in use, swept when a killed run left one."""
 
+import glob
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
-try:
+if sys.platform != "win32":  # there, stale directories stay until deleted by hand
     import fcntl
-except ImportError:  # not on Windows: stale directories then stay until deleted by hand
-    fcntl = None  # type: ignore[assignment]
+
+_SUFFIX = ".qcompile-tmp"
 
 
 def claim_staging(final: Path) -> tuple[Path, int]:
     """Create and lock a staging directory beside `final`; returns it and the lock's file descriptor."""
-    path = Path(tempfile.mkdtemp(prefix=_prefix(final), suffix=".tmp", dir=final.parent))
+    path = Path(tempfile.mkdtemp(prefix=_prefix(final), suffix=_SUFFIX, dir=final.parent))
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o777 & ~umask)
     lock = os.open(path, os.O_RDONLY)
-    if fcntl is not None:
+    if sys.platform != "win32":
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return path, lock
 
@@ -30,9 +32,9 @@ def release_staging(lock: int) -> None:
 
 def discard_stale(final: Path) -> None:
     """Delete staging directories that killed runs left beside `final`; those in use are locked and stay."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return
-    for path in final.parent.glob(_prefix(final).replace("[", "[[]") + "*.tmp"):
+    for path in final.parent.glob(glob.escape(_prefix(final)) + "*" + _SUFFIX):
         if path.is_symlink() or not path.is_dir():
             continue
         lock = os.open(path, os.O_RDONLY)
