@@ -1,4 +1,4 @@
-"""A toy with LayerNorm, Add + LayerNorm and three spellings of GELU, and its export by both torch exporters."""
+"""A toy with LayerNorm, Add + LayerNorm and three spellings of GELU; export by both torch exporters."""
 
 from pathlib import Path
 from typing import Any

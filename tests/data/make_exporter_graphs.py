@@ -6,12 +6,12 @@ Run by hand from the repository root; what it writes is committed, so tests need
     python tests/data/make_exporter_graphs.py reference
     python tests/data/make_exporter_graphs.py dynamo          # onnx 1.23.2, onnx-ir 1.1.0, onnxscript 0.7.2
     python tests/data/make_exporter_graphs.py builder         # qcompile's own export
-    python tests/data/make_exporter_graphs.py check           # every graph against the reference, ONNX Runtime 1.32.0
+    python tests/data/make_exporter_graphs.py check           # all graphs against the reference, onnxruntime 1.32.0
     # in an environment of its own: optimum-onnx[onnxruntime] 0.1.0, torch 2.13.0, transformers 4.57.6
     OPTIMUM_PYTHON=/path/to/that/bin/python python tests/data/make_exporter_graphs.py optimum
 
-Weights are random with a fixed seed and lie on the bfloat16 grid, as a trained Qwen's do; they are scaled so that
-activations are of order one, which a plain transformers initialisation (std 0.02) is not.
+Weights are random with a fixed seed and lie on the bfloat16 grid, as a trained Qwen's do; they are scaled so
+that activations are of order one, which those of a plain transformers initialisation (std 0.02) are not.
 """
 
 import argparse
@@ -194,7 +194,7 @@ def _past(config: dict[str, Any], batch: int, length: int, seed: int) -> dict[st
 
 
 def make_reference() -> None:
-    """Write `reference/<checkpoint>.npz`: per case its feeds and what transformers (eager, float32) answers."""
+    """Write `reference/<checkpoint>.npz`: per case the feeds and what transformers (eager, fp32) answers."""
     import torch
 
     REFERENCE.mkdir(exist_ok=True)
@@ -286,6 +286,13 @@ def check_graphs() -> None:
         for case in sorted({key.split("/")[0] for key in reference}):
             worst = max(worst, _difference(session, reference, case))
         print(f"{path.name:34} {path.stat().st_size / 1000:7.0f} kB  {worst:.2e}")
+    toy = np.load(REFERENCE / "layernorm-gelu.npz")
+    for path in sorted(GRAPHS.glob("layernorm*.onnx")):
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (output,) = session.run(None, {"hidden_states": toy["hidden_states"]})
+        print(
+            f"{path.name:34} {path.stat().st_size / 1000:7.0f} kB  {np.abs(output - toy['output']).max():.2e}"
+        )
 
 
 def _difference(session: Any, reference: Any, case: str) -> float:

@@ -2,8 +2,8 @@
 
     python tests/real/export_three.py CHECKPOINT OUT [--only builder,dynamo,optimum] [--optimum-python PYTHON]
 
-writes OUT/{builder,dynamo,optimum}/model.onnx (+ data). Optimum pins an older transformers than torch's exporter
-wants, so it runs under an interpreter of its own: `--optimum-python` or the environment's QCOMPILE_OPTIMUM_PYTHON.
+writes OUT/{builder,dynamo,optimum}/model.onnx (+ data). Optimum pins an older transformers than we use, so it
+runs under an interpreter of its own: `--optimum-python`, or QCOMPILE_OPTIMUM_PYTHON in the environment.
 """
 
 import argparse
