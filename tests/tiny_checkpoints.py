@@ -23,29 +23,17 @@ VOCAB_SIZE = 512
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PLAIN_ADDED_TOKENS = ("<tool_call>", "</tool_call>")
 QWEN2_REGEX = (
-
-
-
-
-
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|
-
-
-
-
-
-    ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-) _CORPUS = ( "The quick brown fox jumps over the lazy dog. What is the capital of France? Paris is
-the " "capital of "
-"France.",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CORPUS = (
+    "The quick brown fox jumps over the lazy dog. What is the capital of France? Paris is the capital.",
     "system\nYou are a helpful assistant.\nuser\nWrite a function that adds two numbers.\nassistant\n",
     "def add(a, b):\n    return a + b\n\nfor i in range(10):\n    print(i, add(i, 1))\n",
     "你好，世界！请用中文回答：十二加三十等于多少？答案是四十二。我们一起学习编译器。",
     "12 + 30 = 42; 7 * 8 = 56; 100 - 1 = 99. Therefore the answer is 42.",
-
-) _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+)
+_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 Tensors = dict[str, np.ndarray]
@@ -183,9 +171,9 @@ def build_tokenizer() -> Tokenizer:
         vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(_CORPUS * 4, trainer)
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in
-    SPECIAL_TOKENS]) tokenizer.add_tokens([AddedToken(text, special=False,
-    normalized=False) for text in PLAIN_ADDED_TOKENS])
+    special = [AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS]
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in PLAIN_ADDED_TOKENS])
     return tokenizer
 
 
@@ -198,8 +186,8 @@ def write_tokenizer(directory: Path) -> None:
         "add_bos_token": False,
         "add_prefix_space": False,
         "added_tokens_decoder": {
-            str(token_id): {"content": token.content, "special": token.special} for token_id, token in
-            added.items()
+            str(token_id): {"content": token.content, "special": token.special}
+            for token_id, token in added.items()
         },
         "bos_token": None,
         "chat_template": CHAT_TEMPLATE,
