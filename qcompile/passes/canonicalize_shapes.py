@@ -1,0 +1,181 @@
+"""Shape bookkeeping in one spelling, whatever chain of Shape, Gather and Concat an exporter computed it with.
+
+    Reshape(x, computed shape)                   -> Reshape(x, [0, 0, H, d])    0 copies a dim, -1 takes the rest
+    Expand(x, shape), Reshape(x), Cast(x), ...   -> x                           where shape and dtype stay the same
+    Reshape(Reshape(x))                          -> one Reshape, or x
+    Transpose(Transpose(x))                      -> one Transpose, or x
+    Reshape(Transpose(Reshape(x, [-1,T,d])))     -> Transpose(x, [0,1,3,2])     how torch swaps the last two axes
+
+The new target is read off the concrete cases and then proved like every rewrite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.cases import Spec
+from qcompile.passes.base import Pass, PassContext, PassResult
+from qcompile.passes.change import Change, apply_change, finish_rewrites
+from qcompile.passes.proof import Rewrite
+
+_NO_OP_CANDIDATES = {"Reshape", "Expand", "Cast", "Identity", "Transpose", "Slice", "Unsqueeze", "Squeeze", "Flatten"}
+
+
+class CanonicalizeShapes(Pass):
+    """Reshape, Expand, Transpose and Cast bookkeeping."""
+
+    name = "canonicalize-shapes"
+    summary = "computed Reshape targets -> constants; no-op Reshape, Expand, Transpose, Cast removed"
+
+    def call(self, context: PassContext, result: PassResult) -> None:
+        """One sweep in topological order; activations only (control values vanish with the fusions that read them)."""
+        for node in list(context.model.graph):
+            if node.graph is None or node.domain != "" or node.op_type not in _NO_OP_CANDIDATES:
+                continue
+            if context.analysis.values(node.outputs[0]) is not None:
+                continue
+            change = _bypass(node, context) or _swap_last_axes(node, context) or _merge(node, context)
+            change = change or _constant_target(node, context)
+            if change is not None:
+                result.matches += 1
+                apply_change(context, result, change)
+        if result.rewrites:
+            finish_rewrites(context)
+
+
+def target_template(source: Sequence[Spec], target: Sequence[Spec]) -> list[int] | None:
+    """Return a constant Reshape target that gives the `target` shapes from the `source` shapes in every case.
+
+    Each entry is a number, 0 (copy the dim of the same index) or, at most once, -1. None when there is no such target.
+    """
+    template: list[int] = []
+    for axis in range(len(target[0].shape)):
+        sizes = [spec.shape[axis] for spec in target]
+        if len(set(sizes)) == 1 and sizes[0] > 0:
+            template.append(sizes[0])
+        elif all(axis < len(s.shape) and s.shape[axis] == size for s, size in zip(source, sizes, strict=True)):
+            template.append(0)
+        elif -1 not in template:
+            template.append(-1)
+        else:
+            return None
+    return template
+
+
+def _bypass(node: ir.Node, context: PassContext) -> Change | None:
+    """The node changes neither shape nor dtype nor order: use its input."""
+    value, output = node.inputs[0], node.outputs[0]
+    if value is None or output.is_graph_output():
+        return None
+    before, after = context.analysis.specs(value), context.analysis.specs(output)
+    if before is None or after is None:
+        return None
+    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(before, after, strict=True)):
+        return None
+    if node.op_type == "Transpose" and _permutation(node) != list(range(len(before[0].shape))):
+        return None
+    # An Identity stands for "nothing", so that the proof has something to run; eliminate-identities removes it.
+    if node.op_type == "Identity":
+        return None
+    identity = ir.node("Identity", [value])
+    return Change("bypass", node, Rewrite([node], [output], [identity], identity.outputs))
+
+
+def _swap_last_axes(node: ir.Node, context: PassContext) -> Change | None:
+    """Reshape(Transpose(Reshape(x, [-1, T, d]), [0, 2, 1]), [B, H, d, T]) -> Transpose(x, [0, 1, 3, 2])."""
+    transpose = _producer(node.inputs[0], "Transpose") if node.op_type == "Reshape" else None
+    inner = _producer(transpose.inputs[0], "Reshape") if transpose is not None else None
+    if transpose is None or inner is None or _permutation(transpose) != [0, 2, 1]:
+        return None
+    value = inner.inputs[0]
+    before = context.analysis.specs(value) if value is not None else None
+    after = context.analysis.specs(node.outputs[0])
+    if value is None or before is None or after is None or len(before[0].shape) != 4:
+        return None
+    if any((*a.shape[:2], a.shape[3], a.shape[2]) != b.shape for a, b in zip(before, after, strict=True)):
+        return None
+    swapped = ir.node("Transpose", [value], {"perm": [0, 1, 3, 2]})
+    return _private_change("swap-last-axes", [node, transpose, inner], swapped)
+
+
+def _merge(node: ir.Node, context: PassContext) -> Change | None:
+    """Two Reshapes, or two Transposes, in a row: one."""
+    inner = _producer(node.inputs[0], node.op_type) if node.op_type in {"Reshape", "Transpose"} else None
+    if inner is None or inner.inputs[0] is None:
+        return None
+    value = inner.inputs[0]
+    if node.op_type == "Transpose":
+        first, second = _permutation(inner), _permutation(node)
+        merged = ir.node("Transpose", [value], {"perm": [first[axis] for axis in second]})
+        return _private_change("merge-transposes", [node, inner], merged)
+    return _reshape_to(value, [node, inner], "merge-reshapes", context)
+
+
+def _constant_target(node: ir.Node, context: PassContext) -> Change | None:
+    """A Reshape whose target is computed, or constant but not in the canonical spelling."""
+    if node.op_type != "Reshape" or node.inputs[0] is None:
+        return None
+    change = _reshape_to(node.inputs[0], [node], "constant-target", context)
+    current = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if change is None or current is None:
+        return change
+    allow_zero = node.attributes.get("allowzero")
+    wanted = change.rewrite.new_nodes[0].inputs[1]
+    same = wanted is not None and np.array_equal(current.numpy(), wanted.const_value.numpy())  # type: ignore[union-attr]
+    return None if same and not (allow_zero is not None and allow_zero.as_int()) else change
+
+
+def _reshape_to(value: ir.Value, old_nodes: list[ir.Node], rule: str, context: PassContext) -> Change | None:
+    source, target = context.analysis.specs(value), context.analysis.specs(old_nodes[0].outputs[0])
+    if source is None or target is None:
+        return None
+    template = target_template(source, target)
+    if template is None:
+        return None
+    shape = shape_constant(context.model.graph, template)
+    reshape = ir.node("Reshape", [value, shape])
+    return _private_change(rule, old_nodes, reshape)
+
+
+def shape_constant(graph: ir.Graph, target: Sequence[int]) -> ir.Value:
+    """Return the graph's int64 constant with these numbers, made on first use."""
+    name = "shape." + "x".join(str(n) if n >= 0 else "rest" for n in target)
+    if name not in graph.initializers:
+        array = np.array(target, dtype=np.int64)
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(ir.DataType.INT64),
+            shape=ir.Shape(array.shape),
+            const_value=ir.tensor(array, name=name),
+        )
+        graph.register_initializer(value)
+    return graph.initializers[name]
+
+
+def _private_change(rule: str, old_nodes: list[ir.Node], new: ir.Node) -> Change:
+    """A change that replaces the first of `old_nodes` and drops the others when nobody else reads them."""
+    root = old_nodes[0]
+    gone, last = [root], root
+    for node in old_nodes[1:]:
+        if any(user is not last for user, _ in node.outputs[0].uses()) or node.outputs[0].is_graph_output():
+            break
+        gone.append(node)
+        last = node
+    # The proof compares whole chains even when an inner node stays because others read it.
+    return Change(rule, root, Rewrite(old_nodes, [root.outputs[0]], [new], new.outputs), kept=tuple(old_nodes[len(gone) :]))
+
+
+def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type and node.domain == "" else None
+
+
+def _permutation(node: ir.Node) -> list[int]:
+    perm = node.attributes.get("perm")
+    if perm is not None:
+        return list(perm.as_ints())
+    rank = len(node.inputs[0].shape or ()) if node.inputs[0] is not None else 0
+    return list(range(rank))[::-1]

@@ -1,0 +1,151 @@
+"""Apply one change to a graph: infer the new nodes, compare with the old ones, prove, and only then replace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as ir_passes
+from onnx_ir import convenience
+
+from qcompile.cases import Analysis
+from qcompile.errors import GraphError
+from qcompile.functions import DOMAIN, DOMAIN_VERSION, FUSED_OPS
+from qcompile.passes.base import PassContext, PassResult, Rejection
+from qcompile.passes.proof import Rewrite, sort_nodes
+
+
+@dataclass(frozen=True)
+class Change:
+    """A rewrite with what is needed to apply it.
+
+    Attributes:
+        rule: Name for the report and for the new nodes' metadata.
+        root: The new nodes are inserted after this node.
+        rewrite: The two sides.
+        new_initializers: Constants the new nodes read.
+        rows_that_matter: Compare only rows that are tokens.
+        kept: Old nodes that stay because others read them.
+    """
+
+    rule: str
+    root: ir.Node
+    rewrite: Rewrite
+    new_initializers: Sequence[ir.Value] = ()
+    rows_that_matter: bool = False
+    kept: tuple[ir.Node, ...] = ()
+
+
+def apply_change(context: PassContext, result: PassResult, change: Change) -> bool:
+    """Prove a change and apply it; a change that fails its proof is recorded as rejected and leaves no trace."""
+    refusal = _refusal(context, result, change)
+    if refusal:
+        result.rejected.append(Rejection(node_label(change.root), change.rule, f"rolled back: {refusal}"))
+        _detach(change.rewrite.new_nodes)
+        return False
+    _replace(context, change)
+    result.rewrites += 1
+    return True
+
+
+def finish_rewrites(context: PassContext) -> None:
+    """Bring a rewritten graph in order: function definitions, dead nodes, topological order, unique names."""
+    register_functions(context.model)
+    ir_passes.RemoveUnusedNodesPass()(context.model)
+    context.model.graph.sort()
+    ir_passes.NameFixPass()(context.model)
+
+
+def register_functions(model: ir.Model) -> None:
+    """Give the model the definitions of exactly the fused operators it calls."""
+    called = {n.op_type for n in model.graph if n.domain == DOMAIN}
+    for identifier in [i for i in model.functions if i[0] == DOMAIN and i[1] not in called]:
+        del model.functions[identifier]
+    for name in sorted(called):
+        FUSED_OPS[name].register(model)
+    if not called:
+        model.graph.opset_imports.pop(DOMAIN, None)
+
+
+def node_label(node: ir.Node) -> str:
+    """A node's name for people: its own, else its first output's."""
+    return node.name or (node.outputs[0].name or "?" if node.outputs else "?")
+
+
+def shared_prefix(names: Sequence[str]) -> str:
+    """Return the longest common leading part of dotted or slashed node names, `layers.0.attn` for its children."""
+    if not names:
+        return ""
+    split = [name.replace("/", ".").strip(".").split(".") for name in names]
+    parts = []
+    for column in zip(*split, strict=False):
+        if len(set(column)) > 1:
+            break
+        parts.append(column[0])
+    return ".".join(parts)
+
+
+def _refusal(context: PassContext, result: PassResult, change: Change) -> str:
+    analysis, rewrite = context.analysis, change.rewrite
+    analysis.update(sort_nodes(rewrite.new_nodes))
+    for old, new in zip(rewrite.old_outputs, rewrite.new_outputs, strict=True):
+        mismatch = _spec_mismatch(analysis, old, new)
+        if mismatch:
+            return mismatch
+    if context.prover is None:
+        return ""
+    try:
+        proof = context.prover.prove(rewrite, analysis, rows_that_matter=change.rows_that_matter)
+    except GraphError as error:
+        return str(error)
+    result.proved += 1
+    result.max_error = max(result.max_error, proof.error if proof.holds else 0.0)
+    return proof.reason
+
+
+def _spec_mismatch(analysis: Analysis, old: ir.Value, new: ir.Value) -> str:
+    """Compare what the analysis says of a value and of its replacement; empty when nothing contradicts."""
+    before, after = analysis.specs(old), analysis.specs(new)
+    if before is None or after is None:
+        return ""
+    for a, b in zip(before, after, strict=True):
+        if a.dtype != b.dtype or a.shape != b.shape:
+            return f"'{old.name}' is {a.dtype.name}{list(a.shape)} before and {b.dtype.name}{list(b.shape)} after"
+    return ""
+
+
+def _detach(nodes: Sequence[ir.Node]) -> None:
+    """Disconnect nodes that were never inserted, so that they do not count as users of their inputs."""
+    for node in nodes:
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+
+
+def _replace(context: PassContext, change: Change) -> None:
+    graph, analysis, rewrite = context.model.graph, context.analysis, change.rewrite
+    for initializer in change.new_initializers:
+        initializer.name = _unused_name(graph, initializer.name or "constant")
+        graph.initializers[initializer.name] = initializer
+    name = shared_prefix([n.name for n in rewrite.old_nodes if n.name]) or change.root.name
+    for index, new in enumerate(rewrite.new_nodes):
+        new.name = name if len(rewrite.new_nodes) == 1 else f"{name}.{new.op_type}_{index}"
+        new.metadata_props["qcompile.rule"] = change.rule
+    for old, new_value in zip(rewrite.old_outputs, rewrite.new_outputs, strict=True):
+        analysis.alias(new_value, old)
+        new_value.type = old.type if old.type is not None else new_value.type
+        new_value.shape = old.shape if old.shape is not None else new_value.shape
+    gone = [n for n in rewrite.old_nodes if n not in change.kept]
+    convenience.replace_nodes_and_values(
+        graph, change.root, gone, rewrite.new_nodes, rewrite.old_outputs, rewrite.new_outputs
+    )
+    graph.opset_imports.setdefault(DOMAIN, DOMAIN_VERSION)
+
+
+def _unused_name(graph: ir.Graph, name: str) -> str:
+    if name not in graph.initializers:
+        return name
+    index = 1
+    while f"{name}_{index}" in graph.initializers:
+        index += 1
+    return f"{name}_{index}"

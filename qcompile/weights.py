@@ -1,0 +1,54 @@
+"""Weights derived from other weights, computed row by row while the model is saved: nothing here holds a whole tensor.
+
+Notation: a projection weight is W [M, N] with y = x W (ONNX MatMul order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.errors import ShapeError
+from qcompile.tensors import Array, StreamedTensor
+
+
+def rows_of(tensor: ir.TensorProtocol, start: int, stop: int) -> Array:
+    """Return rows [start, stop) of a tensor without computing or copying the others."""
+    if isinstance(tensor, StreamedTensor) and start % tensor.row_multiple == 0:
+        return tensor.rows(start, stop)
+    return np.asarray(tensor.numpy()[start:stop])
+
+
+def transposed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return W^T [N, M] of a weight [M, N]."""
+    rows, columns = _matrix_shape(tensor)
+
+    def compute(start: int, stop: int) -> Array:
+        return np.ascontiguousarray(tensor.numpy()[:, start:stop].T)
+
+    return StreamedTensor(compute, tensor.dtype, ir.Shape([columns, rows]))
+
+
+def concat_columns(tensors: Sequence[ir.TensorProtocol]) -> ir.TensorProtocol:
+    """Return [W_1 | W_2 | …] [M, N_1 + N_2 + …] of weights with the same M.
+
+    Raises:
+        ShapeError: The weights differ in M or in dtype.
+    """
+    shapes = [_matrix_shape(t) for t in tensors]
+    if len({m for m, _ in shapes}) != 1 or len({t.dtype for t in tensors}) != 1:
+        raise ShapeError(f"weights {shapes} of {[t.dtype.name for t in tensors]} cannot be packed side by side")
+
+    def compute(start: int, stop: int) -> Array:
+        return np.concatenate([rows_of(t, start, stop) for t in tensors], axis=1)
+
+    return StreamedTensor(compute, tensors[0].dtype, ir.Shape([shapes[0][0], sum(n for _, n in shapes)]))
+
+
+def _matrix_shape(tensor: ir.TensorProtocol) -> tuple[int, int]:
+    shape = tuple(int(d) for d in tensor.shape.numpy())
+    if len(shape) != 2:
+        raise ShapeError(f"weight '{tensor.name}' has shape {list(shape)}, wanted a matrix")
+    return shape[0], shape[1]
