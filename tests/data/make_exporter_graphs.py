@@ -6,7 +6,7 @@ Run by hand from the repository root; what it writes is committed, so tests need
     python tests/data/make_exporter_graphs.py reference
     python tests/data/make_exporter_graphs.py dynamo          # onnx 1.23.2, onnx-ir 1.1.0, onnxscript 0.7.2
     python tests/data/make_exporter_graphs.py builder         # qcompile's own export
-    python tests/data/make_exporter_graphs.py check           # all graphs against the reference, onnxruntime 1.32.0
+    python tests/data/make_exporter_graphs.py check           # all graphs against the reference (onnxruntime)
     # in an environment of its own: optimum-onnx[onnxruntime] 0.1.0, torch 2.13.0, transformers 4.57.6
     OPTIMUM_PYTHON=/path/to/that/bin/python python tests/data/make_exporter_graphs.py optimum
 
