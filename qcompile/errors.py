@@ -11,6 +11,7 @@ QCompileError
 ├── VerifyError            two graphs that should agree and do not
 ├── QuantError             weights or options that cannot be quantized
 ├── AtcError               CANN's compiler refused a graph
+├── EvaluateError          a case file, prompt template or checker that cannot be used
 └── RuntimeFault           qcompile.runtime.errors.RuntimeFault (the runtime ships alone and has its own tree)
 
 A message says what, where, seen versus wanted, and what to do. Only `qcompile.cli` turns these into exit codes.
@@ -59,9 +60,14 @@ class AtcError(QCompileError):
     """CANN's ATC refused or failed to compile a graph."""
 
 
+class EvaluateError(QCompileError):
+    """A case file, a prompt template or a checker that cannot be used as asked."""
+
+
 __all__ = [
     "ArtifactError",
     "AtcError",
+    "EvaluateError",
     "ExportError",
     "FetchError",
     "GraphError",

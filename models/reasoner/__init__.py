@@ -1,0 +1,1 @@
+"""How the bundled reasoning model is made: problems, tokenizer, training recipes, and its weights."""

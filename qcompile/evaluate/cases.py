@@ -1,0 +1,181 @@
+"""Reading a case file: one JSON object a line, every bad line reported with its number, the rest still runs."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import EvaluateError
+
+CASE_TYPES = ("choice", "math", "generic-generate", "code-generate")
+_MAX_LINE_BYTES = 4 << 20
+_LETTERS = ("A", "B", "C", "D")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question.
+
+    Attributes:
+        id: Unique within the file.
+        type: One of `CASE_TYPES`.
+        prompt: The question itself, without any template.
+        choices: For choice: letter to text, in letter order.
+        answers: Accepted answers; empty when the answer is not known.
+        tests: For code-generate: Python statements run one after the other on top of the code.
+        line: Line in the file, from 1; 0 when the case did not come from a file.
+        extra: Every other field of the line, as it was.
+    """
+
+    id: str
+    type: str
+    prompt: str
+    choices: dict[str, str] = field(default_factory=dict)
+    answers: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
+    line: int = 0
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def is_checkable(self) -> bool:
+        """Whether an answer can be judged right or wrong."""
+        return bool(self.tests if self.type == "code-generate" else self.answers)
+
+
+@dataclass(frozen=True)
+class LineProblem:
+    """Why one line of a case file is not a case (or only partly one)."""
+
+    line: int
+    message: str
+    is_fatal: bool = True
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.message}"
+
+
+def case_from_record(record: Any, line: int = 0) -> Case:
+    """Build a case from one decoded JSON value.
+
+    Raises:
+        EvaluateError: A field is missing or of the wrong kind; the message names the field.
+    """
+    if not isinstance(record, dict):
+        raise EvaluateError(f"a case is a JSON object, not {type(record).__name__}")
+    case_id = _case_id(record)
+    case_type = record.get("type")
+    if case_type not in CASE_TYPES:
+        raise EvaluateError(f"case {case_id!r}: unknown type {case_type!r}; one of {', '.join(CASE_TYPES)}")
+    prompt = record.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise EvaluateError(f"case {case_id!r}: 'prompt' is missing, empty or not a string")
+    if not (prompt + case_id).isascii() and _has_surrogates(prompt + case_id):
+        raise EvaluateError(f"case {case_id!a}: the text holds half a surrogate pair, which is no character")
+    known = {"id", "type", "prompt", "choices", "answer", "tests"}
+    return Case(
+        id=case_id,
+        type=case_type,
+        prompt=prompt,
+        choices=_choices(record, case_id, case_type),
+        answers=_strings(record.get("answer"), "answer", case_id),
+        tests=_strings(record.get("tests"), "tests", case_id),
+        line=line,
+        extra={key: value for key, value in record.items() if key not in known},
+    )
+
+
+def read_cases(path: str | Path) -> tuple[list[Case], list[LineProblem]]:
+    """Read a jsonl file.
+
+    Returns:
+        The cases in file order and the lines that are none.
+
+    Raises:
+        EvaluateError: The file cannot be opened, or holds no line at all.
+    """
+    cases: list[Case] = []
+    problems: list[LineProblem] = []
+    first_line: dict[str, int] = {}
+    num_lines = 0
+    for number, raw in _lines(Path(path)):
+        num_lines += 1
+        try:
+            case = case_from_record(_decode(raw), number)
+        except EvaluateError as error:
+            problems.append(LineProblem(number, str(error)))
+            continue
+        if case.id in first_line:
+            problems.append(LineProblem(number, f"id {case.id!r} was used before, on line {first_line[case.id]}"))
+            continue
+        first_line[case.id] = number
+        cases.append(case)
+    if not num_lines:
+        raise EvaluateError(f"{path}: the file is empty; one JSON object a line is wanted (id, type, prompt)")
+    return cases, problems
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Non-blank lines with their numbers; an over-long line is cut, which makes it a bad line, not a full memory."""
+    try:
+        with path.open("rb") as stream:
+            number = 0
+            while raw := stream.readline(_MAX_LINE_BYTES + 1):
+                number += 1
+                tail = raw
+                while len(tail) > _MAX_LINE_BYTES and not tail.endswith(b"\n"):
+                    tail = stream.readline(_MAX_LINE_BYTES + 1)
+                if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
+                    raw = raw[3:]
+                if raw.strip():
+                    yield number, raw
+    except OSError as error:
+        raise EvaluateError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _decode(raw: bytes) -> Any:
+    if len(raw) > _MAX_LINE_BYTES:
+        raise EvaluateError(f"longer than {_MAX_LINE_BYTES} bytes")
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise EvaluateError(f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise EvaluateError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except (RecursionError, ValueError) as error:
+        raise EvaluateError(f"not usable JSON: {type(error).__name__}") from None
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _case_id(record: dict[str, Any]) -> str:
+    case_id = record.get("id")
+    if isinstance(case_id, int) and not isinstance(case_id, bool):
+        return str(case_id)
+    if not isinstance(case_id, str) or not case_id:
+        raise EvaluateError("'id' is missing, empty or neither a string nor a whole number")
+    return case_id
+
+
+def _choices(record: dict[str, Any], case_id: str, case_type: str) -> dict[str, str]:
+    choices = record.get("choices")
+    if case_type != "choice":
+        return {}
+    if not isinstance(choices, dict) or not choices:
+        raise EvaluateError(f"case {case_id!r}: 'choices' must be an object such as {{\"A\": \"...\"}}")
+    strange = [letter for letter in choices if letter not in _LETTERS]
+    if strange:
+        raise EvaluateError(f"case {case_id!r}: 'choices' has {strange[0]!r}; the letters are A, B, C, D")
+    return {letter: str(choices[letter]) for letter in _LETTERS if letter in choices}
+
+
+def _strings(value: Any, name: str, case_id: str) -> tuple[str, ...]:
+    """One string, one number, or a list of them."""
+    if value is None:
+        return ()
+    entries = value if isinstance(value, list) else [value]
+    if any(not isinstance(entry, (str, int, float)) or isinstance(entry, bool) for entry in entries):
+        raise EvaluateError(f"case {case_id!r}: {name!r} must be a string, a number or a list of them")
+    return tuple(str(entry) for entry in entries)

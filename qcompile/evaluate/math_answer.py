@@ -1,0 +1,151 @@
+"""Equivalence of mathematical answers: exact rationals at once, everything else through math-verify in a worker.
+
+math-verify hands text to SymPy, which a few characters such as ``9^{9^{9^{9}}}`` can keep busy for ever inside one C
+call. So it runs in a process of its own, with a memory limit, which is replaced when it does not answer in time.
+"""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+import threading
+from fractions import Fraction
+from queue import Empty, Queue
+
+from qcompile.errors import EvaluateError
+
+_logger = logging.getLogger(__name__)
+_MAX_CHARS = 2000
+_TIMEOUT_S = 10.0
+_START_TIMEOUT_S = 60.0
+_NUMBER = r"[+-]?\d{1,200}(?:\.\d{1,200})?"
+_FRACTION = re.compile(rf"([+-]?)\\[dt]?frac\{{({_NUMBER})\}}\{{({_NUMBER})\}}|({_NUMBER})/({_NUMBER})")
+
+
+def is_same_math(given: str, expected: str) -> bool:
+    """Whether two answers are mathematically the same.
+
+    Raises:
+        EvaluateError: The answers need math-verify and it is not installed.
+    """
+    if not given.strip() or len(given) > _MAX_CHARS:
+        return False
+    left, right = unboxed(given), unboxed(expected)
+    if left == right and left:
+        return True
+    exact = as_rational(left), as_rational(right)
+    if None not in exact:
+        return exact[0] == exact[1]
+    return _worker.ask(given, expected)
+
+
+def unboxed(text: str) -> str:
+    """The content of the last `\\boxed{...}`, or the text, without dollar signs, outer space and a last full stop."""
+    start = text.rfind("\\boxed{")
+    if start >= 0:
+        inner = _braced(text, start + len("\\boxed{"))
+        text = text if inner is None else inner
+    text = text.strip().strip("$").strip()
+    return text[:-1].rstrip() if text.endswith((".", "。")) else text
+
+
+def as_rational(text: str) -> Fraction | None:
+    """The value of an integer, decimal, `a/b` or `\\frac{a}{b}`; None for everything else."""
+    text = text.strip().replace("−", "-").replace(" / ", "/").replace("\\!", "").replace("{,}", "")
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d{1,200})?", text):
+        text = text.replace(",", "")
+    if re.fullmatch(_NUMBER, text):
+        return Fraction(text)
+    match = _FRACTION.fullmatch(text)
+    if match is None:
+        return None
+    sign, over, under = match[1] or "", match[2] or match[4], match[3] or match[5]
+    if Fraction(under) == 0:
+        return None
+    value = Fraction(over) / Fraction(under)
+    return -value if sign == "-" else value
+
+
+def _braced(text: str, start: int) -> str | None:
+    depth = 1
+    for position in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[start:position]
+    return None
+
+
+class _Worker:
+    """One math-verify process, shared by all threads, replaced when it hangs or dies."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._replies: Queue[str] = Queue()
+
+    def ask(self, given: str, expected: str) -> bool:
+        with self._lock:
+            process = self._running()
+            try:
+                assert process.stdin is not None
+                process.stdin.write(json.dumps([expected, given]) + "\n")
+                process.stdin.flush()
+                reply = self._replies.get(timeout=_TIMEOUT_S)
+            except (Empty, OSError):
+                self.stop()
+                _logger.info("math-verify did not answer within %s s: %.80r counts as wrong", _TIMEOUT_S, given)
+                return False
+            if not reply:  # the process ended: out of memory, or killed
+                self.stop()
+                return False
+            return bool(json.loads(reply)["same"])
+
+    def stop(self) -> None:
+        """End the process; the next question starts a new one."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def _running(self) -> "subprocess.Popen[str]":
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.stop()
+        command = [sys.executable, "-m", "qcompile.evaluate.math_worker"]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        replies: Queue[str] = Queue()
+        threading.Thread(target=_forward, args=(process, replies), daemon=True).start()
+        self._process, self._replies = process, replies
+        try:
+            greeting = replies.get(timeout=_START_TIMEOUT_S)
+        except Empty:
+            greeting = ""
+        if greeting.strip() != '"ready"':
+            self.stop()
+            raise EvaluateError("math answers are checked by math-verify: pip install 'qcompile[eval]'")
+        return process
+
+
+def _forward(process: "subprocess.Popen[str]", replies: "Queue[str]") -> None:
+    assert process.stdout is not None
+    try:
+        while line := process.stdout.readline():
+            replies.put(line)
+    except ValueError:  # closed by stop()
+        pass
+    replies.put("")
+
+
+_worker = _Worker()
+
+
+def stop_worker() -> None:
+    """End the shared process, for a clean exit; it starts again when it is needed."""
+    _worker.stop()

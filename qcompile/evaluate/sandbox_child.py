@@ -1,0 +1,167 @@
+"""The sandboxed side: started alone (`python -I -S`), imports nothing of qcompile.
+
+Standard input holds the program as JSON; the file descriptor named by the first argument takes the report.
+"""
+
+import ctypes
+import json
+import os
+import platform
+import resource
+import struct
+import sys
+
+_CLONE_NEWNET, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_THREAD = 0x40000000, 0x08000000, 0x10000000, 0x00010000
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+_ALLOW, _DENY, _NO_SUCH_CALL, _KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
+_LD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
+_WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+# System calls refused: processes, exec, signals to others, sockets, every change of the file system, kernel control.
+_X86_64 = {
+    "arch": 0xC000003E,
+    "clone": 56,
+    "open": ((2, 1), (257, 2)),  # (number, index of the flags argument)
+    "denied": (
+        *(29, 41, 53, 57, 58, 59, 62, 76, 77, 82, 83, 84, 85, 86, 87, 88, 90, 91, 92, 93, 94, 101, 129, 132, 133),
+        *(155, 160, 161, 163, 164, 165, 166, 167, 168, 169, 170, 171, 172, 173, 175, 176, 188, 189, 190, 197, 198),
+        *(199, 200, 227, 234, 235, 240, 248, 249, 250, 258, 259, 260, 261, 263, 264, 265, 266, 268, 272, 280, 285),
+        *(297, 298, 302, 304, 308, 310, 311, 313, 316, 319, 321, 322, 323),
+    ),
+}
+_AARCH64 = {
+    "arch": 0xC00000B7,
+    "clone": 220,
+    "open": ((56, 2),),
+    "denied": (
+        *(5, 6, 7, 14, 15, 16, 33, 34, 35, 36, 37, 38, 39, 40, 41, 45, 46, 47, 51, 52, 53, 54, 55, 88, 89, 97, 105),
+        *(106, 112, 117, 129, 130, 131, 138, 142, 161, 162, 164, 170, 180, 194, 198, 199, 217, 218, 219, 221, 224),
+        *(225, 240, 241, 261, 265, 268, 270, 271, 273, 276, 279, 280, 281, 282),
+    ),
+}
+# The same numbers on both: pidfd_send_signal, io_uring_*, open_tree … fsmount, pidfd_open, pidfd_getfd, mount_setattr,
+# fchmodat2, setxattrat, removexattrat.
+_DENIED_EVERYWHERE = (424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 438, 442, 452, 463, 466)
+_CLONE3, _OPENAT2 = 435, 437
+
+_BLOCKED_EVENTS = (
+    *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.chown", "os.link", "os.symlink"),
+    *("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "os.exec", "os.kill", "os.killpg"),
+    *("subprocess.Popen", "pty.spawn", "socket.__new__", "socket.connect", "socket.bind", "shutil.rmtree"),
+    *("ctypes.dlopen", "ctypes.call_function", "syslog.openlog", "os.utime", "os.setxattr", "os.putenv"),
+)
+
+
+def _limit(limits: dict) -> None:
+    cpu = int(limits["cpu_s"])
+    for kind, value in (
+        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_AS, int(limits["memory_bytes"])),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NPROC, 64),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (soft, soft + (kind == resource.RLIMIT_CPU)))
+
+
+def _unshare(libc: ctypes.CDLL) -> list:
+    """Leave the network and IPC namespaces; True network isolation even where seccomp is missing."""
+    try:
+        is_done = libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0
+    except AttributeError:  # not Linux
+        is_done = False
+    return ["namespaces"] if is_done else []
+
+
+def _seccomp(libc: ctypes.CDLL) -> list:
+    table = {"x86_64": _X86_64, "aarch64": _AARCH64}.get(platform.machine())
+    if table is None or not sys.platform.startswith("linux") or sys.maxsize <= 2**32:
+        return []
+    code = _filter(table)
+    instructions = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(instructions))
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        return []
+    return ["seccomp"] if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0) == 0 else []
+
+
+def _filter(table: dict) -> bytes:
+    """The BPF program: (code, jump if true, jump if false, constant), eight bytes each; jumps count instructions."""
+
+    def op(code: int, constant: int, if_true: int = 0, if_false: int = 0) -> bytes:
+        return struct.pack("HBBI", code, if_true, if_false, constant)
+
+    steps = [op(_LD, 4), op(_JEQ, table["arch"], 1, 0), op(_RET, _KILL), op(_LD, 0)]
+    steps += [op(_JGE, 0x40000000, 0, 1), op(_RET, _KILL)]  # the x32 numbers of x86-64
+    for number in (*table["denied"], *_DENIED_EVERYWHERE):
+        steps += [op(_JEQ, number, 0, 1), op(_RET, _DENY)]
+    for number in (_CLONE3, _OPENAT2):  # libc falls back to clone and openat, whose arguments can be looked at
+        steps += [op(_JEQ, number, 0, 1), op(_RET, _NO_SUCH_CALL)]
+    steps += [op(_JEQ, table["clone"], 0, 4), op(_LD, 16), op(_JSET, _CLONE_THREAD, 1, 0), op(_RET, _DENY)]
+    steps += [op(_RET, _ALLOW)]
+    for number, argument in table["open"]:
+        steps += [op(_JEQ, number, 0, 4), op(_LD, 16 + 8 * argument), op(_JSET, _WRITE_FLAGS, 0, 1)]
+        steps += [op(_RET, _DENY), op(_RET, _ALLOW)]
+    return b"".join([*steps, op(_RET, _ALLOW)])
+
+
+def _install_hook() -> None:
+    def hook(event: str, arguments: tuple) -> None:
+        if event in _BLOCKED_EVENTS:
+            raise PermissionError(f"{event} is not allowed here")
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITE_FLAGS:
+            raise PermissionError("opening a file for writing is not allowed here")
+
+    sys.addaudithook(hook)
+
+
+def _run(code: str, tests: list) -> str:
+    """Execute the code and the tests; returns the reason of the first failure, empty when all passed."""
+    namespace = {"__name__": "solution"}
+    where = "the code"
+    try:
+        exec(compile(code, "<answer>", "exec"), namespace)
+        for number, test in enumerate(tests, 1):
+            where = f"test {number}"
+            exec(compile(test, f"<test {number}>", "exec"), namespace)
+    except BaseException as error:  # SystemExit and KeyboardInterrupt are failures here too
+        return f"{where}: {_describe(error)}"
+    return ""
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except BaseException:
+        text = ""
+    return f"{type(error).__name__}: {text}"[:300].rstrip(": ")
+
+
+def main() -> None:
+    """Shut the doors, run, report."""
+    report_fd = int(sys.argv[1])
+    program = json.loads(sys.stdin.buffer.read())
+    nonce = program.pop("nonce")
+
+    def report(**record: object) -> None:
+        os.write(report_fd, json.dumps({"nonce": nonce, **record}).encode() + b"\n")
+
+    _limit(program["limits"])
+    libc = ctypes.CDLL(None, use_errno=True)
+    doors = _unshare(libc) + _seccomp(libc)
+    _install_hook()
+    report(isolation="+".join([*doors, "rlimits", "audit hook"]))
+    reason = _run(program["code"], program["tests"])
+    sys.stdout = sys.__stdout__
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
+    report(passed=not reason, reason=reason)
+    os._exit(0)
+
+
+main()

@@ -1,0 +1,88 @@
+"""Prompt templates: one text per task type and language, from the built-in TOML or the user's."""
+
+import re
+import sys
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import EvaluateError
+from qcompile.evaluate.cases import CASE_TYPES, Case
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LANGUAGES = ("en", "zh")
+_CHINESE = re.compile(r"[\u3400-\u9fff]")
+_PLACEHOLDER = re.compile(r"\{(prompt|choices)\}")
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The texts by (type, language) and the system message; an empty system message is not sent."""
+
+    texts: dict[tuple[str, str], str]
+    system: str = ""
+
+    @classmethod
+    def load(cls, override: str | Path | None = None) -> "Templates":
+        """The built-in templates with the entries of `override` in their place.
+
+        Raises:
+            EvaluateError: The file is not TOML, names an unknown type or language, or a text lacks ``{prompt}``.
+        """
+        built_in = files("qcompile.evaluate").joinpath("templates.toml").read_text(encoding="utf-8")
+        texts, system = _entries(tomllib.loads(built_in), "templates.toml")
+        if override is not None:
+            own_texts, own_system = _entries(_read(Path(override)), str(override))
+            texts.update(own_texts)
+            system = own_system if own_system is not None else system
+        return cls(texts, system or "")
+
+    def messages(self, case: Case) -> list[dict[str, str]]:
+        """The chat messages that ask this case."""
+        user = {"role": "user", "content": self.prompt(case)}
+        return [{"role": "system", "content": self.system}, user] if self.system else [user]
+
+    def prompt(self, case: Case) -> str:
+        """The user message: the template with the question (and the choices, one a line) put in."""
+        values = {
+            "prompt": case.prompt.strip(),
+            "choices": "\n".join(f"{letter}. {text}" for letter, text in case.choices.items()),
+        }
+        template = self.texts[case.type, language_of(case.prompt)]
+        return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+
+
+def language_of(text: str) -> str:
+    """`zh` when the text holds a Chinese character, else `en`."""
+    return "zh" if _CHINESE.search(text) else "en"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise EvaluateError(f"{path}: cannot be read as TOML: {error}") from None
+
+
+def _entries(table: dict[str, Any], where: str) -> tuple[dict[tuple[str, str], str], str | None]:
+    texts: dict[tuple[str, str], str] = {}
+    system = table.get("system")
+    if system is not None and not isinstance(system, str):
+        raise EvaluateError(f"{where}: 'system' must be a string")
+    for case_type, by_language in table.items():
+        if case_type == "system":
+            continue
+        if case_type not in CASE_TYPES or not isinstance(by_language, dict):
+            raise EvaluateError(f"{where}: [{case_type}] is no task type; one of {', '.join(CASE_TYPES)}")
+        for language, text in by_language.items():
+            if language not in LANGUAGES:
+                raise EvaluateError(f"{where}: [{case_type}] {language!r} is no language; 'en' or 'zh'")
+            if not isinstance(text, str) or "{prompt}" not in text:
+                raise EvaluateError(f"{where}: [{case_type}] {language}: the text must hold {{prompt}}")
+            texts[case_type, language] = text.strip("\n")
+    return texts, system
