@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from qcompile.cases import Spec
 from qcompile.passes.base import Pass, PassContext, PassResult
-from qcompile.passes.change import Change, apply_change, finish_rewrites
+from qcompile.passes.change import Change, apply_change, finish_rewrites, named_constant
 from qcompile.passes.proof import Rewrite
 
 _NO_OP_CANDIDATES = {"Reshape", "Expand", "Cast", "Identity", "Transpose", "Slice", "Unsqueeze", "Squeeze", "Flatten"}
@@ -70,18 +70,22 @@ def _bypass(node: ir.Node, context: PassContext) -> Change | None:
     value, output = node.inputs[0], node.outputs[0]
     if value is None or output.is_graph_output():
         return None
-    before, after = context.analysis.specs(value), context.analysis.specs(output)
-    if before is None or after is None:
+    if not _same_shape(value, output, context):
         return None
-    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(before, after, strict=True)):
-        return None
-    if node.op_type == "Transpose" and _permutation(node) != list(range(len(before[0].shape))):
+    if node.op_type == "Transpose" and _permutation(node) != sorted(_permutation(node)):
         return None
     # An Identity stands for "nothing", so that the proof has something to run; eliminate-identities removes it.
     if node.op_type == "Identity":
         return None
     identity = ir.node("Identity", [value])
     return Change("bypass", node, Rewrite([node], [output], [identity], identity.outputs))
+
+
+def _same_shape(value: ir.Value, output: ir.Value, context: PassContext) -> bool:
+    before, after = context.analysis.specs(value), context.analysis.specs(output)
+    if before is None or after is None:
+        return False
+    return all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(before, after, strict=True))
 
 
 def _swap_last_axes(node: ir.Node, context: PassContext) -> Change | None:
@@ -118,23 +122,28 @@ def _constant_target(node: ir.Node, context: PassContext) -> Change | None:
     """A Reshape whose target is computed, or constant but not in the canonical spelling."""
     if node.op_type != "Reshape" or node.inputs[0] is None:
         return None
-    change = _reshape_to(node.inputs[0], [node], "constant-target", context)
+    template = _template(node.inputs[0], node.outputs[0], context)
     current = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    if change is None or current is None:
-        return change
     allow_zero = node.attributes.get("allowzero")
-    wanted = change.rewrite.new_nodes[0].inputs[1]
-    same = wanted is not None and np.array_equal(current.numpy(), wanted.const_value.numpy())  # type: ignore[union-attr]
-    return None if same and not (allow_zero is not None and allow_zero.as_int()) else change
+    copies_zero = allow_zero is None or not allow_zero.as_int()
+    if template is None or (current is not None and copies_zero and current.numpy().tolist() == template):
+        return None
+    return _reshape_to(node.inputs[0], [node], "constant-target", context)
+
+
+def _template(value: ir.Value, output: ir.Value, context: PassContext) -> list[int] | None:
+    source, target = context.analysis.specs(value), context.analysis.specs(output)
+    return None if source is None or target is None else target_template(source, target)
 
 
 def _reshape_to(value: ir.Value, old_nodes: list[ir.Node], rule: str, context: PassContext) -> Change | None:
-    source, target = context.analysis.specs(value), context.analysis.specs(old_nodes[0].outputs[0])
-    if source is None or target is None:
-        return None
-    template = target_template(source, target)
+    output = old_nodes[0].outputs[0]
+    template = _template(value, output, context)
     if template is None:
         return None
+    if _same_shape(value, output, context) and not output.is_graph_output():
+        identity = ir.node("Identity", [value])
+        return _private_change(rule, old_nodes, identity)
     shape = shape_constant(context.model.graph, template)
     reshape = ir.node("Reshape", [value, shape])
     return _private_change(rule, old_nodes, reshape)
@@ -143,16 +152,7 @@ def _reshape_to(value: ir.Value, old_nodes: list[ir.Node], rule: str, context: P
 def shape_constant(graph: ir.Graph, target: Sequence[int]) -> ir.Value:
     """Return the graph's int64 constant with these numbers, made on first use."""
     name = "shape." + "x".join(str(n) if n >= 0 else "rest" for n in target)
-    if name not in graph.initializers:
-        array = np.array(target, dtype=np.int64)
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(ir.DataType.INT64),
-            shape=ir.Shape(array.shape),
-            const_value=ir.tensor(array, name=name),
-        )
-        graph.register_initializer(value)
-    return graph.initializers[name]
+    return named_constant(graph, name, np.array(target, dtype=np.int64))
 
 
 def _private_change(rule: str, old_nodes: list[ir.Node], new: ir.Node) -> Change:

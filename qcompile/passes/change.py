@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 from onnx_ir import convenience
@@ -27,6 +28,7 @@ class Change:
         new_initializers: Constants the new nodes read.
         rows_that_matter: Compare only rows that are tokens.
         kept: Old nodes that stay because others read them.
+        names: Names for the new nodes; by default they are derived from those of the old ones.
     """
 
     rule: str
@@ -35,6 +37,7 @@ class Change:
     new_initializers: Sequence[ir.Value] = ()
     rows_that_matter: bool = False
     kept: tuple[ir.Node, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def apply_change(context: PassContext, result: PassResult, change: Change) -> bool:
@@ -86,6 +89,16 @@ def shared_prefix(names: Sequence[str]) -> str:
     return ".".join(parts)
 
 
+def named_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Return the graph's initializer of that name, made on first use; the name must say the value."""
+    if name not in graph.initializers:
+        dtype = ir.DataType.from_numpy(array.dtype)
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor)
+        graph.register_initializer(value)
+    return graph.initializers[name]
+
+
 def _refusal(context: PassContext, result: PassResult, change: Change) -> str:
     analysis, rewrite = context.analysis, change.rewrite
     analysis.update(sort_nodes(rewrite.new_nodes))
@@ -129,7 +142,8 @@ def _replace(context: PassContext, change: Change) -> None:
         graph.initializers[initializer.name] = initializer
     name = shared_prefix([n.name for n in rewrite.old_nodes if n.name]) or change.root.name
     for index, new in enumerate(rewrite.new_nodes):
-        new.name = name if len(rewrite.new_nodes) == 1 else f"{name}.{new.op_type}_{index}"
+        derived = name if len(rewrite.new_nodes) == 1 else f"{name}.{new.op_type}_{index}"
+        new.name = change.names[index] if change.names else derived
         new.metadata_props["qcompile.rule"] = change.rule
     for old, new_value in zip(rewrite.old_outputs, rewrite.new_outputs, strict=True):
         analysis.alias(new_value, old)

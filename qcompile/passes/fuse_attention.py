@@ -26,14 +26,9 @@ LONG_DECODE = Case("decode after 131072 tokens", 1, 1, 131072)
 _BLOCKED = -1e4
 
 
-def repeat_kv(op: Any, x: Any) -> Any:
+def repeat_kv(op: Any, x: Any, expanded: Any, joined: Any) -> Any:
     """x itself, or each kv head repeated for the heads of its group."""
-    return OrValue(
-        [
-            op.Reshape(op.Expand(op.Unsqueeze(x, [2]), _allow_other_inputs=True), _allow_other_inputs=True),
-            x,
-        ]
-    )
+    return OrValue([op.Reshape(op.Expand(op.Unsqueeze(x, [2]), expanded), joined), x])
 
 
 class Attention(FusionRule):
@@ -46,22 +41,24 @@ class Attention(FusionRule):
         super().__init__(context)
         self._long: Analysis | None = None
 
-    def pattern(self, op, q, k, v, past_key, past_value, cos, sin, mask, scale):
+    def pattern(self, op, q, k, v, past_key, past_value, cos, sin, mask, scale, k_wide, k_joined, v_wide, v_joined, flat, zero):
         q_rope = op.RotaryEmbedding(op.Transpose(q, perm=[0, 2, 1, 3]), cos, sin, _domain=DOMAIN)
         k_rope = op.RotaryEmbedding(op.Transpose(k, perm=[0, 2, 1, 3]), cos, sin, _domain=DOMAIN)
         present_key = op.Concat(past_key, k_rope)
         present_value = op.Concat(past_value, op.Transpose(v, perm=[0, 2, 1, 3]))
-        scores = op.Mul(op.MatMul(q_rope, op.Transpose(repeat_kv(op, present_key), perm=[0, 1, 3, 2])), scale)
+        scores = op.Mul(op.MatMul(q_rope, op.Transpose(repeat_kv(op, present_key, k_wide, k_joined), perm=[0, 1, 3, 2])), scale)
         masked = op.Add(scores, mask)
         weights = op.Softmax(OrValue([op.Cast(masked), masked]))
         weights = OrValue([op.Cast(weights), weights])
-        weights = OrValue([op.Where(op.IsNaN(weights), 0.0, weights), weights])
-        mixed = op.MatMul(weights, repeat_kv(op, present_value))
-        y = op.Reshape(op.Transpose(mixed, perm=[0, 2, 1, 3]), _allow_other_inputs=True)
+        weights = OrValue([op.Where(op.IsNaN(weights), zero, weights), weights])
+        mixed = op.MatMul(weights, repeat_kv(op, present_value, v_wide, v_joined))
+        y = op.Reshape(op.Transpose(mixed, perm=[0, 2, 1, 3]), flat)
         return y, present_key, present_value
 
-    def require(self, q, k, v, past_key, past_value, mask, scale, **_):
+    def require(self, q, k, v, past_key, past_value, mask, scale, zero, **_):
         scalar(scale, "scale")
+        if zero is not None and scalar(zero, "replacement of NaN") != 0.0:
+            raise Reject("NaN is not replaced by 0")
         bound: dict[str, list[int]] = {}
         self.dims(bound, q, "B S H d")
         self.dims(bound, k, "B S K d")

@@ -6,6 +6,7 @@ pass then runs both sides numerically and applies the rewrite only if they agree
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, ClassVar
 
 import numpy as np
@@ -135,14 +136,18 @@ class RulePass(Pass):
 
     def call(self, context: PassContext, result: PassResult) -> None:
         """Apply every rule wherever it matches, is legal and is proved."""
-        graph = context.model.graph
-        rules = [rule(context) for rule in self.rules]
-        compiled = [(rule, _compile(rule)) for rule in rules]
-        for node in list(graph):
+        compiled = [(rule, _compile(rule)) for rule in (rule_class(context) for rule_class in self.rules)]
+        queue = deque(context.model.graph)
+        while queue:
+            node = queue.popleft()
             if node.graph is None:
                 continue
             for rule, rewriter in compiled:
-                if self._try(rule, rewriter, node, context, result):
+                outputs = self._try(rule, rewriter, node, context, result)
+                if outputs:
+                    # What was just written may match again, alone or together with its readers.
+                    queue.extend(v.producer() for v in outputs if v.producer() is not None)
+                    queue.extend(user for v in outputs for user, _ in v.uses())
                     break
         if result.rewrites:
             finish_rewrites(context)
@@ -168,23 +173,25 @@ class RulePass(Pass):
         node: ir.Node,
         context: PassContext,
         result: PassResult,
-    ) -> bool:
+    ) -> list[ir.Value]:
+        """Try one rule at one node; return the outputs of all new nodes, empty when nothing was applied."""
         graph = context.model.graph
         match = rewriter._matcher.match(context.model, graph, node)
         if not match:
-            return False
+            return []
         result.matches += 1
         reason = _condition_reason(rewriter, match)
         if reason:
             result.rejected.append(Rejection(node_label(node), rule.name, reason))
-            return False
+            return []
         delta = rewriter._replacement_pattern.get_replacement(match)
         if delta is None:
             result.rejected.append(Rejection(node_label(node), rule.name, match.reason or "nothing to replace it with"))
-            return False
+            return []
         rewrite = Rewrite(delta.match.nodes, delta.match.outputs, delta.new_nodes, delta.new_outputs)
         change = Change(rule.name, node, rewrite, delta.new_initializers, rule.rows_that_matter)
-        return apply_change(context, result, change)
+        applied = apply_change(context, result, change)
+        return [v for n in delta.new_nodes for v in n.outputs] if applied else []
 
 
 def _compile(rule: FusionRule) -> patterns.RewriteRule:
