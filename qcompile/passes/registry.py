@@ -1,0 +1,95 @@
+"""Every pass by its name, the groups people type, and the order in which they run.
+
+Phases: clean, canonicalize, fuse, quantize, lower, clean. The order inside a phase is the order of these tables; what a
+user lists after `--passes` selects from it and never reorders it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from qcompile.errors import PassError
+from qcompile.passes.base import Pass
+from qcompile.passes.canonicalize_arithmetic import CanonicalizeArithmetic
+from qcompile.passes.canonicalize_operands import CanonicalizeOperands
+from qcompile.passes.canonicalize_shapes import CanonicalizeShapes
+from qcompile.passes.clean import (
+    DeduplicateInitializers,
+    EliminateCommonSubexpressions,
+    EliminateDeadCode,
+    EliminateIdentities,
+    LiftConstants,
+)
+from qcompile.passes.fold_constants import FoldConstants
+from qcompile.passes.fuse_add_layer_norm import FuseAddLayerNorm
+from qcompile.passes.fuse_add_rms_norm import FuseAddRmsNorm
+from qcompile.passes.fuse_attention import FuseAttention
+from qcompile.passes.fuse_gate_up import FuseGateUp
+from qcompile.passes.fuse_gelu import FuseGelu
+from qcompile.passes.fuse_layer_norm import FuseLayerNorm
+from qcompile.passes.fuse_linear import FuseLinear
+from qcompile.passes.fuse_qkv import FuseQkv
+from qcompile.passes.fuse_rms_norm import FuseRmsNorm
+from qcompile.passes.fuse_rotary_embedding import FuseRotaryEmbedding
+from qcompile.passes.fuse_swiglu import FuseSwiGlu
+from qcompile.passes.root_shapes import RootShapes
+
+CLEAN: tuple[type[Pass], ...] = (
+    LiftConstants,
+    FoldConstants,
+    EliminateIdentities,
+    EliminateDeadCode,
+    DeduplicateInitializers,
+    EliminateCommonSubexpressions,
+)
+CANONICALIZE: tuple[type[Pass], ...] = (
+    RootShapes,
+    CanonicalizeShapes,
+    CanonicalizeOperands,
+    CanonicalizeArithmetic,
+)
+# LayerNorm before RmsNorm: without its gamma and beta a centred norm looks like an RMS norm of (x - mean).
+FUSE: tuple[type[Pass], ...] = (
+    FuseLayerNorm,
+    FuseRmsNorm,
+    FuseGelu,
+    FuseLinear,
+    FuseSwiGlu,
+    FuseRotaryEmbedding,
+    FuseAttention,
+    FuseQkv,
+    FuseGateUp,
+    FuseAddLayerNorm,
+    FuseAddRmsNorm,
+)
+PASSES: dict[str, type[Pass]] = {p.name: p for p in (*CLEAN, *CANONICALIZE, *FUSE)}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "clean": tuple(p.name for p in CLEAN),
+    "canonicalize": tuple(p.name for p in CANONICALIZE),
+    "fuse": tuple(p.name for p in FUSE),
+}
+
+
+def expand(names: Iterable[str]) -> list[str]:
+    """Return single pass names for a list of pass and group names, in running order, each once.
+
+    Raises:
+        PassError: A name is unknown; the message suggests the nearest.
+    """
+    wanted: set[str] = set()
+    for name in names:
+        if name in GROUPS:
+            wanted.update(GROUPS[name])
+        elif name in PASSES:
+            wanted.add(name)
+        else:
+            raise PassError(_unknown(name))
+    return [name for name in PASSES if name in wanted]
+
+
+def _unknown(name: str) -> str:
+    known = sorted({*PASSES, *GROUPS})
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}"
+    return f"unknown pass '{name}'; {hint}"
