@@ -1,6 +1,6 @@
 """What a checkpoint is to the graph builder: a config, tensors that stay on disk, the tokenizer's files."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,9 +92,3 @@ class Checkpoint:
         """Return the output head [V, D]; for a tied checkpoint without one, the embedding."""
         name = EMBEDDING if HEAD not in self.tensors and self.ties_head else HEAD
         return self.tensor(name, (self.config.vocab_size, self.config.hidden_size))
-
-
-def unused_names(checkpoint: Checkpoint, used: Iterable[str]) -> list[str]:
-    """Return tensors the graph does not use, apart from rotary buffers old checkpoints carry."""
-    rest = set(checkpoint.tensors) - set(used)
-    return sorted(name for name in rest if not name.endswith("rotary_emb.inv_freq"))
