@@ -89,6 +89,10 @@ class Prover:
                     return Proof(worst, f"{case.name}: " + (reason or f"relative error {error:.2g} > {self.limit:.2g}"))
         return Proof(worst)
 
+    def run(self, model_bytes: bytes, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run a small model, keeping its session."""
+        return run_session(self._sessions, model_bytes, feeds)
+
     def _feeds(self, boundary: Sequence[ir.Value], analysis: Analysis, index: int) -> dict[ir.Value, np.ndarray] | str:
         feeds = {}
         for position, value in enumerate(boundary):
