@@ -1,4 +1,4 @@
-"""Open a .gguf file as a checkpoint: tensors under Hugging Face's names, config and tokenizer from metadata."""
+"""Open a .gguf file as a checkpoint: Hugging Face's tensor names, config and tokenizer from the metadata."""
 
 import math
 import re
