@@ -41,10 +41,7 @@ def concat_columns(tensors: Sequence[ir.TensorProtocol]) -> ir.TensorProtocol:
     if len({m for m, _ in shapes}) != 1 or len({t.dtype for t in tensors}) != 1:
         raise ShapeError(f"weights {shapes} of {[t.dtype.name for t in tensors]} cannot be packed side by side")
 
-    def compute(start: int, stop: int) -> Array:
-        return np.concatenate([rows_of(t, start, stop) for t in tensors], axis=1)
-
-    return StreamedTensor(compute, tensors[0].dtype, ir.Shape([shapes[0][0], sum(n for _, n in shapes)]))
+    return _SideBySide(tensors, ir.Shape([shapes[0][0], sum(n for _, n in shapes)]))
 
 
 def _matrix_shape(tensor: ir.TensorProtocol) -> tuple[int, int]:
@@ -52,3 +49,33 @@ def _matrix_shape(tensor: ir.TensorProtocol) -> tuple[int, int]:
     if len(shape) != 2:
         raise ShapeError(f"weight '{tensor.name}' has shape {list(shape)}, wanted a matrix")
     return shape[0], shape[1]
+
+
+def columns_of(tensor: ir.TensorProtocol, start: int, stop: int) -> Array:
+    """Return columns [start, stop) of a weight [M, N] as rows: float [stop - start, M]."""
+    if isinstance(tensor, _SideBySide):
+        return tensor.columns(start, stop)
+    return np.asarray(tensor.numpy()[:, start:stop].T)
+
+
+class _SideBySide(StreamedTensor):
+    """[W_1 | W_2 | …]: rows are gathered from every part, columns from the parts they fall into."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: Sequence[ir.TensorProtocol], shape: ir.Shape) -> None:
+        self.parts = tuple(parts)
+        super().__init__(self._rows, parts[0].dtype, shape)
+
+    def columns(self, start: int, stop: int) -> Array:
+        pieces, offset = [], 0
+        for part in self.parts:
+            width = int(part.shape[1])  # type: ignore[arg-type]
+            low, high = max(start - offset, 0), min(stop - offset, width)
+            if low < high:
+                pieces.append(columns_of(part, low, high))
+            offset += width
+        return np.concatenate(pieces, axis=0)
+
+    def _rows(self, start: int, stop: int) -> Array:
+        return np.concatenate([rows_of(t, start, stop) for t in self.parts], axis=1)

@@ -33,7 +33,13 @@ from qcompile.passes.fuse_qkv import FuseQkv
 from qcompile.passes.fuse_rms_norm import FuseRmsNorm
 from qcompile.passes.fuse_rotary_embedding import FuseRotaryEmbedding
 from qcompile.passes.fuse_swiglu import FuseSwiGlu
+from qcompile.passes.inline_functions import InlineFunctions
+from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
+from qcompile.passes.lower_to_ort import LowerToOrt
+from qcompile.passes.lower_weights_to_ort import LowerWeightsToOrt
+from qcompile.passes.quantize_int8 import QuantizeInt8
 from qcompile.passes.root_shapes import RootShapes
+from qcompile.passes.select_last_token import SelectLastToken
 
 CLEAN: tuple[type[Pass], ...] = (
     LiftConstants,
@@ -63,11 +69,20 @@ FUSE: tuple[type[Pass], ...] = (
     FuseAddLayerNorm,
     FuseAddRmsNorm,
 )
-PASSES: dict[str, type[Pass]] = {p.name: p for p in (*CLEAN, *CANONICALIZE, *FUSE)}
+QUANTIZE: tuple[type[Pass], ...] = (QuantizeInt8,)
+LOWER: tuple[type[Pass], ...] = (
+    SelectLastToken,
+    LowerWeightsToOrt,
+    LowerToOrt,
+    LowerAttentionToOrt,
+    InlineFunctions,
+)
+PASSES: dict[str, type[Pass]] = {p.name: p for p in (*CLEAN, *CANONICALIZE, *FUSE, *QUANTIZE, *LOWER)}
 GROUPS: dict[str, tuple[str, ...]] = {
     "clean": tuple(p.name for p in CLEAN),
     "canonicalize": tuple(p.name for p in CANONICALIZE),
     "fuse": tuple(p.name for p in FUSE),
+    "int8": (QuantizeInt8.name,),
 }
 
 

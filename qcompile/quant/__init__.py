@@ -1,1 +1,1 @@
-"""."""
+"""Quantizers: NumPy in, NumPy out. Nothing here knows a graph."""

@@ -1,0 +1,64 @@
+"""What each target accepts; adding a target is one entry of `TARGETS`."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qcompile.errors import UnsupportedOpError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A back end.
+
+    Attributes:
+        name: Spelling on the command line and in the manifest.
+        summary: One line for `--help`.
+        lowering: Names of the passes that lower a fused graph to it, in order.
+        dtypes: Float types its kernels take.
+        runs_here: Whether this machine's ONNX Runtime can run the result.
+    """
+
+    name: str
+    summary: str
+    lowering: tuple[str, ...]
+    dtypes: frozenset[ir.DataType]
+    runs_here: bool = True
+
+
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            "ort",
+            "ONNX Runtime on CPU: its fused kernels, KV cache in place, logits of the last token",
+            ("lower-weights-to-ort", "lower-to-ort", "lower-attention-to-ort", "select-last-token", "inline-functions"),
+            frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16}),
+        ),
+        Target(
+            "portable",
+            "any ONNX runtime: fused operators stay ONNX functions, the interface is the exported one",
+            (),
+            _FLOATS,
+        ),
+    )
+}
+
+
+def target_named(name: str) -> Target:
+    """Return a target, or raise UnsupportedOpError with the nearest name."""
+    if name in TARGETS:
+        return TARGETS[name]
+    near = difflib.get_close_matches(name, TARGETS, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(TARGETS)}"
+    raise UnsupportedOpError(f"unknown target '{name}'; {hint}")
+
+
+def default_target(dtype: ir.DataType) -> Target:
+    """Return `ort`, or `portable` for a dtype that ONNX Runtime's CPU kernels do not take (bfloat16)."""
+    ort = TARGETS["ort"]
+    return ort if dtype in ort.dtypes else TARGETS["portable"]
