@@ -1,6 +1,7 @@
 """The manifest `qcompile.json`: what a compiled-model directory holds and how its graphs are to be fed.
 
-The compiler writes it (`qcompile.artifact`), the runtime reads it; this module is the one definition of its fields.
+The compiler writes it (`qcompile.artifact`), the runtime reads it; this module is the one definition of its
+fields.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-from qcompile.runtime.errors import ManifestError
+from .errors import ManifestError
 
 MANIFEST_NAME = "qcompile.json"
 SCHEMA_VERSION = 1
@@ -31,11 +32,12 @@ class GraphIO:
     """How a graph takes its inputs.
 
     Attributes:
-        kv_cache: ``concat``: `past_key_values.{i}.*` [B,K,P,d] in, `present.{i}.*` [B,K,P+S,d] out, padding told by
-            `attention_mask` [B,T]. ``shared``: past and present are one buffer [B,K,T_max,d], written in place; row b
-            holds `seqlens_k[b] + 1` valid entries after the step (int32 [B]) and `total_sequence_length` (int32
-            scalar) is the largest of them.
-        logits: ``all``: [B,S,V]. ``last``: [B,1,V] at position `last_token_index[b]` (int64 [B]) of the S given.
+        kv_cache: ``concat``: `past_key_values.{i}.*` [B,K,P,d] in, `present.{i}.*` [B,K,P+S,d] out, padding
+            told by `attention_mask` [B,T]. ``shared``: past and present are one buffer [B,K,T_max,d], written
+            in place; row b holds `seqlens_k[b] + 1` valid entries after the step (int32 [B]) and
+            `total_sequence_length` (int32 scalar) is the largest of them.
+        logits: ``all``: [B,S,V]. ``last``: [B,1,V] at position `last_token_index[b]` (int64 [B]) of the S
+            given.
         inputs: Input names in graph order.
         outputs: Output names in graph order.
         dtype: Element type of the KV cache and of the logits: float32, float16 or bfloat16.
@@ -50,7 +52,7 @@ class GraphIO:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: its role (``decoder``; Ascend has ``prefill`` and ``decode``), its files and its interface."""
+    """One graph: its role (``decoder``; on Ascend ``prefill`` and ``decode``), files and interface."""
 
     role: str
     file: FileEntry
@@ -100,12 +102,15 @@ class Manifest:
         """Read `directory/qcompile.json`.
 
         Raises:
-            ManifestError: The file is missing, not JSON, of another schema version, or a field is missing or wrong.
+            ManifestError: The file is missing, not JSON, of another schema version, or a field is missing or
+                wrong.
         """
         path = Path(directory) / MANIFEST_NAME
         try:
             if path.stat().st_size > _MAX_MANIFEST_BYTES:
-                raise ManifestError(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes; this is not a qcompile manifest")
+                raise ManifestError(
+                    f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes; not a qcompile manifest"
+                )
             record = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ManifestError(
@@ -137,21 +142,27 @@ def sha256_of(path: Path) -> str:
 
 
 def check_file(directory: Path, entry: FileEntry, *, check_hash: bool = True) -> Path:
-    """Return the path of a listed file after checking that it stays inside, exists, and has its size and sha256.
+    """Return the path of a listed file, once it is known to lie inside and to have its size and sha256.
 
     Raises:
         ManifestError: The name leaves the directory, the file is missing, or size or hash changed.
     """
     if Path(entry.name).name != entry.name or entry.name in {"", ".", ".."}:
-        raise ManifestError(f"{directory}: the manifest names '{entry.name}'; only plain file names are allowed")
+        raise ManifestError(
+            f"{directory}: the manifest names '{entry.name}'; only plain file names are allowed"
+        )
     path = directory / entry.name
     if not path.is_file():
         raise ManifestError(f"{path}: missing; copy the whole directory, or compile the model again")
     size_bytes = path.stat().st_size
     if size_bytes != entry.size_bytes:
-        raise ManifestError(f"{path}: {size_bytes} bytes, the manifest says {entry.size_bytes}; compile it again")
+        raise ManifestError(
+            f"{path}: {size_bytes} bytes, the manifest says {entry.size_bytes}; compile it again"
+        )
     if check_hash and sha256_of(path) != entry.sha256:
-        raise ManifestError(f"{path}: sha256 differs from the manifest; the file was changed, compile it again")
+        raise ManifestError(
+            f"{path}: sha256 differs from the manifest; the file was changed, compile it again"
+        )
     return path
 
 
@@ -161,17 +172,37 @@ def _manifest_from(record: Any, path: Path) -> Manifest:
     version = record.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ManifestError(
-            f"{path}: schema_version is {version!r}, this qcompile reads {SCHEMA_VERSION}; compile the model again"
+            f"{path}: schema_version is {version!r}, this qcompile reads {SCHEMA_VERSION}; "
+            "compile the model again"
         )
     try:
         values = {f.name: record[f.name] for f in fields(Manifest) if f.name in record}
-        values["model"] = ModelShape(**record["model"])
+        values["model"] = _shape_from(record["model"])
         values["graphs"] = tuple(_graph_from(entry) for entry in record["graphs"])
-        values["files"] = tuple(FileEntry(**entry) for entry in record.get("files", []))
+        values["files"] = tuple(_file_from(entry) for entry in record.get("files", []))
         values["passes"] = tuple(record.get("passes", []))
         return Manifest(**values)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ManifestError(f"{path}: a field is missing or of the wrong kind: {error}") from None
+
+
+def _shape_from(record: Dict[str, Any]) -> ModelShape:
+    shape = ModelShape(**record)
+    for f in fields(ModelShape):
+        value = getattr(shape, f.name)
+        is_size = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
+        if not (isinstance(value, str) if f.name == "model_type" else is_size):
+            raise TypeError(f"model.{f.name} is {value!r}")
+    return shape
+
+
+def _file_from(record: Dict[str, Any]) -> FileEntry:
+    entry = FileEntry(**record)
+    if not (
+        isinstance(entry.name, str) and isinstance(entry.size_bytes, int) and isinstance(entry.sha256, str)
+    ):
+        raise TypeError(f"file entry {record!r}")
+    return entry
 
 
 def _graph_from(record: Dict[str, Any]) -> GraphEntry:
@@ -180,8 +211,8 @@ def _graph_from(record: Dict[str, Any]) -> GraphEntry:
     outputs: List[str] = list(io.pop("outputs"))
     return GraphEntry(
         role=record["role"],
-        file=FileEntry(**record["file"]),
-        data=tuple(FileEntry(**entry) for entry in record["data"]),
+        file=_file_from(record["file"]),
+        data=tuple(_file_from(entry) for entry in record["data"]),
         io=GraphIO(inputs=tuple(inputs), outputs=tuple(outputs), **io),
     )
 

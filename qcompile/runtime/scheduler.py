@@ -1,0 +1,143 @@
+"""Continuous batching: which requests sit in which KV slots, and what the next step computes.
+
+Slots in use are neighbours from 0 on: the decoding ones, then the one whose prompt is still being prefilled:
+
+    | decode | decode | decode | prefill | free | free | free |
+
+so a decode step is one forward pass over the first slots, and a request may join or leave between any two
+steps.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Deque, List, Optional, Tuple
+
+from .kv_cache import KVCache
+from .sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a prompt: tokens [start, end) of `sequence`."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompt is complete behind it, so that its scores choose the first token."""
+        return self.end == len(self.sequence.prompt_ids)
+
+
+class Scheduler:
+    """Waiting requests, and the rows that are being served.
+
+    One prompt is prefilled at a time: the next one is admitted when it is done, and then finds in the cache
+    whatever both begin with (a shared system prompt is computed once).
+
+    Args:
+        cache: The KV slots.
+        max_batch_size: The most requests served at once.
+        prefill_chunk: The most prompt tokens computed between two decode steps.
+        can_extend: Whether a prompt may be computed in pieces, and behind a reused prefix.
+        reuse_prefixes: Keep entries of earlier requests for prompts that begin alike.
+    """
+
+    def __init__(
+        self, cache: KVCache, max_batch_size: int, prefill_chunk: int, can_extend: bool, reuse_prefixes: bool
+    ) -> None:
+        self._cache = cache
+        self._max_batch_size = max_batch_size
+        self._prefill_chunk = prefill_chunk
+        self._can_extend = can_extend
+        self._reuse_prefixes = reuse_prefixes and can_extend
+        self.waiting: Deque[Sequence] = deque()
+        self._rows: List[Sequence] = []  # the sequence of every slot in use; the last may still be prefilling
+        self._num_decoding = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self.waiting or self._rows)
+
+    @property
+    def num_running(self) -> int:
+        """Slots in use."""
+        return len(self._rows)
+
+    @property
+    def decoding(self) -> List[Sequence]:
+        """Sequences past their prompt, in slot order from slot 0."""
+        return self._rows[: self._num_decoding]
+
+    def next_chunk(self, budget: int) -> Optional[Chunk]:
+        """Return the next piece of a prompt to compute, admitting a waiting request if none is under way.
+
+        A piece smaller than could be is not taken just because `budget` is nearly used up: it would cost as
+        much.
+
+        Raises:
+            SessionError: There is no memory for the first waiting request; it still waits.
+        """
+        if len(self._rows) == self._num_decoding and not (budget > 0 and self._admit()):
+            return None
+        sequence = self._rows[-1]
+        start, end = sequence.num_cached, len(sequence.prompt_ids)
+        if self._can_extend:
+            end = min(end, start + self._prefill_chunk)
+        return Chunk(sequence, start, end) if end - start <= budget or not self._can_extend else None
+
+    def start_decoding(self, sequence: Sequence) -> None:
+        """Count a sequence whose prompt is complete among the decoding ones."""
+        assert sequence is self._rows[self._num_decoding]
+        self._num_decoding += 1
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a finished or aborted sequence out; the gap is filled with the last row of its kind."""
+        if sequence.slot < 0:
+            self.waiting.remove(sequence)
+            return
+        if sequence.slot < self._num_decoding:
+            self._num_decoding -= 1
+            self._exchange(sequence.slot, self._num_decoding)
+        self._exchange(sequence.slot, len(self._rows) - 1)
+        self._rows.pop()
+        sequence.slot = -1
+
+    def find(self, request_id: int) -> Optional[Sequence]:
+        """Return the waiting or running sequence of a request, or None."""
+        for sequence in (*self._rows, *self.waiting):
+            if sequence.request_id == request_id:
+                return sequence
+        return None
+
+    def clear(self) -> Tuple[Sequence, ...]:
+        """Drop everything and forget what is cached; returns what was dropped."""
+        dropped = (*self._rows, *self.waiting)
+        self._rows.clear()
+        self.waiting.clear()
+        self._num_decoding = 0
+        self._cache.forget()
+        return dropped
+
+    def _admit(self) -> bool:
+        if not self.waiting or len(self._rows) >= self._max_batch_size:
+            return False
+        sequence, slot = self.waiting[0], len(self._rows)
+        self._cache.reserve(slot + 1, len(sequence.prompt_ids) + 1)
+        if not self._reuse_prefixes:
+            self._cache.forget()
+        sequence.num_cached = self._cache.claim(slot, sequence.prompt_ids, slot)
+        sequence.completion.num_reused_tokens = sequence.num_cached
+        sequence.slot = slot
+        self._rows.append(self.waiting.popleft())
+        return True
+
+    def _exchange(self, first: int, second: int) -> None:
+        if first == second:
+            return
+        self._cache.swap(first, second)
+        rows = self._rows
+        rows[first], rows[second] = rows[second], rows[first]
+        rows[first].slot, rows[second].slot = first, second
