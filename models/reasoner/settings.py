@@ -1,0 +1,91 @@
+"""Training settings: defaults, named recipes from recipes.toml, and `--set key=value` on top."""
+
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+RECIPES = Path(__file__).with_name("recipes.toml")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training stage needs to know.
+
+    Attributes:
+        stage: sft, distill or grpo.
+        model: A directory in Hugging Face form, or student, teacher, micro for a new model.
+        teacher: distill: the teacher's directory.
+        steps: Optimizer steps. The learning rate follows them, so a time limit that strikes leaves it high.
+        batch_size: Sequences per device and forward pass.
+        accumulate: Forward passes per step; for GRPO the completions of a step are batch_size * accumulate.
+        hard_share: Share of hard problems in the training data.
+        lora_rank: 0 trains every weight; else LoRA through peft, for models of real size.
+        kd_alpha: distill: weight of the divergence from the teacher; the rest is the usual loss.
+        answers: distill: how many of the teacher's own checked answers join the data.
+        group: grpo: completions per prompt.
+        rollout: grpo: fast (`generate.py`) or trl (transformers' generate, or vLLM through TRL's options).
+        limit_s: Stop after this many seconds and save; 0 has no limit.
+        compile_layers: torch.compile each decoder layer.
+    """
+
+    stage: str = "sft"
+    model: str = "student"
+    teacher: str = ""
+    steps: int = 100
+    batch_size: int = 512
+    accumulate: int = 1
+    learning_rate: float = 2e-3
+    min_lr_share: float = 0.02
+    warmup: int = 50
+    weight_decay: float = 0.05
+    adam_beta2: float = 0.98
+    hard_share: float = 0.1
+    seed: int = 1
+    lora_rank: int = 0
+    kd_alpha: float = 0.7
+    kd_temperature: float = 1.0
+    answers: int = 0
+    group: int = 16
+    max_new_tokens: int = 272
+    temperature: float = 1.0
+    rollout: str = "fast"
+    epsilon_high: float = 0.28
+    format_weight: float = 0.2
+    save_every: int = 0
+    limit_s: float = 0.0
+    compile_layers: bool = False
+    workers: int = 4
+
+    @classmethod
+    def load(cls, recipe: str, overrides: list[str], path: Path = RECIPES) -> "Settings":
+        """The recipe's table with `key=value` overrides.
+
+        Raises:
+            ValueError: An unknown recipe or key, or a value of the wrong kind.
+        """
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        if recipe not in tables:
+            raise ValueError(f"{path.name} has no recipe {recipe!r}; it has {', '.join(tables)}")
+        settings = _updated(cls(), tables[recipe])
+        return _updated(settings, dict(_split(text) for text in overrides))
+
+
+def _split(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"--set {text!r}: wanted key=value")
+    return key.strip(), value.strip()
+
+
+def _updated(settings: Settings, values: dict[str, Any]) -> Settings:
+    kinds = {entry.name: type(getattr(settings, entry.name)) for entry in fields(settings)}
+    typed: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in kinds:
+            raise ValueError(f"unknown setting {key!r}; known are {', '.join(kinds)}")
+        kind = kinds[key]
+        if kind is bool and isinstance(value, str):
+            value = value.lower() in ("1", "true", "yes")
+        typed[key] = kind(value)
+    return replace(settings, **typed)

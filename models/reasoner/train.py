@@ -1,0 +1,143 @@
+"""Run one training stage.
+
+    python -m models.reasoner.train student-sft --out runs/sft
+    python -m models.reasoner.train qwen-grpo --out runs/grpo --set model=/path/to/Qwen2.5-0.5B-Instruct
+    accelerate launch -m models.reasoner.train qwen-sft --out runs/sft --set model=...   # several devices
+
+Runs on CUDA, on an Ascend NPU with torch_npu installed (not run on a device by us), or, tiny, on a CPU. Writes the
+trained model in Hugging Face form to OUT/model, one JSON line per step to OUT/steps.jsonl and curves to OUT/*.png.
+"""
+
+import argparse
+import importlib.util
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets
+
+from models.reasoner import corpus
+from models.reasoner.architectures import load_model, load_tokenizer, num_parameters, save_model
+from models.reasoner.data import problems
+from models.reasoner.generate import Generator
+from models.reasoner.rewards import is_correct
+from models.reasoner.settings import Settings
+from models.reasoner.trainers import grpo_trainer, sft_trainer
+
+_ROWS = 2048
+
+
+def device() -> torch.device:
+    """CUDA, NPU or CPU."""
+    if importlib.util.find_spec("torch_npu") is not None:
+        importlib.import_module("torch_npu")
+        return torch.device("npu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def teacher_answers(settings: Settings, teacher: Any, tokenizer: Any) -> Dataset | None:
+    """Solutions sampled from the teacher on fresh problems, those the checker accepts."""
+    if not settings.answers:
+        return None
+    stream = problems(settings.seed + 7919, "train", hard_share=settings.hard_share)
+    asked = list(islice(stream, settings.answers))
+    prompts = tokenizer([corpus.chat_text(tokenizer, p) for p in asked], add_special_tokens=False)["input_ids"]
+    on_cpu = device().type == "cpu"
+    generator = Generator(
+        teacher,
+        {tokenizer.eos_token_id},
+        device=device(),
+        dtype=torch.float32 if on_cpu else torch.bfloat16,
+    )
+    answers = generator.generate(
+        prompts, max_new_tokens=settings.max_new_tokens, temperature=0.7, seed=settings.seed, rows=_ROWS
+    )
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    kept = [
+        (prompt, answer)
+        for prompt, answer, text, problem in zip(prompts, answers, texts, asked, strict=True)
+        if answer[-1] == tokenizer.eos_token_id and _is_right(problem, text)
+    ]
+    print(f"teacher answers: {len(kept)} of {len(asked)} accepted by the checker", flush=True)
+    flat = np.concatenate([np.array(prompt + answer, np.int32) for prompt, answer in kept])
+    lengths = np.array([len(prompt) + len(answer) for prompt, answer in kept], np.int32)
+    heads = np.array([len(prompt) for prompt, _ in kept], np.int32)
+    return corpus.in_batches(flat, lengths, heads, batch_size=settings.batch_size, seed=settings.seed)
+
+
+def _is_right(problem: Any, text: str) -> bool:
+    """The solution's own code needs no sandbox run; everything else is checked."""
+    return text == problem.solution or is_correct(problem, text)
+
+
+def training_rows(settings: Settings, tokenizer: Any, teacher: Any) -> Dataset:
+    """What a stage trains on, in training order."""
+    if settings.stage == "grpo":
+        count = settings.steps * settings.batch_size * settings.accumulate // settings.group
+        return corpus.asked(count, seed=settings.seed, hard_share=settings.hard_share)
+    count = settings.steps * settings.batch_size * settings.accumulate
+    own = teacher_answers(settings, teacher, tokenizer) if settings.stage == "distill" else None
+    fresh = corpus.solved(
+        count - (len(own) if own is not None else 0),
+        seed=settings.seed,
+        hard_share=settings.hard_share,
+        batch_size=settings.batch_size,
+        tokenizer_from=settings.model,
+    )
+    if own is None:
+        return fresh
+    rows = concatenate_datasets([fresh, own])
+    batches = np.random.default_rng(settings.seed).permutation(len(rows) // settings.batch_size)
+    return rows.select((batches[:, None] * settings.batch_size + np.arange(settings.batch_size)).ravel())
+
+
+def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
+    """Run a stage; returns the directory of the trained model."""
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    tokenizer = load_tokenizer(settings.model)
+    model = load_model(settings.model, seed=settings.seed)
+    teacher = load_model(settings.teacher) if settings.stage == "distill" else None
+    rows = training_rows(settings, tokenizer, teacher)
+    print(f"{settings.stage}: {num_parameters(model) / 1e6:.2f}M parameters, {len(rows)} rows", flush=True)
+    print(f"Total parameters: {model.num_parameters() / 1e9:.2f}B; data took {time.monotonic() - start:.1f} s", flush=True)
+    if settings.compile_layers:
+        for layer in [*model.model.layers, *(teacher.model.layers if teacher is not None else ())]:
+            layer.compile(dynamic=True)
+    if settings.stage == "grpo":
+        trainer = grpo_trainer(settings, model, tokenizer, rows, out)
+    else:
+        trainer = sft_trainer(settings, model, tokenizer, rows, out, teacher)
+    begin = time.monotonic()
+    trainer.train(resume_from_checkpoint=resume or None)
+    took = time.monotonic() - begin
+    print(f"{settings.stage}: {trainer.state.global_step} steps in {took:.1f} s", flush=True)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if settings.lora_rank:
+        trained = trained.merge_and_unload()
+    if trainer.accelerator.is_main_process:
+        save_model(trained, settings.model, out / "model")
+    return out / "model"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line in the module's docstring."""
+    parser = argparse.ArgumentParser(description="Run one training stage.")
+    parser.add_argument("recipe")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUT")
+    options = parser.parse_args(arguments)
+    settings = Settings.load(options.recipe, options.overrides)
+    train(settings, options.out, resume=options.resume)
+    if importlib.util.find_spec("matplotlib") is not None:
+        from models.reasoner.curves import draw
+
+        draw(options.out / "steps.jsonl", options.out)
+
+
+if __name__ == "__main__":
+    main()
