@@ -4,7 +4,6 @@ transformers' generate() launches every kernel of every step from Python; at the
 time. Rows of different length share a batch: every row writes at its own position, padding is never attended to.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +39,9 @@ class Generator:
     """
 
     def __init__(self, model: Any, stop_ids: set[int], *, device: Any, dtype: torch.dtype) -> None:
-        self._model = copy.deepcopy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
+        own = type(model)(model.config)  # not a deep copy: trainers hang hooks on the model they train
+        own.load_state_dict(model.state_dict())
+        self._model = own.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self._device, self._dtype = torch.device(device), dtype
         self._stop = torch.tensor(sorted(stop_ids), device=device)
         self._buffers: dict[tuple[int, int, int, float], _Buffers] = {}

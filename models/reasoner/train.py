@@ -62,6 +62,9 @@ def teacher_answers(settings: Settings, teacher: Any, tokenizer: Any) -> Dataset
         if answer[-1] == tokenizer.eos_token_id and _is_right(problem, text)
     ]
     print(f"teacher answers: {len(kept)} of {len(asked)} accepted by the checker", flush=True)
+    kept = kept[: len(kept) // settings.batch_size * settings.batch_size]
+    if not kept:
+        return None
     flat = np.concatenate([np.array(prompt + answer, np.int32) for prompt, answer in kept])
     lengths = np.array([len(prompt) + len(answer) for prompt, answer in kept], np.int32)
     heads = np.array([len(prompt) for prompt, _ in kept], np.int32)
