@@ -1,0 +1,60 @@
+"""`qcompile inspect`: what is in a graph, two graphs side by side, and why a fusion did not fire."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import onnx_ir as ir
+from rich.console import Console
+
+from qcompile.artifact import find_graph, load_model
+from qcompile.report.misses import nearest_misses, render_misses
+from qcompile.report.page import write_page
+from qcompile.report.summary import ModelSummary, summarize
+from qcompile.report.terminal import render
+
+
+@click.command("inspect")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("other", type=click.Path(path_type=Path), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with the graph drawn.")
+@click.option("--why", metavar="PASS", help="List the nearest misses of a fusion pass, with reasons.")
+def command(model: Path, other: Path | None, as_json: bool, html: Path | None, why: str | None) -> None:
+    """Show operators, parameters, inputs and outputs of MODEL, next to those of OTHER.
+
+    MODEL and OTHER are .onnx files or compiled-model directories.
+    """
+    if why is not None and other is not None:
+        raise click.UsageError("--why takes one model")
+    console = Console(highlight=False)
+    if why is not None:
+        graph, _ = _read(model)
+        misses = nearest_misses(graph, why)
+        if as_json:
+            click.echo(_as_json({"pass": why, "misses": [vars(miss) for miss in misses]}))
+        else:
+            console.print(render_misses(why, misses))
+        return
+    read = [_read(path) for path in (model, other) if path is not None]
+    if html is not None:
+        write_page(read, html)
+    if as_json:
+        click.echo(_as_json({"models": [summary.record() for _, summary in read]}))
+    else:
+        console.print(render([summary for _, summary in read]))
+    if html is not None:
+        click.echo(f"{html}: written", err=True)
+
+
+def _read(path: Path) -> tuple[ir.Model, ModelSummary]:
+    graph_path, manifest = find_graph(path)
+    model = load_model(graph_path)
+    return model, summarize(model, graph_path, manifest)
+
+
+def _as_json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2, ensure_ascii=False)
