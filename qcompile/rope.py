@@ -48,37 +48,19 @@ class RopeParameters:
         """
         key, rope = _rope_dict(config, where)
         values = _Values(rope, f"{where}: '{key}'")
-        rope_type = rope.get("rope_type", rope.get("type")) or "default"
-        if rope_type not in ROPE_TYPES:
-            raise ExportError(
-                f"{where}: rope type {rope_type!r} is not supported; one of {', '.join(ROPE_TYPES)} is"
-            )
-        if rope.get("mrope_section"):
-            raise ExportError(f"{where}: '{key}' has mrope_section (multimodal rope), which is not supported")
-        for holder in (rope, config):
-            if (holder.get("partial_rotary_factor") or 1) != 1:
-                raise ExportError(
-                    f"{where}: partial_rotary_factor is not 1; partial rotary embedding is not supported"
-                )
-        theta = rope.get("rope_theta", config.get("rope_theta"))
-        if theta is None:
-            raise ExportError(f"{where}: key 'rope_theta' is missing (also from 'rope_parameters')")
-        theta = _positive(theta, f"{where}: 'rope_theta'")
-        if theta <= 1:
-            raise ExportError(f"{where}: 'rope_theta' is {theta}; a number above 1 is expected")
+        rope_type = _supported_type(config, rope, key, where)
+        theta = _theta(config, rope, where)
         if rope_type == "default":
             return cls("default", theta)
         original = config.get("original_max_position_embeddings") or rope.get(
             "original_max_position_embeddings"
         )
-        original = original or max_positions
+        original = _positive(original or max_positions, f"{where}: 'original_max_position_embeddings'")
         parameters = cls(
             rope_type=rope_type,
             rope_theta=theta,
             factor=values.optional("factor", zero=False),
-            original_max_position_embeddings=int(
-                _positive(original, f"{where}: 'original_max_position_embeddings'")
-            ),
+            original_max_position_embeddings=int(original),
             attention_factor=values.optional("attention_factor"),
             beta_fast=values.optional("beta_fast"),
             beta_slow=values.optional("beta_slow"),
@@ -136,6 +118,32 @@ def _rope_dict(config: Mapping[str, Any], where: str) -> tuple[str, Mapping[str,
             nested = rope.get("full_attention")
             return key, nested if isinstance(nested, Mapping) else rope
     return "rope_parameters", {}
+
+
+def _supported_type(config: Mapping[str, Any], rope: Mapping[str, Any], key: str, where: str) -> str:
+    rope_type = rope.get("rope_type", rope.get("type")) or "default"
+    if rope_type not in ROPE_TYPES:
+        raise ExportError(
+            f"{where}: rope type {rope_type!r} is not supported; one of {', '.join(ROPE_TYPES)} is"
+        )
+    if rope.get("mrope_section"):
+        raise ExportError(f"{where}: '{key}' has mrope_section (multimodal rope), which is not supported")
+    for holder in (rope, config):
+        if (holder.get("partial_rotary_factor") or 1) != 1:
+            raise ExportError(
+                f"{where}: partial_rotary_factor is not 1; partial rotary embedding is not supported"
+            )
+    return str(rope_type)
+
+
+def _theta(config: Mapping[str, Any], rope: Mapping[str, Any], where: str) -> float:
+    theta = rope.get("rope_theta", config.get("rope_theta"))
+    if theta is None:
+        raise ExportError(f"{where}: key 'rope_theta' is missing (also from 'rope_parameters')")
+    theta = _positive(theta, f"{where}: 'rope_theta'")
+    if theta <= 1:
+        raise ExportError(f"{where}: 'rope_theta' is {theta}; a number above 1 is expected")
+    return theta
 
 
 class _Values:

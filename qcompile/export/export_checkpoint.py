@@ -69,18 +69,14 @@ def export_checkpoint(
         checkpoint = open_checkpoint(source, tie=tie)
         model = build_model(checkpoint, DTYPES[dtype], tie=tie)
         notes = [*checkpoint.notes, *_unused(checkpoint, model.graph.initializers)]
+        embeddings = "tied" if checkpoint.ties_head and tie else "separate"
         saved = artifact.save_graph(model, progress=progress)
         for name, content in checkpoint.files.items():
             artifact.add_file(name, content)
         manifest = artifact.commit(
             target="portable",
             shape=checkpoint.config.shape(),
-            source={
-                **checkpoint.description,
-                "dtype": dtype,
-                "embeddings": "tied" if checkpoint.ties_head and tie else "separate",
-                "notes": notes,
-            },
+            source=checkpoint.description | {"dtype": dtype, "embeddings": embeddings, "notes": notes},
             config=checkpoint.config.to_dict(),
         )
     return ExportResult(
