@@ -77,12 +77,10 @@ class Engine:
         self.generation_config = read_json_file(self.path, self.manifest, "generation_config.json")
         self.end_ids = end_ids((self.generation_config, self.manifest.config), self.tokenizer)
         self._session: Optional[Session] = _open_session(self.path, self.manifest, threads, check_hash)
-        self._cache = KVCache(self._session, max_batch_size, self.max_model_len)
+        self._cache = KVCache(self._session, max_batch_size, self.max_model_len, reuse_prefixes)
         chunk = min(prefill_chunk, self._session.max_chunk)
         self._prefill_budget = chunk
-        self._scheduler = Scheduler(
-            self._cache, max_batch_size, chunk, self._session.can_extend, reuse_prefixes
-        )
+        self._scheduler = Scheduler(self._cache, max_batch_size, chunk, self._session.can_extend)
         self._lock = threading.RLock()
         self._numbers = count()
         self._arrivals: Deque[Sequence] = deque()

@@ -21,12 +21,16 @@ class KVCache:
         session: Holds the numbers.
         max_slots: The most slots to reserve.
         max_capacity: The most entries of a slot.
+        reuse_prefixes: Whether to look for the beginning of new prompts in what slots hold.
     """
 
-    def __init__(self, session: Session, max_slots: int, max_capacity: int) -> None:
+    def __init__(
+        self, session: Session, max_slots: int, max_capacity: int, reuse_prefixes: bool = True
+    ) -> None:
         self._session = session
         self._max_slots = max_slots
         self._max_capacity = max_capacity
+        self._reuse_prefixes = reuse_prefixes and session.can_extend
         self._tokens: List[List[int]] = []
 
     def reserve(self, num_slots: int, length: int) -> None:
@@ -59,6 +63,9 @@ class KVCache:
         Returns:
             How many entries of the slot are valid for this prompt.
         """
+        if not self._reuse_prefixes:
+            self._tokens[slot] = []
+            return 0
         limit = len(prompt_ids) - 1
         lengths = [min(limit, _common_prefix(tokens, prompt_ids)) for tokens in self._tokens]
         best = max(range(len(lengths)), key=lambda s: (lengths[s], s == slot))
@@ -68,7 +75,7 @@ class KVCache:
         if best != slot and length < _MIN_COPIED_PREFIX:
             best, length = slot, lengths[slot]
         if best >= num_busy and best != slot:
-            self.swap(best, slot)
+            self._swap(best, slot)
         elif best != slot:
             self._session.copy_slot(best, slot, length)
         self._tokens[slot] = list(prompt_ids[:length])
@@ -78,15 +85,24 @@ class KVCache:
         """Note tokens whose entries a forward pass has just written."""
         self._tokens[slot].extend(token_ids)
 
-    def swap(self, first: int, second: int) -> None:
-        """Exchange two slots."""
-        if first != second:
-            self._session.swap_slots(first, second)
-            self._tokens[first], self._tokens[second] = self._tokens[second], self._tokens[first]
+    def fill_gap(self, gap: int, source: int) -> None:
+        """Move a row into a gap; what the gap still holds goes to the row's old place if prefixes are reused."""
+        if gap == source:
+            return
+        if self._reuse_prefixes:
+            self._swap(gap, source)
+        else:
+            self._session.copy_slot(source, gap, len(self._tokens[source]))
+            self._tokens[gap], self._tokens[source] = self._tokens[source], []
 
     def forget(self) -> None:
-        """Reuse nothing of what is cached (after a failure, or when it must not be reused)."""
+        """Reuse nothing of what is cached (after a failure)."""
         self._tokens = [[] for _ in self._tokens]
+
+    def _swap(self, first: int, second: int) -> None:
+        tokens = self._tokens
+        self._session.swap_slots(first, second, max(len(tokens[first]), len(tokens[second])))
+        tokens[first], tokens[second] = tokens[second], tokens[first]
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

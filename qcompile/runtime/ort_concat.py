@@ -77,7 +77,7 @@ class ConcatCacheSession:
         group.slots = [target]
         self._place(group)
 
-    def swap_slots(self, first: int, second: int) -> None:
+    def swap_slots(self, first: int, second: int, length: int) -> None:
         """See Session. Only labels change."""
         renamed = {first: second, second: first}
         groups = {id(g): g for g in (self._groups.get(first), self._groups.get(second)) if g is not None}

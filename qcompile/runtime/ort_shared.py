@@ -50,19 +50,15 @@ class SharedCacheSession:
         shape = (num_slots, self.graph.shape.num_key_value_heads, capacity, self.graph.shape.head_dim)
         self._check_memory(shape)
         self._decode_steps.clear()
-        used = np.zeros(num_slots, np.int64)
-        used[: self.num_slots] = self._used
-        for i in range(
-            len(self.graph.past)
-        ):  # one at a time, so that only one old buffer lives beside the new ones
-            buffer = np.zeros(shape, self.graph.cache_type.dtype)
-            if self._buffers and i < len(self._buffers):
-                for slot, length in enumerate(self._used):
-                    buffer[slot, :, :length] = self._buffers[i][slot, :, :length]
-                self._buffers[i] = buffer
-            else:
-                self._buffers.append(buffer)
-        self._used, self.num_slots, self.capacity = used, num_slots, capacity
+        try:
+            for i in range(
+                len(self.graph.past)
+            ):  # one at a time: only one old buffer lives beside the new ones
+                self._grow(i, shape)
+        except MemoryError:  # buffers of either size hold what they held: the old reservation stands
+            raise SessionError(self._memory_message(shape)) from None
+        self._used = np.concatenate([self._used, np.zeros(num_slots - self.num_slots, np.int64)])
+        self.num_slots, self.capacity = num_slots, capacity
 
     def forward(
         self, first_slot: int, input_ids: np.ndarray, past: Sequence[int], need_scores: bool = True
@@ -87,14 +83,13 @@ class SharedCacheSession:
             buffer[target, :, :length] = buffer[source, :, :length]
         self._used[target] = max(self._used[target], length)
 
-    def swap_slots(self, first: int, second: int) -> None:
+    def swap_slots(self, first: int, second: int, length: int) -> None:
         """See Session."""
-        length = int(max(self._used[first], self._used[second]))
         for buffer in self._buffers:
             kept = buffer[first, :, :length].copy()
             buffer[first, :, :length] = buffer[second, :, :length]
             buffer[second, :, :length] = kept
-        self._used[[first, second]] = self._used[[second, first]]
+        self._used[[first, second]] = np.maximum(self._used[[first, second]], length)
 
     def close(self) -> None:
         """See Session."""
@@ -113,16 +108,31 @@ class SharedCacheSession:
             )
         return self._decode_steps[key]
 
+    def _grow(self, i: int, shape: Tuple[int, ...]) -> None:
+        buffer = np.zeros(shape, self.graph.cache_type.dtype)
+        if i == len(self._buffers):
+            self._buffers.append(buffer)
+            return
+        for slot, length in enumerate(self._used):
+            buffer[slot, :, :length] = self._buffers[i][slot, :, :length]
+        self._buffers[i] = buffer
+
     def _check_memory(self, shape: Tuple[int, ...]) -> None:
-        wanted = (
+        more = self._size_bytes(shape) - sum(buffer.nbytes for buffer in self._buffers)
+        available = available_bytes()
+        if available is not None and more > available:
+            raise SessionError(f"{self._memory_message(shape)}; {available / 1e9:.2f} GB are free")
+
+    def _memory_message(self, shape: Tuple[int, ...]) -> str:
+        return (
+            f"no memory for a KV cache of {shape[0]} slots x {shape[2]} tokens "
+            f"({self._size_bytes(shape) / 1e9:.2f} GB): lower max_model_len or max_batch_size"
+        )
+
+    def _size_bytes(self, shape: Tuple[int, ...]) -> int:
+        return (
             len(self.graph.past) * int(np.prod(shape, dtype=np.int64)) * self.graph.cache_type.dtype.itemsize
         )
-        available = available_bytes()
-        if available is not None and wanted > available:
-            raise SessionError(
-                f"the KV cache of {shape[0]} slots x {shape[2]} tokens takes {wanted / 1e9:.2f} GB, "
-                f"{available / 1e9:.2f} GB are free; lower max_model_len or max_batch_size"
-            )
 
 
 class _BoundStep:

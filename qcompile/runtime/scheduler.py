@@ -40,18 +40,14 @@ class Scheduler:
         cache: The KV slots.
         max_batch_size: The most requests served at once.
         prefill_chunk: The most prompt tokens computed between two decode steps.
-        can_extend: Whether a prompt may be computed in pieces, and behind a reused prefix.
-        reuse_prefixes: Keep entries of earlier requests for prompts that begin alike.
+        can_extend: Whether a prompt may be computed in pieces.
     """
 
-    def __init__(
-        self, cache: KVCache, max_batch_size: int, prefill_chunk: int, can_extend: bool, reuse_prefixes: bool
-    ) -> None:
+    def __init__(self, cache: KVCache, max_batch_size: int, prefill_chunk: int, can_extend: bool) -> None:
         self._cache = cache
         self._max_batch_size = max_batch_size
         self._prefill_chunk = prefill_chunk
         self._can_extend = can_extend
-        self._reuse_prefixes = reuse_prefixes and can_extend
         self.waiting: Deque[Sequence] = deque()
         self._rows: List[Sequence] = []  # the sequence of every slot in use; the last may still be prefilling
         self._num_decoding = 0
@@ -100,8 +96,8 @@ class Scheduler:
             return
         if sequence.slot < self._num_decoding:
             self._num_decoding -= 1
-            self._exchange(sequence.slot, self._num_decoding)
-        self._exchange(sequence.slot, len(self._rows) - 1)
+            self._fill_gap(sequence.slot, self._num_decoding)
+        self._fill_gap(sequence.slot, len(self._rows) - 1)
         self._rows.pop()
         sequence.slot = -1
 
@@ -126,18 +122,14 @@ class Scheduler:
             return False
         sequence, slot = self.waiting[0], len(self._rows)
         self._cache.reserve(slot + 1, len(sequence.prompt_ids) + 1)
-        if not self._reuse_prefixes:
-            self._cache.forget()
         sequence.num_cached = self._cache.claim(slot, sequence.prompt_ids, slot)
         sequence.completion.num_reused_tokens = sequence.num_cached
         sequence.slot = slot
         self._rows.append(self.waiting.popleft())
         return True
 
-    def _exchange(self, first: int, second: int) -> None:
-        if first == second:
-            return
-        self._cache.swap(first, second)
+    def _fill_gap(self, gap: int, source: int) -> None:
+        self._cache.fill_gap(gap, source)
         rows = self._rows
-        rows[first], rows[second] = rows[second], rows[first]
-        rows[first].slot, rows[second].slot = first, second
+        rows[gap], rows[source] = rows[source], rows[gap]
+        rows[gap].slot, rows[source].slot = gap, source

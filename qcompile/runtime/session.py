@@ -74,8 +74,8 @@ class Session(Protocol):
     def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` entries of one row over another row."""
 
-    def swap_slots(self, first: int, second: int) -> None:
-        """Exchange two rows, with everything cached in them."""
+    def swap_slots(self, first: int, second: int, length: int) -> None:
+        """Exchange the first `length` entries of two rows."""
 
     def close(self) -> None:
         """Release the model and the cache; harmless when repeated."""
