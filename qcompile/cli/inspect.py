@@ -57,4 +57,4 @@ def _read(path: Path) -> tuple[ir.Model, ModelSummary]:
 
 
 def _as_json(record: dict[str, Any]) -> str:
-    return json.dumps(record, indent=2, ensure_ascii=False)
+    return json.dumps(record, indent=2, ensure_ascii=True)

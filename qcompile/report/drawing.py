@@ -13,8 +13,15 @@ from qcompile.report.roles import Role
 from qcompile.report.summary import STANDARD_DOMAINS, dtype_name
 
 _LARGE_BYTES = 1024
-_LAYER_NUMBER = re.compile(r"^(past_key_values|present|past|past_key|past_value)([._])\d+")
-_NOT_A_LEAF = re.compile(r"^(?:\d+|model|decoder|transformer|layers?|self_attn|attn|attention|mlp|.*_output_\d+|)$")
+_CACHE_NAME = re.compile(r"^(past|present)(?:_key_values)?[._]\d+[._](key|value)$")
+_NOT_A_LEAF = re.compile(
+    r"^(?:\d+|model|decoder|transformer|layers?|self_attn|attn|attention|mlp|.*_output_\d+|)$"
+)
+
+# ONNX Runtime keeps this kernel of its own in the standard domain.
+_KERNELS = frozenset({"SimplifiedLayerNormalization"})
+# Values that pass from layer to layer: they enter at the top and leave at the bottom of a picture.
+STREAM_LABELS = frozenset({"hidden states", "feed-forward output", "attention output", "logits"})
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Box:
         role: Colour, and the block it belongs to.
         node: Position in the section's node lists; None for a value that enters or leaves.
         kind: ``op``, ``fused`` (function or kernel of another domain), ``in`` or ``out``.
-        tensor: Of ``in`` and ``out`` boxes: dtype and shape in words.
+        tensor: Of ``in`` and ``out`` boxes: name, dtype and shape in words.
     """
 
     title: str
@@ -58,6 +65,17 @@ class Drawing:
         pairs = ((self.block_of[a], self.block_of[b]) for a, b in self.arrows)
         return list(dict.fromkeys(pair for pair in pairs if pair[0] != pair[1]))
 
+    def lane_order(self) -> list[int]:
+        """Return the blocks from top to bottom: each before those it feeds, as close to them as possible."""
+        count = max(self.block_of, default=-1) + 1
+        arrows = self.block_arrows()
+        late = [0] * count
+        for _ in range(count):
+            for a, b in arrows:
+                late[a] = max(late[a], late[b] + 1)
+        alone = set(range(count)) - {block for arrow in arrows for block in arrow}
+        return sorted(range(count), key=lambda block: (block not in alone, -late[block], block))
+
 
 def draw_section(section: Section, roles: dict[ir.Node, Role], graph_order: dict[ir.Node, int]) -> Drawing:
     """Return what to draw for a section, taking its first layer as the model of all."""
@@ -79,7 +97,7 @@ class _Builder:
         self.roles = roles
         self.drawing = Drawing()
         self.box_of: dict[ir.Node, int] = {}
-        self.entry_of: dict[tuple[str, Role], int] = {}
+        self.entry_of: dict[tuple[ir.Value, Role], int] = {}
 
     def add_boxes(self) -> None:
         """Add a box per node, before it those of the values that enter, after all those that leave."""
@@ -87,10 +105,10 @@ class _Builder:
             sources = [source for value in node.inputs if (source := self._source(value, node)) is not None]
             box = Box(
                 node.op_type,
-                _subtitle(node),
+                _subtitle(node, self.roles[node]),
                 self.roles[node],
                 self.position[node],
-                "op" if node.domain in STANDARD_DOMAINS else "fused",
+                "op" if node.domain in STANDARD_DOMAINS and node.op_type not in _KERNELS else "fused",
             )
             self.box_of[node] = self._add(box)
             for source in dict.fromkeys(sources):
@@ -104,7 +122,7 @@ class _Builder:
         return len(self.drawing.boxes) - 1
 
     def _source(self, value: ir.Value | None, reader: ir.Node) -> int | None:
-        """Return the box a value comes from, made if it enters here; None for weights and shape arithmetic."""
+        """Return the box a value comes from, made if it enters here; None for weights and shapes."""
         if value is None or value.const_value is not None:
             return None
         producer = value.producer()
@@ -113,24 +131,32 @@ class _Builder:
         if producer is not None and self.roles.get(producer) is Role.CONTROL:
             return None
         label, role = self._label(value), self.roles[reader]
-        if label == "hidden states":
+        if label in STREAM_LABELS:
             role = Role.RESIDUAL
-        if (label, role) not in self.entry_of:
-            self.entry_of[label, role] = self._add(Box(label, "", role, None, "in", tensor_text(value)))
-        return self.entry_of[label, role]
+        if (value, role) not in self.entry_of:
+            self.entry_of[value, role] = self._add(Box(label, "", role, None, "in", _named(value)))
+        return self.entry_of[value, role]
 
     def _label(self, value: ir.Value) -> str:
         """Name a value that enters or leaves in words that fit every layer."""
         if value.is_graph_input() or value.is_graph_output():
-            return _LAYER_NUMBER.sub(r"\1\2{i}", value.name or "")
+            return _CACHE_NAME.sub(r"\1 \2", value.name or "")
         node = value.producer()
         while node is not None and self.roles.get(node) is Role.ROTARY and node.op_type not in {"Cos", "Sin"}:
-            node = next((v.producer() for v in node.inputs if v is not None and v.producer() is not None), None)
+            node = next(
+                (v.producer() for v in node.inputs if v is not None and v.producer() is not None), None
+            )
         if node is not None and node.op_type in {"Cos", "Sin"}:
             return node.op_type.lower()
         producer = value.producer()
         role = self.roles.get(producer) if producer is not None else None
-        return "mask" if role is Role.MASK else "hidden states"
+        labels = {
+            Role.MASK: "mask",
+            Role.ROTARY: "angles",
+            Role.MLP: "feed-forward output",
+            Role.OUTPUT: "attention output",
+        }
+        return labels.get(role, "hidden states") if role is not None else "hidden states"
 
     def _add_exit(self, node: ir.Node, value: ir.Value) -> None:
         outside = [
@@ -140,9 +166,13 @@ class _Builder:
         ]
         if value.is_graph_output() or outside:
             label, role = self._label(value), self.roles[node]
-            is_hidden = label == "hidden states" or (label == "logits")
-            exit_box = Box(label, "", Role.RESIDUAL if is_hidden else role, None, "out", tensor_text(value))
+            role = Role.RESIDUAL if label in STREAM_LABELS else role
+            exit_box = Box(label, "", role, None, "out", _named(value))
             self.drawing.arrows.append((self.box_of[node], self._add(exit_box)))
+
+
+def _named(value: ir.Value) -> str:
+    return f"{value.name or ''} · {tensor_text(value)}"
 
 
 def tensor_text(value: ir.Value) -> str:
@@ -163,21 +193,27 @@ def leaf_name(node: ir.Node) -> str:
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
     for text in (*re.findall(r"'([^']*)'", scopes)[-2:-1], node.name or "", *weights):
         parts = [p for p in re.split(r"[./:]", text) if p not in {"weight", "bias", "qweight"}]
-        parts = [p for p in parts if not p.startswith(node.op_type)]
+        parts = [p for p in parts if not p.lower().startswith(node.op_type.lower())]
         if len(parts) > 1 and not _NOT_A_LEAF.match(parts[-1]):
             return parts[-1]
     return ""
 
 
-def _subtitle(node: ir.Node) -> str:
+def _subtitle(node: ir.Node, role: Role) -> str:
     """Return name, shape and (if not floating point) type of the largest weight a node reads."""
+    if role in {Role.ATTENTION, Role.ROTARY}:  # tables of cosines, masks: not weights
+        return ""
     weights = [v for v in node.inputs if v is not None and v.const_value is not None]
     if not weights:
         return ""
+    if node.op_type == "MatMulNBits":
+        bits, rows, columns = (node.attributes.get_int(key, 0) for key in ("bits", "K", "N"))
+        return f"{leaf_name(node)} {rows}×{columns} int{bits}".strip()
     largest = max(weights, key=_nbytes)
     tensor = largest.const_value
     assert tensor is not None
-    if tensor.nbytes <= _LARGE_BYTES and not (len(tensor.shape) == 1 and tensor.size > 1):
+    is_vector = len(tensor.shape) == 1 and tensor.size > 1 and tensor.dtype.is_floating_point()
+    if tensor.nbytes <= _LARGE_BYTES and not is_vector:
         return ""
     shape = "×".join(str(d) for d in tensor.shape)
     kind = "" if tensor.dtype.is_floating_point() else f" {dtype_name(tensor.dtype)}"
@@ -203,7 +239,9 @@ def _blocks(boxes: Sequence[Box], arrows: Sequence[tuple[int, int]]) -> list[int
     for first in range(len(boxes)):
         for second in range(first + 1, len(boxes)):
             a, b = group[first], group[second]
-            alike = boxes[first].role is boxes[second].role and not {first, second} & stream
+            alike = boxes[first].role is boxes[second].role and (
+                boxes[first].kind == boxes[second].kind if first in stream else second not in stream
+            )
             if a != b and alike and not _connected(group, arrows, a, b):
                 _merge(group, a, b)
     numbers: dict[int, int] = {}

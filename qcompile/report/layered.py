@@ -1,11 +1,13 @@
-"""Layered drawing of a small directed graph: ranks by longest path, few crossings, straight lines where possible.
+"""Layered drawing of a small directed graph: ranks by longest path, few crossings, straight lines.
 
-After Sugiyama, Tagawa & Toda 1981. Edges that span several ranks run through bends, shared by all edges of one
-source; the x coordinates of a rank are the least-squares fit to its neighbours that keeps order and distance.
+After Sugiyama, Tagawa & Toda 1981. Edges that span several ranks run through bends, shared by all edges of
+one source; the x coordinates of a rank are the least-squares fit to its neighbours that keeps order and
+distance.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +15,7 @@ Key = tuple[str, int]
 Edge = tuple[Key, Key]
 
 _SWEEPS = 8
-_ALIGNMENTS = 12
+_ALIGNMENTS = 24
 _BEND_WIDTH = 10.0
 
 
@@ -56,7 +58,7 @@ def draw_layered(
     links = _route(drawing, edges)
     depth = max(drawing.rank.values(), default=-1) + 1
     drawing.rows = [[] for _ in range(depth)]
-    for key in (*widths, *(k for k in drawing.rank if k not in widths)):
+    for key in _by_first_edge(drawing, edges):
         drawing.rows[drawing.rank[key]].append(key)
     above, below = _neighbours(links)
     _order(drawing, above, below)
@@ -90,8 +92,19 @@ def _route(drawing: Layered, edges: Sequence[Edge]) -> list[Edge]:
             route.append(bend)
         route.append(target)
         drawing.routes[source, target] = route
-        links.update(dict.fromkeys(zip(route, route[1:], strict=False)))
+        links.update(dict.fromkeys(itertools.pairwise(route)))
     return list(links)
+
+
+def _by_first_edge(drawing: Layered, edges: Sequence[Edge]) -> list[Key]:
+    """Return items and bends by the first edge that leaves them: inputs of one target keep their order."""
+    first: dict[Key, int] = {}
+    for number, edge in enumerate(edges):
+        for key in drawing.routes[edge][:-1]:
+            first.setdefault(key, number)
+    for number, (_, target) in enumerate(edges):
+        first.setdefault(target, number)
+    return sorted(drawing.rank, key=lambda key: first.get(key, len(edges)))
 
 
 def _neighbours(links: Sequence[Edge]) -> tuple[dict[Key, list[Key]], dict[Key, list[Key]]]:
@@ -111,9 +124,12 @@ def _order(drawing: Layered, above: dict[Key, list[Key]], below: dict[Key, list[
         downwards = sweep % 2 == 0
         rows = drawing.rows if downwards else drawing.rows[::-1]
         neighbours = above if downwards else below
-        for fixed, row in zip(rows, rows[1:], strict=False):
+        for fixed, row in itertools.pairwise(rows):
             place = {key: index for index, key in enumerate(fixed)}
-            centre = {key: _mean([place[n] for n in neighbours.get(key, ())], index) for index, key in enumerate(row)}
+            centre = {
+                key: _mean([place[n] for n in neighbours.get(key, ())], index)
+                for index, key in enumerate(row)
+            }
             row.sort(key=centre.__getitem__)
         crossings = _crossings(drawing.rows, below)
         if crossings < fewest:
@@ -123,7 +139,7 @@ def _order(drawing: Layered, above: dict[Key, list[Key]], below: dict[Key, list[
 
 def _crossings(rows: Sequence[Sequence[Key]], below: dict[Key, list[Key]]) -> int:
     total = 0
-    for row, following in zip(rows, rows[1:], strict=False):
+    for row, following in itertools.pairwise(rows):
         place = {key: index for index, key in enumerate(following)}
         ends = [sorted(place[n] for n in below.get(key, ()) if n in place) for key in row]
         flat = [end for part in ends for end in part]
@@ -150,28 +166,41 @@ def _align(
         for key in row:
             x[key] = offsets[key] - (edge - gap) / 2
     for turn in range(_ALIGNMENTS):
-        both = turn >= _ALIGNMENTS - 2
-        rows = drawing.rows if turn % 2 == 0 else drawing.rows[::-1]
-        for row in rows:
+        both = turn >= _ALIGNMENTS - 4
+        for row in drawing.rows if turn % 2 == 0 else drawing.rows[::-1]:
             wanted = []
             for key in row:
-                near = above.get(key, []) if turn % 2 == 0 else below.get(key, [])
-                near = above.get(key, []) + below.get(key, []) if both or not near else near
-                wanted.append(_mean([x[n] for n in near], x[key]) - offsets[key])
+                up, down = above.get(key, []), below.get(key, [])
+                near = up if turn % 2 == 0 else down
+                near = up + down if both or not near else near
+                pulls = [(x[n], _stiffness(key, n, above, below)) for n in near] or [(x[key], 1.0)]
+                weight = sum(stiffness for _, stiffness in pulls)
+                wanted.append((sum(at * s for at, s in pulls) / weight - offsets[key], weight))
             for key, fitted in zip(row, _isotonic(wanted), strict=True):
                 x[key] = fitted + offsets[key]
 
 
-def _isotonic(values: Sequence[float]) -> list[float]:
-    """Return the non-decreasing sequence nearest to `values` in least squares (pool adjacent violators)."""
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        total, count = value, 1
-        while pools and pools[-1][0] / pools[-1][1] > total / count:
-            before, size = pools.pop()
-            total, count = total + before, count + size
-        pools.append((total, count))
-    return [total / count for total, count in pools for _ in range(count)]
+def _stiffness(a: Key, b: Key, above: dict[Key, list[Key]], below: dict[Key, list[Key]]) -> float:
+    """Return how straight a link should be: most between bends, and where neither end has another one."""
+    if a[0] == b[0] == "bend":
+        return 8.0
+    upper, lower = (a, b) if b in below.get(a, ()) else (b, a)
+    return 4.0 if len(below[upper]) == 1 and len(above[lower]) == 1 else 1.0
+
+
+def _isotonic(values: Sequence[tuple[float, float]]) -> list[float]:
+    """Return the non-decreasing sequence nearest to (value, weight) pairs in least squares.
+
+    Pool adjacent violators: neighbours in the wrong order are replaced by their mean until none is left.
+    """
+    pools: list[tuple[float, float, int]] = []
+    for value, weight in values:
+        total, mass, count = value * weight, weight, 1
+        while pools and pools[-1][0] / pools[-1][1] > total / mass:
+            before, before_mass, size = pools.pop()
+            total, mass, count = total + before, mass + before_mass, count + size
+        pools.append((total, mass, count))
+    return [total / mass for total, mass, count in pools for _ in range(count)]
 
 
 def _mean(values: Sequence[float], default: float) -> float:

@@ -1,4 +1,4 @@
-"""Cut a graph into what comes before the layers, the layers, and what comes after; group layers that are alike."""
+"""Cut a graph into what comes before the layers, the layers, and what comes after; group like layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from qcompile.report.roles import Role
 from qcompile.report.summary import op_name
 
 _LAYER = re.compile(r"(?<![A-Za-z0-9])(?:layers?|h|blocks?)[./_](\d{1,4})(?![A-Za-z0-9])")
-_CACHE = re.compile(r"^(?:past_key_values|present|past_key|past_value|past|present_key|present_value)[._](\d{1,4})")
+_CACHE = re.compile(
+    r"^(?:past_key_values|present|past_key|past_value|past|present_key|present_value)[._](\d{1,4})"
+)
 _AFTER = re.compile(
     r"(?<![A-Za-z0-9_])(?:norm|final_norm|final_layernorm|ln_f|lm_head|embed_out)(?![A-Za-z0-9_])"
 )
@@ -40,7 +42,8 @@ class Section:
     Attributes:
         place: Before the layers, a group of layers that are alike, after them, or the whole graph.
         indices: Layer numbers, in order; empty unless `place` is LAYER.
-        nodes: Per layer its nodes to draw, position by position the same in every layer; one list when not a layer.
+        nodes: Per layer its nodes to draw, position by position the same in every layer; outside of the
+            layers one list.
         control: Per layer its nodes of shape arithmetic and constants, which are not drawn.
     """
 
@@ -121,7 +124,7 @@ def _assign_layers(nodes: list[ir.Node], roles: dict[ir.Node, Role]) -> dict[ir.
 
 
 def _only_layer(node: ir.Node, layers: dict[ir.Node, int]) -> int:
-    """Return the one layer that reads a node of the beginning, when the node is named after it or constant."""
+    """Return the one layer that reads a node, when the node is constant or named after that layer."""
     readers = {layers[reader] for reader in _readers(node)}
     if len(readers) != 1 or any(output.is_graph_output() for output in node.outputs):
         return -1
@@ -175,7 +178,7 @@ def _comes_after(node: ir.Node) -> bool:
 
 
 def _signature(nodes: Sequence[ir.Node], roles: dict[ir.Node, Role]) -> tuple[bytes, list[ir.Node]]:
-    """Return a digest of a layer's structure, and its nodes in an order that only the structure determines."""
+    """Return a digest of a layer's structure, and its nodes in an order that follows from it."""
     inside = set(nodes)
     digests: dict[ir.Node, bytes] = {}
     for node in nodes:

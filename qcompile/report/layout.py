@@ -1,7 +1,7 @@
 """Coordinates for a drawing: one lane per block, stacked in order, and lines between them.
 
-Inside a lane boxes are layered (`layered.py`). A line to the next lane goes straight down; a line that skips lanes
-(the residual stream, V around the rotary embedding) runs in a gutter at the right.
+Inside a lane boxes are layered (`layered.py`). A line to the next lane goes straight down; a line that skips
+lanes (the residual stream, V around the rotary embedding) runs in a gutter at the right.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Point = tuple[float, float]
 
 LABEL_WIDTH = 92.0
 _PADDING = 9.0
-_RANK_GAP = 13.0
-_LANE_GAP = 20.0
+_RANK_GAP = 12.0
+_LANE_GAP = 18.0
 _GUTTER_STEP = 9.0
 
 
@@ -34,7 +34,7 @@ class Rectangle:
 
 @dataclass(frozen=True)
 class Lane:
-    """The band of one block: where it is, the role of its boxes, how many operators it holds (0: a value only)."""
+    """The band of one block: where it is, the role of its boxes, how many operators it holds."""
 
     area: Rectangle
     role: Role
@@ -43,7 +43,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Line:
-    """A line between two boxes: a start, then steps `S` (curve), `L` (straight) or `R` (straight, round corner)."""
+    """A line between two boxes: a start, then steps `S` (curve), `L` (straight), `R` (round corner)."""
 
     source: int
     target: int
@@ -86,7 +86,8 @@ class _Band:
 
 def box_size(box: Box) -> tuple[float, float]:
     """Return width and height that hold the texts of a box."""
-    longest = max(6.9 * _text_units(box.title), 5.7 * _text_units(box.subtitle))
+    title_pixels = 7.7 if box.kind == "fused" else 6.9
+    longest = max(title_pixels * _text_units(box.title), 5.7 * _text_units(box.subtitle))
     if box.kind in {"in", "out"}:
         return longest + 22.0, 21.0
     return max(52.0, longest + 20.0), 37.0 if box.subtitle else 25.0
@@ -97,18 +98,18 @@ def _text_units(text: str) -> float:
     return sum(1.0 if ord(c) < 0x2E80 else 1.9 for c in text)
 
 
-def arrange(drawing: Drawing) -> Picture:
-    """Give every box, lane and line of a drawing its place."""
+def arrange(drawing: Drawing, least_width: float = 0.0) -> Picture:
+    """Give every box, lane and line of a drawing its place, in a picture of at least this width."""
     sizes = [box_size(box) for box in drawing.boxes]
-    order = _lane_order(drawing)
+    order = drawing.lane_order()
     members = drawing.blocks()
     lane_of = {box: lane for lane, block in enumerate(order) for box in members[block]}
     bands = [_band(drawing, members[block], lane_of, sizes) for block in order]
     skips = _gutter_columns(drawing, lane_of)
     inner = max((band.right - band.left for band in bands), default=0.0)
     gutter = _GUTTER_STEP * (max(skips.values(), default=-1) + 1) + (5.0 if skips else 0.0)
-    width = LABEL_WIDTH + inner + 2 * _PADDING + gutter
-    centre = LABEL_WIDTH + _PADDING + inner / 2
+    width = max(least_width, LABEL_WIDTH + inner + 2 * _PADDING + gutter)
+    centre = (LABEL_WIDTH + width - gutter) / 2
     top = 1.0
     for band in bands:
         band.shift(centre - (band.left + band.right) / 2)
@@ -119,17 +120,6 @@ def arrange(drawing: Drawing) -> Picture:
     router = _Router(bands, lane_of, picture.boxes, skips, width - gutter + _GUTTER_STEP / 2)
     picture.lines = [router.line(source, target) for source, target in drawing.arrows]
     return picture
-
-
-def _lane_order(drawing: Drawing) -> list[int]:
-    """Return the blocks, each before those it feeds and as close to them as possible."""
-    count = max(drawing.block_of, default=-1) + 1
-    arrows = drawing.block_arrows()
-    late = [0] * count
-    for _ in range(count):
-        for a, b in arrows:
-            late[a] = max(late[a], late[b] + 1)
-    return sorted(range(count), key=lambda block: (-late[block], block))
 
 
 def _band(

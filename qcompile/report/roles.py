@@ -1,4 +1,4 @@
-"""What each node of a decoder graph is for: normalisation, projections, rotary embedding, attention, feed-forward, …
+"""What each node of a decoder graph is for: norm, projection, rotary embedding, attention, feed-forward.
 
 Roles come from structure and operators first and need no names, so that graphs of every exporter, before and
 after fusion, are told apart by the same rules.
@@ -60,7 +60,18 @@ _BY_OP = {
         Role.ATTENTION,
     ),
     **dict.fromkeys(
-        ("SwiGlu", "Gelu", "GeluTanh", "FastGelu", "QuickGelu", "BiasGelu", "Sigmoid", "Swish", "Erf", "Tanh"),
+        (
+            "SwiGlu",
+            "Gelu",
+            "GeluTanh",
+            "FastGelu",
+            "QuickGelu",
+            "BiasGelu",
+            "Sigmoid",
+            "Swish",
+            "Erf",
+            "Tanh",
+        ),
         Role.MLP,
     ),
 }
@@ -78,7 +89,13 @@ _PROJECTIONS = frozenset(
     }
 )
 _ADDS_RESIDUAL = frozenset(
-    {"AddRmsNorm", "AddLayerNorm", "SkipSimplifiedLayerNormalization", "SkipLayerNormalization", "NPUAddRmsNorm"}
+    {
+        "AddRmsNorm",
+        "AddLayerNorm",
+        "SkipSimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+        "NPUAddRmsNorm",
+    }
 )
 _SHAPE_OPS = frozenset({"Shape", "Size", "Constant"})
 _NORM_CHAIN = frozenset({"Add", "Sqrt", "Reciprocal", "Div", "Mul", "Cast", "Sub", "Pow", "ReduceMean"})
@@ -137,7 +154,7 @@ class _Roles:
         return [v for v in node.inputs if v is not None and self.origin.get(v, 0) & _CONTENT]
 
     def _by_inputs(self, node: ir.Node) -> None:
-        """Settle what inputs and operator tell: shape arithmetic, masks, positions, embedding, fused operators."""
+        """Settle what inputs and operator tell: shapes, masks, positions, embedding, fused operators."""
         bits = 0 if node.op_type in _SHAPE_OPS else self._bits(node)
         if bits == 0 and node.op_type not in {"Cos", "Sin"}:
             reads_weight = any(_is_large(v) for v in node.inputs)
@@ -152,7 +169,7 @@ class _Roles:
             self.roles[node] = _BY_OP[node.op_type]
 
     def _norm_around(self, mean: ir.Node) -> None:
-        """Mark a decomposed norm: what feeds the mean, and what follows until the weight (and bias) are applied."""
+        """Mark a decomposed norm: what feeds the mean, and what follows until weight and bias are applied."""
         chain = {mean}
         source = next((v.producer() for v in self._content(mean)), None)
         if source is not None and source.op_type in {"Pow", "Mul"} and source not in self.roles:
@@ -194,9 +211,9 @@ class _Roles:
         """Give `role` to nodes that `may` have it and whose readers all have it."""
         for node in reversed(self.nodes):
             readers = _readers(node)
-            if node not in self.roles and may(node) and readers:
-                if all(self.roles.get(reader) is role for reader in readers):
-                    self.roles[node] = role
+            fits = node not in self.roles and may(node) and bool(readers)
+            if fits and all(self.roles.get(reader) is role for reader in readers):
+                self.roles[node] = role
 
     def _casts_before_norms(self) -> None:
         """Mark the cast to float32 in front of a norm, even where the residual sum reads it too."""
@@ -207,7 +224,7 @@ class _Roles:
                     self.roles[node] = Role.NORM
 
     def _by_region(self) -> None:
-        """Tell what is left by where it lies: before, inside or after the attention, or in the feed-forward."""
+        """Tell what is left by where it lies: before, inside or after the attention, or elsewhere."""
         core = {Role.ATTENTION, Role.CACHE, Role.ROTARY}
         seeds = {node for node, role in self.roles.items() if role in core}
         scores = {node for node, role in self.roles.items() if role is Role.ATTENTION}
@@ -241,9 +258,9 @@ class _Roles:
         reached: set[ir.Node] = set()
         for node in order:
             is_norm = self.roles.get(node) is Role.NORM and node.op_type not in _ADDS_RESIDUAL
-            if node not in self.roles or (through_norms and is_norm):
-                if any(n in seeds or n in reached for n in neighbours(node)):
-                    reached.add(node)
+            is_open = node not in self.roles or (through_norms and is_norm)
+            if is_open and any(n in seeds or n in reached for n in neighbours(node)):
+                reached.add(node)
         return reached
 
 

@@ -20,8 +20,10 @@ from qcompile.tensors import MappedTensor
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 
-# Inputs that scale a quantized weight: their elements are not parameters of the model.
-_SCALE_INPUTS = {
+# Inputs that are no parameters: scales and zero points of quantized weights, tables of cosines and sines.
+_NOT_PARAMETERS = {
+    "GroupQueryAttention": (7, 8),
+    "RotaryEmbedding": (1, 2, 3),
     "MatMulNBits": (2, 3, 4),
     "LinearW8": (2,),
     "DequantizeLinear": (1, 2),
@@ -67,8 +69,8 @@ class ModelSummary:
         path: The .onnx file.
         opsets: Domain to version; "" is the standard domain.
         ops: Operator to number of nodes, most frequent first; a domain other than the standard one in front.
-        parameters: Elements of all weights, counted before packing; scales, zero points, integer constants
-            and scalars are not parameters, a tied weight counts once.
+        parameters: Elements of all weights, counted before packing; scales, zero points, cosine tables,
+            integer constants and scalars are not parameters, a tied weight counts once.
         weights: Dtype to totals over all initializers.
         functions: The model's own functions, those of domain `qcompile` first.
         files: The files that make up the model, with sizes in bytes.
@@ -166,7 +168,7 @@ def _weights_by_dtype(model: ir.Model) -> dict[str, DtypeTotal]:
     for value in initializers(model):
         tensor = value.const_value
         assert tensor is not None
-        key = _identity(tensor)
+        key = initializer_key(tensor)
         if key in seen:
             continue
         seen.add(key)
@@ -183,7 +185,7 @@ def _count_parameters(model: ir.Model) -> int:
     for value in initializers(model):
         tensor = value.const_value
         assert tensor is not None
-        key = _identity(tensor)
+        key = initializer_key(tensor)
         if key not in seen:
             seen.add(key)
             parameters += _parameters_of(value, tensor)
@@ -192,7 +194,7 @@ def _count_parameters(model: ir.Model) -> int:
 
 def _parameters_of(value: ir.Value, tensor: ir.TensorProtocol) -> int:
     uses = [(node, index) for node, index in value.uses() if node.domain != "" or node.op_type != "Identity"]
-    if uses and all(index in _SCALE_INPUTS.get(node.op_type, ()) for node, index in uses):
+    if uses and all(index in _NOT_PARAMETERS.get(node.op_type, ()) for node, index in uses):
         return 0
     for node, index in uses:
         if node.op_type == "MatMulNBits" and index == 1:
@@ -211,7 +213,8 @@ def _is_quantized(uses: list[tuple[ir.Node, int]]) -> bool:
     )
 
 
-def _identity(tensor: ir.TensorProtocol) -> object:
+def initializer_key(tensor: ir.TensorProtocol) -> object:
+    """Return what tells two initializers apart: tensors that share their bytes share it."""
     if isinstance(tensor, MappedTensor) and tensor.nbytes:
         return (id(tensor.file), tensor.offset, tensor.dtype, tuple(tensor.shape.numpy()))
     return id(tensor)
@@ -239,7 +242,7 @@ def _functions(model: ir.Model) -> tuple[FunctionUse, ...]:
 
 
 def _files(model: ir.Model, path: Path, manifest: Manifest | None) -> dict[str, int]:
-    files = {path.name: path.stat().st_size}
+    files = {path.name: path.stat().st_size} if path.is_file() else {}
     for value in initializers(model):
         if isinstance(value.const_value, MappedTensor):
             file = value.const_value.file

@@ -7,32 +7,33 @@ from html import escape
 from qcompile.report.drawing import Box, Drawing
 from qcompile.report.layout import LABEL_WIDTH, Line, Picture, Rectangle
 from qcompile.report.numbers import printable
-from qcompile.report.words import ROLE_WORDS, both
+from qcompile.report.words import ROLE_WORDS, VALUE_WORDS
 
 _CORNER = 6.0
 
 
 def section_svg(drawing: Drawing, picture: Picture, section: int) -> str:
     """Return one section as an `<svg>` element; `section` is its number on the page."""
-    parts = [
-        f'<svg class="dag" data-section="{section}" width="{picture.width:.0f}" height="{picture.height:.0f}" '
-        f'viewBox="0 0 {picture.width:.1f} {picture.height:.1f}" role="img">'
-    ]
+    size = f'width="{picture.width:.0f}" height="{picture.height:.0f}"'
+    box = f'viewBox="0 0 {picture.width:.1f} {picture.height:.1f}"'
+    parts = [f'<svg class="dag" data-section="{section}" {size} {box} role="img">']
     for lane in picture.lanes:
         area = lane.area
         if lane.num_ops == 0:
             continue
+        bar = _rect(Rectangle(area.x, area.y, 4.0, area.height))
         parts.append(
             f'<g class="lane r-{lane.role.value}"><rect {_rect(area)} rx="7"/>'
-            f'<rect class="bar" x="{area.x:.1f}" y="{area.y:.1f}" width="4" height="{area.height:.1f}" rx="2"/>'
+            f'<rect class="bar" {bar} rx="2"/>'
             f"{_lane_label(lane.role.value, lane.num_ops, area)}</g>"
         )
-    for line in picture.lines:
-        parts.append(f'<path class="wire" data-a="{line.source}" data-b="{line.target}" d="{_path(line)}"/>')
-    for index, (box, area) in enumerate(zip(drawing.boxes, picture.boxes, strict=True)):
-        parts.append(_box(index, box, area))
-    parts.append("</svg>")
-    return "".join(parts)
+    parts += [
+        f'<path class="wire" data-a="{line.source}" data-b="{line.target}" d="{_path(line)}"/>'
+        for line in picture.lines
+    ]
+    places = enumerate(zip(drawing.boxes, picture.boxes, strict=True))
+    parts += [_box(index, drawn, area) for index, (drawn, area) in places]
+    return "".join((*parts, "</svg>"))
 
 
 def _lane_label(role: str, num_ops: int, area: Rectangle) -> str:
@@ -54,6 +55,8 @@ def _both_tspans(english: str, chinese: str) -> str:
 
 def _box(index: int, box: Box, area: Rectangle) -> str:
     title, subtitle = escape(printable(box.title)), escape(printable(box.subtitle))
+    is_word = box.kind in {"in", "out"} and box.title in VALUE_WORDS
+    shown = _both_tspans(box.title, VALUE_WORDS[box.title]) if is_word else title
     node = "" if box.node is None else f' data-n="{box.node}"'
     tensor = f' data-t="{escape(printable(box.tensor))}"' if box.tensor else ""
     middle = area.x + area.width / 2
@@ -64,7 +67,7 @@ def _box(index: int, box: Box, area: Rectangle) -> str:
         f'<g class="box {box.kind} r-{box.role.value}" data-i="{index}"{node}{tensor}>'
         f"<title>{title} {subtitle}{escape(printable(box.tensor))}</title>"
         f'<rect {_rect(area)} rx="{radius:.1f}"/>'
-        f'<text x="{middle:.1f}" y="{title_y:.1f}">{title}</text>{second}</g>'
+        f'<text x="{middle:.1f}" y="{title_y:.1f}">{shown}</text>{second}</g>'
     )
 
 

@@ -20,6 +20,19 @@ ROLE_WORDS: dict[str, tuple[str, str]] = {
     "control": ("Shapes, constants", "形状与常量"),
 }
 
+# Values that cross the border of a section, where they are not called by a name of the graph.
+VALUE_WORDS: dict[str, str] = {
+    "hidden states": "隐藏状态",
+    "feed-forward output": "前馈输出",
+    "attention output": "注意力输出",
+    "mask": "掩码",
+    "angles": "旋转角",
+    "past key": "历史 K",
+    "past value": "历史 V",
+    "present key": "当前 K",
+    "present value": "当前 V",
+}
+
 
 def both(english: str, chinese: str) -> str:
     """Return a text in both languages; the style sheet shows the one chosen."""
