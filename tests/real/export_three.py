@@ -46,7 +46,9 @@ def decoder_with_cache(checkpoint: Path, attention: str = "eager", dtype: str = 
 
 def export_builder(checkpoint: Path, directory: Path) -> Path:
     """Export with qcompile itself; returns the graph's path."""
-    subprocess.run(["qcompile", "export", str(checkpoint), "-o", str(directory)], check=True)
+    from qcompile.export.export_checkpoint import export_checkpoint
+
+    export_checkpoint(str(checkpoint), directory)
     return directory / "model.onnx"
 
 
