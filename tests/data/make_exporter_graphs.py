@@ -237,10 +237,10 @@ def make_dynamo() -> None:
         export_dynamo(
             CHECKPOINTS / checkpoint, GRAPHS / f"{name}.onnx", attention=attention, opset=opset, dtype=dtype
         )
-        _clean(GRAPHS / f"{name}.onnx")
+        _clean(GRAPHS / f"{name}.onnx", GRAPHS / f"{name}.onnx")
     for name, (is_dynamo, opset) in TOY_GRAPHS.items():
         export_toy(GRAPHS / f"{name}.onnx", SEED, opset, is_dynamo=is_dynamo)
-        _clean(GRAPHS / f"{name}.onnx")
+        _clean(GRAPHS / f"{name}.onnx", GRAPHS / f"{name}.onnx")
 
 
 def make_optimum() -> None:
@@ -249,8 +249,7 @@ def make_optimum() -> None:
     for name, checkpoint in OPTIMUM_GRAPHS.items():
         with tempfile.TemporaryDirectory() as scratch:
             exported = export_optimum(CHECKPOINTS / checkpoint, Path(scratch), os.environ["OPTIMUM_PYTHON"])
-            (GRAPHS / f"{name}.onnx").write_bytes(exported.read_bytes())
-        _clean(GRAPHS / f"{name}.onnx")
+            _clean(exported, GRAPHS / f"{name}.onnx")
 
 
 def make_builder() -> None:
@@ -258,12 +257,11 @@ def make_builder() -> None:
     for name, checkpoint in BUILDER_GRAPHS.items():
         with tempfile.TemporaryDirectory() as scratch:
             exported = export_builder(CHECKPOINTS / checkpoint, Path(scratch))
-            ir.save(ir.load(exported), GRAPHS / f"{name}.onnx", external_data=None)
-        _clean(GRAPHS / f"{name}.onnx")
+            _clean(exported, GRAPHS / f"{name}.onnx")
 
 
-def _clean(path: Path) -> None:
-    """Drop stack traces and paths of the exporting machine; everything that a graph's meaning needs stays."""
+def _clean(path: Path, destination: Path) -> None:
+    """Put the weights into the graph's file; drop stack traces and paths of the exporting machine."""
     model = ir.load(path)
     for graph in (model.graph, *model.functions.values()):
         for node in graph.all_nodes():
@@ -271,8 +269,9 @@ def _clean(path: Path) -> None:
                 node.metadata_props.pop(key, None)
             node.doc_string = None
     for initializer in model.graph.initializers.values():
-        initializer.const_value = ir.Tensor(initializer.const_value.numpy(), name=initializer.name)
-    ir.save(model, path)
+        values = initializer.const_value.numpy().copy()
+        initializer.const_value = ir.Tensor(values, name=initializer.name)
+    ir.save(model, destination)
 
 
 def check_graphs() -> None:
