@@ -1,6 +1,7 @@
 """Read an ONNX model from an untrusted file: graph in memory, weights left on disk as MappedTensors."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -33,6 +34,8 @@ def load_model(path: Path) -> ir.Model:
         raise _not_onnx(path, "it has no graph")
     if not proto.opset_import:
         raise _not_onnx(path, "it imports no operator set")
+    for tensor in _external_tensors(proto):
+        _check_entries(tensor, path)
     try:
         model = ir.from_proto(proto)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -65,6 +68,35 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor of a model, subgraphs and functions included, whose data is in another file."""
+    graphs = [proto.graph]
+    nodes = [node for function in proto.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            nodes.extend(graph.node)
+            yield from (tensor for tensor in graph.initializer if tensor.external_data)
+        for node in nodes:
+            for attribute in node.attribute:
+                yield from (tensor for tensor in (attribute.t, *attribute.tensors) if tensor.external_data)
+                graphs.extend(attribute.graphs)
+                if attribute.HasField("g"):
+                    graphs.append(attribute.g)
+        nodes = []
+
+
+def _check_entries(tensor: onnx.TensorProto, path: Path) -> None:
+    for entry in tensor.external_data:
+        is_number = entry.value.isascii() and entry.value.isdigit() and len(entry.value) < 20
+        if entry.key in {"offset", "length"} and not is_number:
+            raise GraphError(
+                f"{path}: initializer '{tensor.name}' has external data with {entry.key} "
+                f"{entry.value!r}; a number of "
+                "bytes is expected"
+            )
 
 
 class _Binder:
