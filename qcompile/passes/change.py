@@ -45,7 +45,7 @@ def apply_change(context: PassContext, result: PassResult, change: Change) -> bo
     refusal = _refusal(context, result, change)
     if refusal:
         result.rejected.append(Rejection(node_label(change.root), change.rule, f"rolled back: {refusal}"))
-        _detach(change.rewrite.new_nodes)
+        detach(change.rewrite.new_nodes)
         return False
     _replace(context, change)
     result.rewrites += 1
@@ -128,7 +128,7 @@ def _spec_mismatch(analysis: Analysis, old: ir.Value, new: ir.Value) -> str:
     return ""
 
 
-def _detach(nodes: Sequence[ir.Node]) -> None:
+def detach(nodes: Sequence[ir.Node]) -> None:
     """Disconnect nodes that were never inserted, so that they do not count as users of their inputs."""
     for node in nodes:
         for index in range(len(node.inputs)):

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from qcompile.functions import DOMAIN
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
-from qcompile.passes.change import finish_rewrites, named_constant, node_label
+from qcompile.passes.change import detach, finish_rewrites, named_constant, node_label
 from qcompile.passes.lower_to_ort import MICROSOFT
 from qcompile.passes.proof import Prover, Rewrite
 from qcompile.tensors import StreamedTensor
@@ -24,6 +24,7 @@ ACCURACY_LEVEL = 4
 # Activations rounded to 8 bits per block of the kernel: half a step of 1/127 of the largest, averaged over a dot product.
 MAX_RELATIVE_ERROR = 2e-2
 _ZERO_POINT = 128
+_PROVED_ROWS = 1024
 
 
 class LowerWeightsToOrt(Pass):
@@ -46,34 +47,66 @@ class LowerWeightsToOrt(Pass):
 def _lower_linear(context: PassContext, result: PassResult, node: ir.Node) -> None:
     result.matches += 1
     x, weight, scales = node.inputs
+    assert x is not None
     assert weight is not None
-    assert weight.const_value is not None
-    num_outputs, num_inputs = (int(d) for d in weight.const_value.shape.numpy())
+    assert scales is not None
     block_size = node.attributes["block_size"].as_int()
-    stored = _unsigned(weight, num_outputs, num_inputs // block_size, block_size)
-    attributes = {"K": num_inputs, "N": num_outputs, "bits": 8, "block_size": block_size}
-    attributes["accuracy_level"] = ACCURACY_LEVEL
-    kernel = ir.node("MatMulNBits", [x, stored, scales], attributes, domain=MICROSOFT, name=node.name)
-    kernel.outputs[0].type, kernel.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-    rewrite = Rewrite([node], node.outputs, [kernel], kernel.outputs)
     if context.prover is not None:
-        proof = Prover(context.prover.seed, MAX_RELATIVE_ERROR).prove(rewrite, context.analysis)
-        if not proof.holds:
-            result.rejected.append(Rejection(node_label(node), "MatMulNBits", f"rolled back: {proof.reason}"))
-            kernel.replace_input_with(0, None)
+        few = [_first_rows(value) for value in (weight, scales)]
+        old = ir.node("LinearW8", [x, *few], node.attributes, domain=DOMAIN)
+        new = _kernel(x, few[0], _unsigned(few[0], block_size), few[1], block_size)
+        prover = Prover(context.prover.seed, MAX_RELATIVE_ERROR)
+        if not _is_proved(Rewrite([old], old.outputs, [new], new.outputs), prover, context, result, node):
             return
-        result.proved += 1
-        result.max_error = max(result.max_error, proof.error)
+    stored = _unsigned(weight, block_size)
+    kernel = _kernel(x, weight, stored, scales, block_size)
+    kernel.name = node.name
     context.model.graph.register_initializer(stored)
-    context.analysis.alias(kernel.outputs[0], node.outputs[0])
     _replace(context, node, [kernel], kernel.outputs[0])
     result.rewrites += 1
 
 
-def _unsigned(weight: ir.Value, num_outputs: int, num_blocks: int, block_size: int) -> ir.Value:
+def _kernel(x: ir.Value, weight: ir.Value, stored: ir.Value, scales: ir.Value, block_size: int) -> ir.Node:
+    num_outputs, num_inputs = _matrix_shape(weight)
+    attributes = {"K": num_inputs, "N": num_outputs, "bits": 8, "block_size": block_size}
+    attributes["accuracy_level"] = ACCURACY_LEVEL
+    return ir.node("MatMulNBits", [x, stored, scales], attributes, domain=MICROSOFT)
+
+
+def _is_proved(rewrite: Rewrite, prover: Prover, context: PassContext, result: PassResult, node: ir.Node) -> bool:
+    """Prove a rewrite on nodes made for the purpose; disconnect them, count, and report a refusal."""
+    try:
+        proof = prover.prove(rewrite, context.analysis)
+    finally:
+        detach([*rewrite.old_nodes, *rewrite.new_nodes])
+    if not proof.holds:
+        result.rejected.append(Rejection(node_label(node), LowerWeightsToOrt.name, f"rolled back: {proof.reason}"))
+        return False
+    result.proved += 1
+    result.max_error = max(result.max_error, proof.error)
+    return True
+
+
+def _first_rows(value: ir.Value) -> ir.Value:
+    """Return a constant with the first rows of a weight: output rows are independent, these stand for all."""
+    assert value.const_value is not None
+    array = rows_of(value.const_value, 0, min(_PROVED_ROWS, int(value.const_value.shape[0])))  # type: ignore[call-overload]
+    tensor = ir.tensor(np.ascontiguousarray(array))
+    return ir.Value(name=f"{value.name}.first", type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+
+
+def _matrix_shape(value: ir.Value) -> tuple[int, int]:
+    assert value.const_value is not None
+    rows, columns = (int(d) for d in value.const_value.shape.numpy())
+    return rows, columns
+
+
+def _unsigned(weight: ir.Value, block_size: int) -> ir.Value:
     """Return uint8 [N, blocks, block_size] = q + 128, the kernel's storage with its default zero point."""
     tensor = weight.const_value
     assert tensor is not None
+    num_outputs, num_inputs = _matrix_shape(weight)
+    num_blocks = num_inputs // block_size
 
     def rows(start: int, stop: int) -> np.ndarray:
         signed = rows_of(tensor, start, stop)
@@ -101,22 +134,36 @@ def _lower_tied_head(context: PassContext, result: PassResult, node: ir.Node) ->
     if table is None or x is None or specs is None or len(specs[0].shape) != 3:
         return
     result.matches += 1
-    graph = context.model.graph
-    vocabulary, hidden = (int(d) for d in table.const_value.shape.numpy())  # type: ignore[union-attr]
-    flat = named_constant(graph, f"shape.restx{hidden}", np.array([-1, hidden], dtype=np.int64))
-    rows = ir.node("Reshape", [x, flat], name=f"{node.name}.rows")
-    gemm = ir.node("Gemm", [rows.outputs[0], table], {"transB": 1}, name=node.name)
-    leading = ir.node("Shape", [x], {"start": 0, "end": 2}, name=f"{node.name}.leading")
-    last = named_constant(graph, f"dim.{vocabulary}", np.array([vocabulary], dtype=np.int64))
-    shape = ir.node("Concat", [leading.outputs[0], last], {"axis": 0}, name=f"{node.name}.shape")
-    logits = ir.node("Reshape", [gemm.outputs[0], shape.outputs[0]], name=f"{node.name}.logits")
-    logits.outputs[0].type, logits.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-    context.analysis.alias(logits.outputs[0], node.outputs[0])
-    _replace(context, node, [rows, gemm, leading, shape, logits], logits.outputs[0])
+    if context.prover is not None:
+        few = _first_rows(table)
+        transpose = ir.node("Transpose", [few], {"perm": [1, 0]})
+        matmul = ir.node("MatMul", [x, transpose.outputs[0]])
+        new = _gemm(context.model.graph, x, few)
+        rewrite = Rewrite([transpose, matmul], matmul.outputs, new, new[-1].outputs)
+        if not _is_proved(rewrite, context.prover, context, result, node):
+            return
+    nodes = _gemm(context.model.graph, x, table)
+    for new_node in nodes:
+        new_node.name = node.name if new_node.op_type == "Gemm" else f"{node.name}.{new_node.op_type}"
+    _replace(context, node, nodes, nodes[-1].outputs[0])
     result.rewrites += 1
 
 
+def _gemm(graph: ir.Graph, x: ir.Value, table: ir.Value) -> list[ir.Node]:
+    """Return the nodes of x @ table^T; Gemm takes matrices only. The last node gives [B, S, V]."""
+    vocabulary, hidden = _matrix_shape(table)
+    flat = named_constant(graph, f"shape.restx{hidden}", np.array([-1, hidden], dtype=np.int64))
+    split = named_constant(graph, f"dim.{vocabulary}", np.array([vocabulary], dtype=np.int64))
+    rows = ir.node("Reshape", [x, flat])
+    gemm = ir.node("Gemm", [rows.outputs[0], table], {"transB": 1})
+    leading = ir.node("Shape", [x], {"start": 0, "end": 2})
+    shape = ir.node("Concat", [leading.outputs[0], split], {"axis": 0})
+    return [rows, gemm, leading, shape, ir.node("Reshape", [gemm.outputs[0], shape.outputs[0]])]
+
+
 def _replace(context: PassContext, node: ir.Node, new_nodes: list[ir.Node], output: ir.Value) -> None:
-    graph = context.model.graph
+    graph, old = context.model.graph, node.outputs[0]
+    output.type, output.shape = old.type, old.shape
+    context.analysis.alias(output, old)
     ir.convenience.replace_nodes_and_values(graph, node, [node], new_nodes, node.outputs, [output])
     graph.opset_imports.setdefault(MICROSOFT, 1)
