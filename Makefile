@@ -1,0 +1,85 @@
+# Everything a developer types. `make` alone lists the targets.
+#
+#   PYTHON  interpreter that makes the virtual environment (3.10 or newer)
+#   VENV    where it lives
+#   TORCH   what pip installs for the tests against transformers; on a machine whose index serves CUDA builds by
+#           default, name a CPU build: make test TORCH='torch==2.13.0+cpu'
+#   JOBS    pytest processes
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+JOBS ?= 2
+RECIPE := qwen2.5-coder-0.5b-instruct
+
+BIN := $(VENV)/bin
+CORE := $(VENV)/.installed-core
+DEV := $(VENV)/.installed-dev
+OPTIMUM_VENV := .venv-optimum
+OPTIMUM := $(OPTIMUM_VENV)/.installed
+PIP := -m pip install --quiet --disable-pip-version-check
+CODE := qcompile tests examples benchmarks models
+export PIP_NO_INPUT := 1
+
+.PHONY: help venv check test test-real test-ascend demo bench fmt clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.10 or newer found; install one or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Without torch: this is all that a user of the compiler needs.
+$(CORE): pyproject.toml | $(BIN)/python
+	$(BIN)/python $(PIP) -e .
+	@touch $@
+
+# torch first and by exact version, so that no later requirement can pull a build with gigabytes of CUDA.
+$(DEV): pyproject.toml | $(BIN)/python
+	$(BIN)/python $(PIP) $(TORCH)
+	$(BIN)/python $(PIP) -e '.[dev,torch,eval]'
+	@touch $(CORE) $@
+
+# Optimum pins an older transformers than the tests use, so its exporter has an environment of its own.
+$(OPTIMUM):
+	@test -x $(OPTIMUM_VENV)/bin/python || $(PYTHON) -m venv $(OPTIMUM_VENV)
+	$(OPTIMUM_VENV)/bin/python $(PIP) $(TORCH)
+	$(OPTIMUM_VENV)/bin/python $(PIP) 'optimum-onnx[onnxruntime]'
+	@touch $@
+
+venv: $(DEV)  ## make .venv with everything the tests need
+
+demo: $(CORE)  ## export, optimize, verify and generate on a small model (no torch)
+	$(BIN)/python -m examples.demo
+
+check: $(DEV)  ## ruff, ruff format --check, mypy
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+test: check  ## all checks, then every test that needs no device and no downloaded model
+	$(BIN)/python -m pytest -n $(JOBS) -m "not real and not ascend"
+
+test-real: $(DEV) $(OPTIMUM)  ## fetch the real 0.5B model and run the whole path on it
+	$(BIN)/qcompile fetch $(RECIPE)
+	QCOMPILE_OPTIMUM_PYTHON=$(CURDIR)/$(OPTIMUM_VENV)/bin/python $(BIN)/python -m pytest -m real -rA --durations=0 tests/real
+
+test-ascend: $(DEV)  ## tests that need an Ascend NPU with CANN
+	$(BIN)/python -m pytest -m ascend
+
+bench: $(DEV)  ## the measurements of benchmarks/, as tables and JSON in out/bench
+	@mkdir -p out/bench
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+fmt: $(DEV)  ## format and repair what ruff can
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+clean:  ## remove environments and generated files
+	rm -rf $(VENV) $(OPTIMUM_VENV) out build qcompile.egg-info .mypy_cache .ruff_cache .pytest_cache
