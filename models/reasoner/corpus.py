@@ -59,7 +59,8 @@ def solved(
     if workers == 1:
         parts = [make(seeds[0])]
     else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        # fork: a spawned worker would import torch again, which takes longer than its share of the work
+        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
             parts = list(pool.map(make, seeds))
     flat, lengths, prompts = (np.concatenate(column) for column in zip(*parts, strict=True))
     return in_batches(flat, lengths, prompts, batch_size=batch_size, seed=seed)

@@ -1,160 +1,188 @@
-"""The whole training of the bundled model inside limited time on one GPU.
+"""The whole training of the bundled model inside limited time on one GPU, in one process.
 
-    python -m models.reasoner.schedule probe --work W            # a few steps of each stage: does it run, how fast
-    python -m models.reasoner.schedule sft --work W --seconds 450      # teacher and student SFT, side by side
-    python -m models.reasoner.schedule distill --work W --seconds 280  # student from the teacher
-    python -m models.reasoner.schedule grpo --work W --seconds 200
-    python -m models.reasoner.schedule score --work W --out results/   # all student checkpoints, both test sets
-    python -m models.reasoner.schedule pack --work W --stages grpo --out results/ --part-mb 15
+    python -m models.reasoner.schedule base --work W --out R --seconds 560   # SFT of both, distillation, scores
+    python -m models.reasoner.schedule grpo --work W --out R --seconds 400 --source weights   # reinforcement learning
 
-Every stage is its own process (`models.reasoner.train`); what it did is in W/STAGE/log.txt and steps.jsonl. The number
-of steps follows from the step time that the probe measured, so that the learning rate reaches its end in time.
+A second process makes the training rows meanwhile. Weights leave in parts of 15 MiB (R/NAME.safetensors.0, .1), logs and
+scores as JSON, after every stage, so that an interruption loses no finished stage. `--join R` puts parts together.
 """
 
 import argparse
+import gc
 import json
 import os
-import shutil
-import statistics
 import subprocess
 import sys
 import time
+import traceback
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-STUDENT_SFT_STEPS = 900
-_PROBE_STEPS = {"teacher-sft": 24, "student-sft": 24, "student-distill": 16, "student-grpo": 4}
-_SAFETY = 0.94
+from models.reasoner.settings import Settings
 
-
-def start(recipe: str, out: Path, *overrides: str) -> "subprocess.Popen[bytes]":
-    """One training stage as a process; its output goes to OUT/log.txt."""
-    out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "models.reasoner.train", recipe, "--out", str(out)]
-    command += [text for override in overrides for text in ("--set", override)]
-    environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with (out / "log.txt").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+STEPS = {"student-sft": 900, "teacher-sft": 1900, "student-distill": 1000}
+_FOLDERS = {"student-sft": "sft", "teacher-sft": "teacher", "student-distill": "distill", "student-grpo": "grpo"}
+_PART_BYTES = 15 << 20
+_START = time.monotonic()
 
 
-def finish(process: "subprocess.Popen[bytes]", out: Path) -> None:
-    """Wait; on failure show the end of the log and stop everything."""
-    code = process.wait()
-    log = (out / "log.txt").read_text(errors="replace").splitlines()
-    print(f"[{time.strftime('%H:%M:%S')}] {out.name}: exit {code}; " + " | ".join(log[-1:])[:300], flush=True)
-    if code:
-        print("\n".join(log[-40:]), flush=True)
-        raise SystemExit(code)
+def _say(text: str) -> None:
+    print(f"[{time.monotonic() - _START:6.1f} s] {text}", flush=True)
 
 
-def seconds_per_step(out: Path) -> float:
-    """Median time between the later steps."""
+def make_rows(work: Path) -> None:
+    """Write the rows of the three supervised stages, in the order in which they are needed."""
+    from models.reasoner import corpus
+
+    for recipe, steps in STEPS.items():
+        settings = Settings.load(recipe, [])
+        rows = corpus.solved(
+            steps * settings.batch_size,
+            seed=settings.seed,
+            hard_share=settings.hard_share,
+            batch_size=settings.batch_size,
+            tokenizer_from="student",
+        )
+        temporary = work / "rows" / f"{recipe}.tmp"
+        rows.save_to_disk(str(temporary))
+        temporary.rename(work / "rows" / recipe)
+        _say(f"rows for {recipe}: {len(rows)}")
+
+
+def _await_rows(work: Path, recipe: str, producer: "subprocess.Popen[bytes]") -> str:
+    path = work / "rows" / recipe
+    while not path.exists():
+        if producer.poll() not in (None, 0):
+            raise SystemExit(f"the process that makes the rows ended with {producer.returncode}")
+        time.sleep(0.2)
+    return str(path)
+
+
+def _stage(recipe: str, work: Path, overrides: dict[str, Any]) -> Path:
+    """Run one stage in this process and free what it held."""
+    import torch
+
+    from models.reasoner.train import train
+
+    out = work / _FOLDERS[recipe]
+    model = train(replace(Settings.load(recipe, []), **overrides), out)
+    gc.collect()
+    torch.cuda.empty_cache()
     steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
-    times = [step["seconds"] for step in steps if "train_runtime" not in step]
-    times = times[len(times) // 2 - 1 :]
-    return statistics.median(b - a for a, b in zip(times, times[1:], strict=False))
+    marks = steps[:: max(1, len(steps) // 5)] + steps[-2:-1]
+    keys = ("loss", "mean_token_accuracy", "kl", "reward", "rewards/accuracy_reward/mean", "completions/mean_length")
+    for step in marks:
+        shown = {key.rpartition("/")[0] or key: round(step[key], 4) for key in keys if key in step}
+        _say(f"{recipe} step {step['step']} at {step['seconds']:.0f} s: {shown}")
+    return model
 
 
-def probe(work: Path) -> None:
-    """Run a few steps of each stage at full batch size and write their times to WORK/probe.json."""
-    shutil.rmtree(work / "probe", ignore_errors=True)
-    times: dict[str, float] = {}
-    base = work / "probe"
-    for recipe, steps in _PROBE_STEPS.items():
-        out = base / recipe
-        overrides = [f"steps={steps}", "warmup=4"]
-        if recipe in ("student-distill", "student-grpo"):
-            overrides.append(f"model={base / 'student-sft' / 'model'}")
-        if recipe == "student-distill":
-            overrides += [f"teacher={base / 'teacher-sft' / 'model'}", "answers=512"]
-        begin = time.monotonic()
-        finish(start(recipe, out, *overrides), out)
-        times[recipe] = seconds_per_step(out)
-        print(f"{recipe}: {times[recipe]:.3f} s a step, {time.monotonic() - begin:.0f} s in all", flush=True)
-    (work / "probe.json").write_text(json.dumps(times, indent=1))
+def _score(directory: Path, results: dict[str, Any], out: Path) -> None:
+    import torch
+
+    from models.reasoner.architectures import load_model, load_tokenizer
+    from models.reasoner.score import score, show
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load_model(directory), load_tokenizer(directory)
+    name = directory.parent.name
+    results[name] = [score(model, tokenizer, test, device=device) for test in ("test", "test_hard")]
+    for entry in results[name]:
+        _say(show(name, entry))
+    (out / "scores.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def sft(work: Path, seconds: float) -> None:
-    """Teacher and student side by side, so that one fills the gaps of the other."""
-    times = json.loads((work / "probe.json").read_text())
-    spare = seconds - 45 - STUDENT_SFT_STEPS * times["student-sft"]
-    steps = int(_SAFETY * spare / times["teacher-sft"])
-    print(f"sft: student {STUDENT_SFT_STEPS} steps, teacher {steps} steps", flush=True)
-    teacher = start("teacher-sft", work / "teacher", f"steps={steps}", f"limit_s={seconds - 25}")
-    student = start("student-sft", work / "sft", f"steps={STUDENT_SFT_STEPS}", f"limit_s={seconds - 25}")
-    finish(student, work / "sft")
-    finish(teacher, work / "teacher")
-
-
-def distill(work: Path, seconds: float) -> None:
-    """The student learns from the teacher's logits and checked answers."""
-    times = json.loads((work / "probe.json").read_text())
-    steps = int(_SAFETY * (seconds - 75) / times["student-distill"])
-    overrides = [f"model={work / 'sft' / 'model'}", f"teacher={work / 'teacher' / 'model'}", f"steps={steps}"]
-    print(f"distill: {steps} steps", flush=True)
-    out = work / "distill"
-    finish(start("student-distill", out, *overrides, f"limit_s={seconds - 20}"), out)
-
-
-def grpo(work: Path, seconds: float, source: str, name: str, overrides: list[str]) -> None:
-    """Reinforcement learning from the distilled student."""
-    times = json.loads((work / "probe.json").read_text())
-    steps = int(_SAFETY * (seconds - 30) / times["student-grpo"])
-    out = work / name
-    print(f"{name}: at most {steps} steps", flush=True)
-    settings = [f"model={work / source / 'model'}", f"steps={steps}", f"limit_s={seconds - 15}", *overrides]
-    finish(start("student-grpo", out, *settings), out)
-
-
-def score(work: Path, out: Path) -> None:
-    """Score every student that is there, and the teacher."""
-    out.mkdir(parents=True, exist_ok=True)
-    found = [work / name / "model" for name in ("teacher", "sft", "distill", "grpo", "grpo2")]
-    command = [sys.executable, "-m", "models.reasoner.score", *(str(path) for path in found if path.exists())]
-    subprocess.run([*command, "--out", str(out / "scores.json")], check=True)
-
-
-def pack(work: Path, out: Path, stages: list[str], part_mb: int) -> None:
-    """Copy weights in parts and the logs, for transports that limit the size of a file."""
-    out.mkdir(parents=True, exist_ok=True)
-    size = part_mb << 20
+def pack(work: Path, out: Path, stages: tuple[str, ...]) -> None:
+    """Copy weights in parts, and all logs, to `out`."""
     for stage in stages:
         content = (work / stage / "model" / "model.safetensors").read_bytes()
-        for index, offset in enumerate(range(0, len(content), size)):
-            (out / f"{stage}.safetensors.{index}").write_bytes(content[offset : offset + size])
-    logs = {
-        path.parent.name: {
-            "config": (path.parent / "model" / "config.json").read_text() if (path.parent / "model").exists() else "",
-            "steps": path.read_text(),
-            "log": (path.parent / "log.txt").read_text(errors="replace"),
-        }
-        for path in sorted(work.glob("*/steps.jsonl"))
-    }
+        for index, offset in enumerate(range(0, len(content), _PART_BYTES)):
+            (out / f"{stage}.safetensors.{index}").write_bytes(content[offset : offset + _PART_BYTES])
+    logs = {}
+    for path in sorted(work.glob("*/steps.jsonl")):
+        config = path.parent / "model" / "config.json"
+        logs[path.parent.name] = {"steps": path.read_text(), "config": config.read_text() if config.exists() else ""}
     (out / "logs.json").write_text(json.dumps(logs))
+
+
+def join(parts: Path, work: Path, template: Path) -> None:
+    """Put the parts in `parts` together as WORK/STAGE/model, with the small files of `template`."""
+    for first in sorted(parts.glob("*.safetensors.0")):
+        stage = first.name.partition(".")[0]
+        directory = work / stage / "model"
+        directory.mkdir(parents=True, exist_ok=True)
+        content = b"".join(path.read_bytes() for path in sorted(parts.glob(f"{stage}.safetensors.*")))
+        (directory / "model.safetensors").write_bytes(content)
+        for path in template.iterdir():
+            if path.suffix in (".json", ".jinja"):
+                (directory / path.name).write_bytes(path.read_bytes())
+
+
+def base(work: Path, out: Path, seconds: float) -> None:
+    """Student SFT, teacher SFT, distillation, then GRPO for the time that is left."""
+    (work / "rows").mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "models.reasoner.schedule", "rows", "--work", str(work)]
+    producer = subprocess.Popen(command, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"})
+    results: dict[str, Any] = {}
+    rows = _await_rows(work, "student-sft", producer)
+    sft = _stage("student-sft", work, {"rows": rows, "steps": STEPS["student-sft"], "limit_s": 150.0})
+    pack(work, out, ("sft",))
+    rows = _await_rows(work, "teacher-sft", producer)
+    teacher = _stage("teacher-sft", work, {"rows": rows, "steps": STEPS["teacher-sft"], "limit_s": 210.0})
+    _score(sft, results, out)
+    _score(teacher, results, out)
+    rows = _await_rows(work, "student-distill", producer)
+    left = seconds - (time.monotonic() - _START)
+    overrides = {"rows": rows, "model": str(sft), "teacher": str(teacher), "steps": STEPS["student-distill"]}
+    distilled = _stage("student-distill", work, overrides | {"limit_s": left - 50})
+    pack(work, out, ("sft", "distill"))
+    _score(distilled, results, out)
+    left = seconds - (time.monotonic() - _START)
+    if left > 50:
+        _stage("student-grpo", work, {"model": str(distilled), "steps": 40, "limit_s": left - 40})
+        pack(work, out, ("sft", "distill"))
+        _score(work / "grpo" / "model", results, out)
+
+
+def grpo(work: Path, out: Path, seconds: float, source: Path, overrides: list[str]) -> None:
+    """Reinforcement learning from a finished student; both are scored."""
+    results: dict[str, Any] = {}
+    own = Settings.load("student-grpo", overrides)
+    changed = {name: getattr(own, name) for name in Settings.__dataclass_fields__}
+    changed |= {"model": str(source), "limit_s": seconds - 45 - (time.monotonic() - _START)}
+    model = _stage("student-grpo", work, changed)
+    pack(work, out, ("grpo",))
+    _score(model, results, out)
 
 
 def main() -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Train the bundled model within limited time.")
-    parser.add_argument("action", choices=("probe", "sft", "distill", "grpo", "score", "pack"))
+    parser.add_argument("action", choices=("base", "grpo", "rows", "join"))
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--stages", default="", help="comma-separated, for pack")
-    parser.add_argument("--source", default="distill", help="grpo: the stage to start from")
-    parser.add_argument("--name", default="grpo", help="grpo: the name of the stage")
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
-    parser.add_argument("--part-mb", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=560)
+    parser.add_argument("--source", type=Path, help="grpo: the model to start from")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    actions = {
-        "probe": lambda: probe(options.work),
-        "sft": lambda: sft(options.work, options.seconds),
-        "distill": lambda: distill(options.work, options.seconds),
-        "grpo": lambda: grpo(options.work, options.seconds, options.source, options.name, options.overrides),
-        "score": lambda: score(options.work, options.out),
-        "pack": lambda: pack(options.work, options.out, [s for s in options.stages.split(",") if s], options.part_mb),
-    }
-    actions[options.action]()
+    for directory in (options.work, options.out):
+        directory.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    try:
+        if options.action == "base":
+            base(options.work, options.out, options.seconds)
+        elif options.action == "grpo":
+            grpo(options.work, options.out, options.seconds, options.source, options.overrides)
+        elif options.action == "rows":
+            make_rows(options.work)
+        else:
+            join(options.out, options.work, Path(__file__).parent / "weights")
+    except Exception:
+        traceback.print_exc()
+        if options.action in ("base", "grpo"):
+            pack(options.work, options.out, ())
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

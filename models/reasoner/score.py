@@ -57,6 +57,15 @@ def score(model: Any, tokenizer: Any, name: str, *, device: Any, max_new_tokens:
     }
 
 
+def show(name: str, entry: dict[str, Any]) -> str:
+    """One line of a score."""
+    low, high = entry["interval"]
+    return (
+        f"{name} {entry['set']}: correct {entry['correct']}/{entry['cases']} [{low:.3f}, {high:.3f}], "
+        f"format {entry['format']}, cut off {entry['cut_off']}, {entry['by_type']}"
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Score checkpoints on the two test sets.")
@@ -71,12 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         model = load_model(directory)
         results[str(directory)] = [score(model, tokenizer, name, device=device) for name in ("test", "test_hard")]
         for entry in results[str(directory)]:
-            low, high = entry["interval"]
-            print(
-                f"{directory} {entry['set']}: correct {entry['correct']}/{entry['cases']} [{low:.3f}, {high:.3f}], "
-                f"format {entry['format']}, cut off {entry['cut_off']}, {entry['by_type']}",
-                flush=True,
-            )
+            print(show(str(directory), entry), flush=True)
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -16,6 +16,7 @@ class Settings:
         stage: sft, distill or grpo.
         model: A directory in Hugging Face form, or student, teacher, micro for a new model.
         teacher: distill: the teacher's directory.
+        rows: A dataset saved earlier by `corpus.solved`; empty makes the rows first.
         steps: Optimizer steps. The learning rate follows them, so a time limit that strikes leaves it high.
         batch_size: Sequences per device and forward pass.
         accumulate: Forward passes per step; for GRPO the completions of a step are batch_size * accumulate.
@@ -32,6 +33,7 @@ class Settings:
     stage: str = "sft"
     model: str = "student"
     teacher: str = ""
+    rows: str = ""
     steps: int = 100
     batch_size: int = 512
     accumulate: int = 1

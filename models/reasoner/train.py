@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo
 from datasets import Dataset, concatenate_datasets
 
 from models.reasoner import corpus
@@ -83,18 +84,25 @@ def training_rows(settings: Settings, tokenizer: Any, teacher: Any) -> Dataset:
         return corpus.asked(count, seed=settings.seed, hard_share=settings.hard_share)
     count = settings.steps * settings.batch_size * settings.accumulate
     own = teacher_answers(settings, teacher, tokenizer) if settings.stage == "distill" else None
-    fresh = corpus.solved(
-        count - (len(own) if own is not None else 0),
-        seed=settings.seed,
-        hard_share=settings.hard_share,
-        batch_size=settings.batch_size,
-        tokenizer_from=settings.model,
-    )
+    fresh = _fresh_rows(settings, count - (len(own) if own is not None else 0))
     if own is None:
         return fresh
     rows = concatenate_datasets([fresh, own])
     batches = np.random.default_rng(settings.seed).permutation(len(rows) // settings.batch_size)
     return rows.select((batches[:, None] * settings.batch_size + np.arange(settings.batch_size)).ravel())
+
+
+def _fresh_rows(settings: Settings, count: int) -> Dataset:
+    if settings.rows:
+        rows = Dataset.load_from_disk(settings.rows)
+        return rows.select(range(min(count, len(rows))))
+    return corpus.solved(
+        count,
+        seed=settings.seed,
+        hard_share=settings.hard_share,
+        batch_size=settings.batch_size,
+        tokenizer_from=settings.model,
+    )
 
 
 def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
@@ -108,6 +116,7 @@ def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
     print(f"{settings.stage}: {num_parameters(model) / 1e6:.2f}M parameters, {len(rows)} rows", flush=True)
     print(f"Total parameters: {model.num_parameters() / 1e9:.2f}B; data took {time.monotonic() - start:.1f} s", flush=True)
     if settings.compile_layers:
+        torch._dynamo.config.recompile_limit = 64  # teacher and student, with and without gradients
         for layer in [*model.model.layers, *(teacher.model.layers if teacher is not None else ())]:
             layer.compile(dynamic=True)
     if settings.stage == "grpo":
