@@ -108,6 +108,8 @@ def _fresh_rows(settings: Settings, count: int) -> Dataset:
 def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
     """Run a stage; returns the directory of the trained model."""
     out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        (out / "steps.jsonl").unlink(missing_ok=True)
     start = time.monotonic()
     tokenizer = load_tokenizer(settings.model)
     model = load_model(settings.model, seed=settings.seed)
