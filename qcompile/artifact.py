@@ -190,6 +190,30 @@ class ArtifactWriter:
         verification: dict[str, Any] | None = None,
     ) -> Manifest:
         """Write the manifest and move the directory to its place."""
+        manifest = self.stage(
+            target=target,
+            shape=shape,
+            passes=passes,
+            quantization=quantization,
+            source=source,
+            config=config,
+            verification=verification,
+        )
+        self.publish()
+        return manifest
+
+    def stage(
+        self,
+        *,
+        target: str,
+        shape: ModelShape,
+        passes: tuple[dict[str, Any], ...] = (),
+        quantization: dict[str, Any] | None = None,
+        source: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
+        verification: dict[str, Any] | None = None,
+    ) -> Manifest:
+        """Write the manifest into the staging directory (`path`), so that the model can be tried before `publish`."""
         manifest = Manifest(
             target=target,
             model=shape,
@@ -205,8 +229,12 @@ class ArtifactWriter:
         text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n"
         with _as_artifact_error(self.directory):
             (self.path / MANIFEST_NAME).write_text(text, encoding="utf-8")
-            _move_into_place(self.path, self.directory)
         return manifest
+
+    def publish(self) -> None:
+        """Move the staged directory to its place."""
+        with _as_artifact_error(self.directory):
+            _move_into_place(self.path, self.directory)
 
 
 def _refuse_what_is_in_the_way(directory: Path) -> None:

@@ -1,0 +1,78 @@
+"""The `qcompile` command: finds the subcommand's module, runs it, and turns our errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+import warnings
+
+import click
+
+from qcompile import __version__
+from qcompile.errors import QCompileError
+
+COMMANDS: dict[str, str] = {
+    "export": "From a checkpoint to ONNX in a compiled-model directory.",
+    "fetch": "Download a recipe's checkpoint.",
+    "optimize": "Fuse, quantize and lower a model; every rewrite is proved.",
+    "verify": "Compare two models: logits and greedy tokens.",
+    "inspect": "Operators, parameters, inputs and outputs; two models side by side.",
+    "generate": "Generate text from prompts.",
+    "chat": "Talk with a model.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when it is asked for: `--help` and `generate` stay fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import the module of a command, or return None for an unknown name."""
+        if name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"qcompile.cli.{name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; QCompileError becomes one line and exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except QCompileError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            raise click.ClickException(" ".join(str(error).split())) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing half-written was left", err=True)
+            raise click.exceptions.Exit(130) from None
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qcompile")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Bring a trained Qwen onto Huawei Ascend, and onto any CPU with the same commands."""
+    if not debug:
+        warnings.simplefilter("ignore")
+
+
+def main() -> None:
+    """Entry point of the `qcompile` script."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+    cli(prog_name="qcompile")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""`qcompile optimize`: fuse, quantize and lower a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from qcompile.passes.registry import GROUPS, PASSES
+from qcompile.pipeline import VERIFY_LEVELS, OptimizeOptions, OptimizeReport, optimize
+from qcompile.target import TARGETS
+
+_SHOWN_REJECTIONS = 5
+
+
+@click.command("optimize", epilog=f"Groups: {', '.join(GROUPS)}. Passes: {', '.join(PASSES)}.")
+@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.option("--passes", default="fuse", show_default=True, help="Passes and groups, separated by commas.")
+@click.option("--skip", default="", help="Passes and groups to leave out.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to write  [default: MODEL-optimized, or MODEL-TARGET]")
+@click.option(
+    "--target", metavar="|".join(TARGETS), help="Where it will run  [default: ort; portable for bfloat16 models]"
+)
+@click.option(
+    "--verify",
+    type=click.Choice(VERIFY_LEVELS),
+    default="fast",
+    show_default=True,
+    help="fast proves every rewrite on the spot; full also compares the whole model, logits and 64 greedy tokens.",
+)
+@click.option("--strict", is_flag=True, help="Fail when a fusion fires less often than the model has places for.")
+@click.option("--surgery", metavar="FILE.py:FUNCTION", help="Run your onnx-graphsurgeon function first.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON.")
+@click.option("--dry-run", is_flag=True, help="Do everything but write the model.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def command(
+    model: Path,
+    passes: str,
+    skip: str,
+    output: Path | None,
+    target: str | None,
+    verify: str,
+    strict: bool,
+    surgery: str | None,
+    report: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Optimize MODEL, an .onnx file or a compiled-model directory, e.g. with --passes fuse,int8."""
+    options = OptimizeOptions(_names(passes), _names(skip), target, verify, strict, surgery, dry_run)
+    console = Console(highlight=False)
+    done = _run(model, output or _default_output(model, target), options)
+    if report is not None:
+        _write_json(report, done)
+    if as_json:
+        click.echo(json.dumps(done.record(), ensure_ascii=False))
+        return
+    render(done, console, dry_run=dry_run)
+
+
+def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> None:
+    """Print one row per pass that found something, then warnings and totals."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in ("pass", "matched", "rewritten", "proved", "largest error", "nodes", "seconds"):
+        table.add_column(column, justify="left" if column == "pass" else "right")
+    for result in done.results:
+        if not (result.rewrites or result.rejected):
+            continue
+        before, after = sum(result.ops_before.values()), sum(result.ops_after.values())
+        error = f"{result.max_error:.1e}" if result.proved else ""
+        cells = [result.matches, result.rewrites, result.proved or "", error, f"{before} → {after}"]
+        table.add_row(result.name, *map(str, cells), f"{result.seconds:.2f}")
+    console.print(table)
+    for result in done.results:
+        for rejection in result.rejected[:_SHOWN_REJECTIONS]:
+            console.print(Text(f"{result.name}: {rejection.node}: {rejection.reason}", style="dim"))
+    for warning in done.warnings:
+        console.print(Text(f"warning: {warning}", style="yellow"))
+    if done.agreement is not None:
+        console.print(f"whole model: {done.agreement.summary()}")
+    nodes = f"{sum(done.ops_before.values())} → {sum(done.ops_after.values())} nodes"
+    if dry_run:
+        console.print(f"dry run for target {done.target}: {nodes}; nothing was written", soft_wrap=True)
+    else:
+        size = f"{done.size_bytes / 1e6:.1f} MB"
+        console.print(Text(f"{done.output}: target {done.target}, {nodes}, {size}"), soft_wrap=True)
+
+
+def _run(model: Path, output: Path, options: OptimizeOptions) -> OptimizeReport:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def say(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        return optimize(model, output, options, say)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _default_output(model: Path, target: str | None) -> Path:
+    """Return a sibling: `qwen/` -> `qwen-ort/`, `qwen/model.onnx` -> `qwen/model-ort/`."""
+    model = Path(os.path.abspath(model))
+    return model.with_name(f"{model.stem if model.is_file() else model.name}-{target or 'optimized'}")
+
+
+def _write_json(path: Path, done: OptimizeReport) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(done.record(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise click.ClickException(f"{path}: the report cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,43 @@
+"""`qcompile verify`: compare two models, logits and greedy tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from qcompile.artifact import find_graph
+from qcompile.verify import NUM_TOKENS, compare_directories
+
+
+@click.command("verify")
+@click.argument("reference", type=click.Path(path_type=Path, exists=True))
+@click.argument("other", type=click.Path(path_type=Path, exists=True))
+@click.option("--tokens", default=NUM_TOKENS, show_default=True, type=click.IntRange(1, 4096), help="Per prompt.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random prompts.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(reference: Path, other: Path, tokens: int, seed: int, as_json: bool) -> None:
+    """Compare OTHER with REFERENCE on the same tokens; exit code 1 when they differ by more than rounding.
+
+    A quantized model is held to the limits for quantized weights: greedy agreement and mean KL.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def say(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        agreement = compare_directories(reference, other, num_tokens=tokens, seed=seed, say=say)
+    manifests = [find_graph(path)[1] for path in (reference, other)]
+    quantized = any(m is not None and m.quantization for m in manifests)
+    holds = agreement.holds(quantized=quantized)
+    if as_json:
+        click.echo(json.dumps({**agreement.record(), "holds": holds, "quantized": quantized}))
+    else:
+        click.echo(f"{'agree' if holds else 'DIFFER'}: {agreement.summary()}")
+    if not holds:
+        raise click.exceptions.Exit(1)

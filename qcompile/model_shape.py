@@ -1,0 +1,56 @@
+"""What kind of decoder a graph is: from its manifest, a config.json beside it, or its own inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompile.errors import GraphError
+from qcompile.model_config import ModelConfig
+from qcompile.runtime.manifest import Manifest, ModelShape
+
+DEFAULT_MAX_POSITION = 32768
+
+
+def describe_model(model: ir.Model, directory: Path, manifest: Manifest | None) -> tuple[ModelShape, dict[str, Any]]:
+    """Return the model's shape and its config words.
+
+    Raises:
+        ExportError: There is a config.json and it is damaged or describes a model qcompile does not know.
+        GraphError: There is neither manifest nor config.json, and the graph is not a decoder with a KV cache.
+    """
+    if manifest is not None:
+        return manifest.model, manifest.config
+    if (directory / "config.json").is_file():
+        config = ModelConfig.from_file(directory / "config.json")
+        return config.shape(), config.to_dict()
+    return _from_graph(model), {}
+
+
+def _from_graph(model: ir.Model) -> ModelShape:
+    caches = [v for v in model.graph.inputs if (v.name or "").startswith("past_key_values.")]
+    keys = [v for v in caches if (v.name or "").endswith(".key") and v.shape is not None and len(v.shape) == 4]
+    logits = next((v for v in model.graph.outputs if v.name == "logits" and v.shape is not None), None)
+    if not keys or logits is None or logits.shape is None:
+        names = ", ".join(v.name or "?" for v in (*model.graph.inputs, *model.graph.outputs))
+        raise GraphError(
+            f"graph '{model.graph.name}' has {names}: a decoder has past_key_values.{{i}}.key|value and logits; "
+            "export it with its KV cache"
+        )
+    _, kv_heads, _, head_dim = keys[0].shape or ()
+    vocabulary = logits.shape[-1]
+    if not all(isinstance(d, int) for d in (kv_heads, head_dim, vocabulary)):
+        raise GraphError(
+            f"'{keys[0].name}' {keys[0].shape} or logits {logits.shape}: heads, head size and vocabulary must be numbers"
+        )
+    return ModelShape(
+        model_type="unknown",
+        vocab_size=int(vocabulary),  # type: ignore[arg-type]
+        num_hidden_layers=len(keys),
+        num_attention_heads=int(kv_heads),  # type: ignore[arg-type]
+        num_key_value_heads=int(kv_heads),  # type: ignore[arg-type]
+        head_dim=int(head_dim),  # type: ignore[arg-type]
+        max_position_embeddings=DEFAULT_MAX_POSITION,
+    )

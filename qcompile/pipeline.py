@@ -1,0 +1,230 @@
+"""Optimize one model: the phases in order, each pass timed, proved and recorded.
+
+    surgery -> clean -> canonicalize -> fuse -> quantize -> lower -> clean
+
+What is written is complete or absent, and its manifest lists every pass with what it did and refused.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompile.artifact import ArtifactWriter, find_graph, load_model
+from qcompile.errors import PassError, UnsupportedOpError, VerifyError
+from qcompile.fusion_counts import expected_counts, missing_fusions
+from qcompile.model_shape import describe_model
+from qcompile.passes import registry
+from qcompile.passes.base import Pass, PassContext, PassResult, op_histogram
+from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
+from qcompile.passes.proof import Prover
+from qcompile.runtime.manifest import Manifest, ModelShape
+from qcompile.surgeon import apply_surgery
+from qcompile.target import Target, default_target, target_named
+from qcompile.verify import Agreement, compare_directories
+
+VERIFY_LEVELS = ("off", "fast", "full")
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class OptimizeOptions:
+    """What to do to a model.
+
+    Attributes:
+        passes: Names of passes and groups.
+        skip: Names of passes and groups to leave out.
+        target: A target's name, or None for the default of the model's dtype.
+        verify: ``off``: no checks. ``fast``: every rewrite is proved. ``full``: and the whole model is compared.
+        strict: Fail when fewer fusions fire than the model has places for.
+        surgery: `file.py:function` to run first.
+        dry_run: Do everything but write.
+    """
+
+    passes: tuple[str, ...] = ("fuse",)
+    skip: tuple[str, ...] = ()
+    target: str | None = None
+    verify: str = "fast"
+    strict: bool = False
+    surgery: str | None = None
+    dry_run: bool = False
+
+
+@dataclass
+class OptimizeReport:
+    """What happened: one result per pass, and what the model looks like before and after."""
+
+    source: str
+    output: str
+    target: str
+    results: list[PassResult] = field(default_factory=list)
+    expected: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    ops_before: dict[str, int] = field(default_factory=dict)
+    ops_after: dict[str, int] = field(default_factory=dict)
+    agreement: Agreement | None = None
+    size_bytes: int = 0
+
+    def count(self, name: str) -> int:
+        """Return how many rewrites the passes of that name made together."""
+        return sum(result.rewrites for result in self.results if result.name == name)
+
+    def record(self) -> dict[str, Any]:
+        """Return the report as JSON-ready data."""
+        return {
+            "source": self.source,
+            "output": self.output,
+            "target": self.target,
+            "passes": [result.record() for result in self.results],
+            "expected": self.expected,
+            "warnings": self.warnings,
+            "ops_before": self.ops_before,
+            "ops_after": self.ops_after,
+            "verification": self.agreement.record() if self.agreement is not None else {},
+            "size_bytes": self.size_bytes,
+        }
+
+
+def optimize(source: Path, output: Path, options: OptimizeOptions, report: Report | None = None) -> OptimizeReport:
+    """Optimize a model file or compiled-model directory and write a compiled-model directory.
+
+    Args:
+        source: An .onnx file or a compiled-model directory.
+        output: The directory to write.
+        options: Passes, target and checks.
+        report: Called with (what, done, total) as work goes on.
+
+    Raises:
+        QCompileError: The model cannot be read, a pass name or target is unknown, a check failed, or the output
+            cannot be written. Nothing is left behind.
+    """
+    say = report or (lambda what, done, total: None)
+    names = _selected(options)
+    graph_path, manifest = find_graph(source)
+    model = load_model(graph_path)
+    target = _target(options, model)
+    shape, config = describe_model(model, graph_path.parent, manifest)
+    context = PassContext(model, None if options.verify == "off" else Prover())
+    done = OptimizeReport(str(source), str(output), target.name, ops_before=op_histogram(model))
+    plan = _plan(names, target, shape, set(registry.expand(options.skip)))
+    if options.surgery:
+        context.model = apply_surgery(model, options.surgery)
+        done.warnings.append(f"surgery {options.surgery} is yours: it was run as it is and not checked")
+    _run(plan, context, done, say)
+    _judge_counts(done, context.model, shape, names, options.strict)
+    done.ops_after = op_histogram(context.model)
+    if not options.dry_run:
+        _write(context.model, output, done, _Origin(graph_path, manifest, shape, config), options, say)
+    return done
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a model came from and what its manifest says."""
+
+    graph_path: Path
+    manifest: Manifest | None
+    shape: ModelShape
+    config: dict[str, Any]
+
+
+def _selected(options: OptimizeOptions) -> list[str]:
+    if options.verify not in VERIFY_LEVELS:
+        raise PassError(f"--verify {options.verify}: wanted one of {', '.join(VERIFY_LEVELS)}")
+    skipped = set(registry.expand(options.skip))
+    return [name for name in registry.expand(options.passes) if name not in skipped]
+
+
+def _target(options: OptimizeOptions, model: ir.Model) -> Target:
+    logits = next((v for v in model.graph.outputs if v.name == "logits"), None)
+    dtype = logits.dtype if logits is not None and logits.dtype is not None else ir.DataType.FLOAT
+    caches = [v.dtype for v in model.graph.inputs if (v.name or "").startswith("past_key_values.")]
+    dtype = caches[0] if caches and caches[0] is not None else dtype
+    if options.target is None:
+        return default_target(dtype)
+    target = target_named(options.target)
+    if dtype not in target.dtypes:
+        raise UnsupportedOpError(
+            f"the model is {dtype.name}; target {target.name} has kernels for "
+            f"{', '.join(sorted(d.name for d in target.dtypes))}: export with --dtype fp32, or use --target portable"
+        )
+    return target
+
+
+def _plan(names: Iterable[str], target: Target, shape: ModelShape, skipped: set[str]) -> list[Pass]:
+    """Return the passes in running order; clean and canonicalize surround what was asked for."""
+    chosen = set(names) | set(target.lowering)
+    clean = [p for p in registry.CLEAN if p.name not in skipped]
+    tidy = [*registry.CANONICALIZE, *registry.CLEAN]
+    plan: list[type[Pass]] = [*clean]
+    if any(p.name in chosen for p in (*registry.FUSE, *registry.CANONICALIZE)):
+        plan += [p for p in (*tidy, *tidy) if p.name not in skipped]
+    for group in (registry.FUSE, registry.QUANTIZE, registry.LOWER):
+        for pass_class in group:
+            if pass_class.name not in chosen or pass_class.name in skipped:
+                continue
+            plan.append(pass_class)
+            if pass_class.name == "fuse-attention":
+                # Attention takes rows, not heads: what reshaped them around it now cancels out.
+                plan += [p for p in (registry.CanonicalizeShapes, registry.EliminateIdentities) if p in tidy]
+    plan += [p for p in clean if p is not registry.LiftConstants]
+    return [_instance(p, shape) for p in plan]
+
+
+def _instance(pass_class: type[Pass], shape: ModelShape) -> Pass:
+    if pass_class is LowerAttentionToOrt:
+        return LowerAttentionToOrt(shape.max_position_embeddings)
+    return pass_class()
+
+
+def _run(plan: list[Pass], context: PassContext, done: OptimizeReport, say: Report) -> None:
+    for index, step in enumerate(plan):
+        say(step.name, index, len(plan))
+        result = step(context)
+        done.results.append(result)
+
+
+def _judge_counts(
+    done: OptimizeReport, model: ir.Model, shape: ModelShape, names: Iterable[str], strict: bool
+) -> None:
+    done.expected = expected_counts(shape, set(names))
+    seen = {name: done.count(name) for name in done.expected}
+    shortfalls = missing_fusions(done.expected, seen)
+    for result in done.results:
+        rolled_back = [r for r in result.rejected if r.reason.startswith("rolled back")]
+        shortfalls += [f"{result.name}: '{r.node}' {r.reason}" for r in rolled_back]
+    if shortfalls and strict:
+        raise VerifyError(f"--strict: {shortfalls[0]}" + (f" (and {len(shortfalls) - 1} more)" if shortfalls[1:] else ""))
+    done.warnings += shortfalls
+
+
+def _write(
+    model: ir.Model, output: Path, done: OptimizeReport, origin: _Origin, options: OptimizeOptions, say: Report
+) -> None:
+    with ArtifactWriter(output) as artifact:
+        saved = artifact.save_graph(model, progress=lambda n, total: say("writing", n, total))
+        artifact.copy_auxiliary(origin.graph_path.parent)
+        done.size_bytes = saved.file.size_bytes + sum(entry.size_bytes for entry in saved.data)
+        quantized = [t for result in done.results for t in result.detail.get("quantized", [])]
+        earlier = origin.manifest
+        stage = functools.partial(
+            artifact.stage,
+            target=done.target,
+            shape=origin.shape,
+            passes=(*(earlier.passes if earlier else ()), *(r.record() for r in done.results)),
+            quantization={"scheme": "int8-weight", "tensors": quantized} if quantized else {},
+            source=earlier.source if earlier else {"path": str(origin.graph_path)},
+            config=origin.config,
+        )
+        stage()
+        if options.verify == "full":
+            done.agreement = compare_directories(origin.graph_path, artifact.path, say=say)
+            if not done.agreement.holds(quantized=bool(quantized)):
+                raise VerifyError(f"{done.agreement.summary()}; nothing was written")
+            stage(verification=done.agreement.record())
+        artifact.publish()

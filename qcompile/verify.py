@@ -1,0 +1,221 @@
+"""Run two models on the same prompts and judge the difference: logits step by step, and greedy tokens.
+
+The reference chooses its own tokens; the other model is given the same ones, so that one early difference does not hide
+what comes after. Both run through the runtime, in whatever interface their manifests declare.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompile.artifact import graph_io_of, load_model
+from qcompile.errors import VerifyError
+from qcompile.model_shape import describe_model
+from qcompile.runtime.manifest import MANIFEST_NAME, FileEntry, GraphEntry, Manifest
+from qcompile.runtime.ort_session import open_ort_session
+
+NUM_TOKENS = 64
+# Float graphs: sums in another order. Over 24 layers of a 0.5B model that is some 1e-4 in logits of up to 30.
+MAX_LOGIT_DIFFERENCE = 2e-3
+MIN_QUANTIZED_AGREEMENT = 0.8
+MAX_QUANTIZED_KL = 0.1
+_PROMPT_LENGTHS = (3, 24, 65)
+_CHUNK = 32
+_HALF_FACTOR = 50.0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two models agree on the same tokens.
+
+    Attributes:
+        num_tokens: Positions compared.
+        max_logit_difference: Largest |a - b| over all logits.
+        same_tokens: Positions where both choose the same token greedily.
+        mean_kl: Mean KL(reference || other) in nats.
+        max_kl: Largest KL of a position.
+        is_half: One of the two computes in half precision.
+        first_difference: (prompt, position) of the first differing token, or None.
+    """
+
+    num_tokens: int
+    max_logit_difference: float
+    same_tokens: int
+    mean_kl: float
+    max_kl: float
+    is_half: bool = False
+    first_difference: tuple[int, int] | None = None
+
+    @property
+    def agreement(self) -> float:
+        """Share of positions with the same greedy token."""
+        return self.same_tokens / max(self.num_tokens, 1)
+
+    def holds(self, *, quantized: bool) -> bool:
+        """Whether the difference is what rounding explains (float), or within the limits for quantized weights."""
+        if quantized:
+            return self.agreement >= MIN_QUANTIZED_AGREEMENT and self.mean_kl <= MAX_QUANTIZED_KL
+        limit = MAX_LOGIT_DIFFERENCE * (_HALF_FACTOR if self.is_half else 1.0)
+        return self.max_logit_difference <= limit and (self.is_half or self.same_tokens == self.num_tokens)
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.same_tokens} of {self.num_tokens} greedy tokens are the same, largest logit difference "
+            f"{self.max_logit_difference:.2g}, mean KL {self.mean_kl:.2g}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return {**asdict(self), "agreement": self.agreement}
+
+
+def compare_directories(
+    reference: Path,
+    other: Path,
+    *,
+    num_tokens: int = NUM_TOKENS,
+    seed: int = 0,
+    say: Callable[[str, int, int], None] | None = None,
+) -> Agreement:
+    """Compare two models on random prompts of several lengths, `num_tokens` greedy tokens each.
+
+    Args:
+        reference: A compiled-model directory or an .onnx file; it chooses the tokens.
+        other: The model to judge.
+        num_tokens: Tokens generated after each prompt.
+        seed: Seed of the prompts.
+        say: Called with (what, done, total).
+
+    Raises:
+        VerifyError: The two have different vocabularies.
+        QCompileError: One of them cannot be read or run.
+    """
+    report = say or (lambda what, done, total: None)
+    rng = np.random.default_rng(seed)
+    first = _open(reference)
+    prompts = [rng.integers(0, first.vocab_size, length) for length in _PROMPT_LENGTHS]
+    steps = len(prompts) * num_tokens
+    wanted = [
+        _Trace.choose(first, prompt, num_tokens, lambda n, i=i: report("reference", i * num_tokens + n, steps))
+        for i, prompt in enumerate(prompts)
+    ]
+    vocabulary, first_dtype = first.vocab_size, first.dtype
+    first.close()
+    del first
+    gc.collect()
+    second = _open(other)
+    if second.vocab_size != vocabulary:
+        raise VerifyError(f"{other}: vocabulary of {second.vocab_size}, {reference} has {vocabulary}: not one model")
+    try:
+        seen = [
+            _Trace.follow(second, prompt, trace.tokens, lambda n, i=i: report("comparing", i * num_tokens + n, steps))
+            for i, (prompt, trace) in enumerate(zip(prompts, wanted, strict=True))
+        ]
+        return _judge(wanted, seen, is_half="float32" not in {first_dtype} & {second.dtype})
+    finally:
+        second.close()
+
+
+@dataclass
+class _Opened:
+    """A loaded model and its interface."""
+
+    session: Any
+    vocab_size: int
+    dtype: str
+
+    def close(self) -> None:
+        self.session.close()
+
+
+@dataclass
+class _Trace:
+    """Tokens chosen after a prompt, and the logits [num_tokens, V] they were chosen from."""
+
+    tokens: list[int]
+    logits: np.ndarray
+
+    @classmethod
+    def choose(cls, model: _Opened, prompt: np.ndarray, num_tokens: int, step: Callable[[int], None]) -> _Trace:
+        return cls._run(model, prompt, num_tokens, None, step)
+
+    @classmethod
+    def follow(cls, model: _Opened, prompt: np.ndarray, tokens: list[int], step: Callable[[int], None]) -> _Trace:
+        return cls._run(model, prompt, len(tokens), tokens, step)
+
+    @classmethod
+    def _run(
+        cls, model: _Opened, prompt: np.ndarray, num_tokens: int, given: list[int] | None, step: Callable[[int], None]
+    ) -> _Trace:
+        session = model.session
+        session.reserve(1, len(prompt) + num_tokens)
+        chunk = min(session.max_chunk, _CHUNK) if session.can_extend else len(prompt)
+        scores, past = None, 0
+        for start in range(0, len(prompt), chunk):
+            part = prompt[start : start + chunk]
+            scores = session.forward(0, part[None].astype(np.int64), [past])
+            past += len(part)
+        tokens: list[int] = []
+        rows = []
+        for position in range(num_tokens):
+            row = np.array(scores.values[0], dtype=np.float32)
+            rows.append(row)
+            tokens.append(int(row.argmax()))
+            step(position + 1)
+            if position + 1 < num_tokens:
+                token = tokens[-1] if given is None else given[position]
+                scores = session.forward(0, np.array([[token]], dtype=np.int64), [past])
+                past += 1
+        return cls(tokens, np.stack(rows))
+
+
+def _judge(wanted: list[_Trace], seen: list[_Trace], *, is_half: bool) -> Agreement:
+    divergences, worst, same, first = [], 0.0, 0, None
+    for index, (a, b) in enumerate(zip(wanted, seen, strict=True)):
+        worst = max(worst, float(np.abs(a.logits - b.logits).max()))
+        divergences.append(_kl(a.logits, b.logits))
+        equal = np.array(a.tokens) == np.array(b.tokens)
+        same += int(equal.sum())
+        if first is None and not equal.all():
+            first = (index, int(np.argmin(equal)))
+    kl = np.concatenate(divergences)
+    return Agreement(len(kl), worst, same, float(kl.mean()), float(kl.max()), is_half, first)
+
+
+def _kl(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """KL(reference || other) per row of logits [n, V], in nats; float64 sums."""
+    p, q = _log_softmax(reference), _log_softmax(other)
+    return np.asarray(np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0))
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def _open(path: Path) -> _Opened:
+    """Open a compiled-model directory, or an .onnx file without a manifest."""
+    if path.is_dir() and (path / MANIFEST_NAME).is_file():
+        directory, manifest = path, Manifest.load(path)
+    elif path.is_file() and (path.parent / MANIFEST_NAME).is_file():
+        directory, manifest = path.parent, Manifest.load(path.parent)
+    else:
+        directory, manifest = _bare(path)
+    session = open_ort_session(directory, manifest, check_hash=False)
+    return _Opened(session, manifest.model.vocab_size, manifest.graph().io.dtype)
+
+
+def _bare(path: Path) -> tuple[Path, Manifest]:
+    path = path / "model.onnx" if path.is_dir() else path
+    model = load_model(path)
+    shape, config = describe_model(model, path.parent, None)
+    entry = FileEntry(path.name, path.stat().st_size, "")
+    graph = GraphEntry("decoder", entry, (), graph_io_of(model))
+    return path.parent, Manifest(target="portable", model=shape, graphs=(graph,), config=config)
