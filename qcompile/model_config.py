@@ -5,7 +5,6 @@ with the reason, because a graph built from a half-understood config would be si
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from qcompile.runtime.manifest import ModelShape
 ARCHITECTURES = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 _MAX_CONFIG_BYTES = 16 << 20
 _MAX_DIMENSION = 1 << 31
+# well within float32, which the graph computes in
+_MAX_NUMBER = 1e30
 _TRACE_HINT = "`--via torch` can trace checkpoints the builder does not know"
 
 
@@ -169,7 +170,7 @@ class _Keys:
 
     def positive(self, key: str) -> float:
         value = self.value(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _MAX_NUMBER:
             raise self.wrong(key, "a positive number")
         return float(value)
 

@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from qcompile.errors import ExportError
 
+# well within float32, which the graph computes in
+_MAX_NUMBER = 1e30
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn")
 
 FloatArray = npt.NDArray[np.float32]
@@ -156,7 +158,7 @@ class _Values:
 
 
 def _positive(value: Any, where: str, *, zero: bool = False) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
     if not is_number or value < 0 or (value == 0 and not zero):
         raise ExportError(f"{where} is {value!r}; a positive number is expected")
     return float(value)
