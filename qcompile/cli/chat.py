@@ -143,7 +143,7 @@ class _Chat:
                     return "".join(pieces), delta.completion
                 if interrupted:
                     break
-            deltas.close()  # type: ignore[attr-defined]
+            deltas.close()
         return "".join(pieces), None
 
     def _report(self, text: str, completion: Completion | None) -> None:

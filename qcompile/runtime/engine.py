@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, Deque, Dict, Iterator, List, Mapping, Optional, Union
+from typing import Any, Deque, Dict, Generator, Iterator, List, Mapping, Optional, Union
 from typing import Sequence as SequenceOf
 
 import numpy as np
@@ -112,7 +112,7 @@ class Engine:
 
     def stream(
         self, prompts: Union[Prompt, SequenceOf[Prompt]], params: Params = None, raise_errors: bool = True
-    ) -> Iterator[Delta]:
+    ) -> Generator[Delta, None, None]:
         """Generate like `generate`, yielding what is new after every step.
 
         Leaving the loop aborts what is unfinished.
@@ -204,7 +204,7 @@ class Engine:
         ends = (*(() if params.ignore_eos else self.end_ids), *params.stop_token_ids)
         return Sequence(next(self._numbers), index, checked, params, ends, self.max_model_len, self.tokenizer)
 
-    def _serve(self, sequences: List[Sequence], raise_errors: bool) -> Iterator[Delta]:
+    def _serve(self, sequences: List[Sequence], raise_errors: bool) -> Generator[Delta, None, None]:
         with self._inbox_for(sequences) as inbox:
             open_requests = len(sequences)
             while open_requests:

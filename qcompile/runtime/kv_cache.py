@@ -86,7 +86,7 @@ class KVCache:
         self._tokens[slot].extend(token_ids)
 
     def fill_gap(self, gap: int, source: int) -> None:
-        """Move a row into a gap; what the gap still holds goes to the row's old place if prefixes are reused."""
+        """Move a row into a gap; if prefixes are reused, what the gap holds goes to the old place."""
         if gap == source:
             return
         if self._reuse_prefixes:

@@ -117,7 +117,7 @@ class Manifest:
                 f"{directory}: no {MANIFEST_NAME}; a compiled-model directory is what `qcompile export` "
                 "or `qcompile optimize -o` writes"
             ) from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ManifestError(f"{path}: cannot be read: {error}") from None
         return _manifest_from(record, path)
 

@@ -16,6 +16,7 @@ and 1.19, the newest for Python 3.9), and what this session therefore does:
 * There is no bfloat16 kernel.
 """
 
+import math
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -130,9 +131,7 @@ class SharedCacheSession:
         )
 
     def _size_bytes(self, shape: Tuple[int, ...]) -> int:
-        return (
-            len(self.graph.past) * int(np.prod(shape, dtype=np.int64)) * self.graph.cache_type.dtype.itemsize
-        )
+        return len(self.graph.past) * math.prod(shape) * int(self.graph.cache_type.dtype.itemsize)
 
 
 class _BoundStep:

@@ -3,7 +3,7 @@
 Chat templates come with checkpoints, so they are untrusted input. jinja2's immutable sandbox keeps them from
 reaching Python objects; this adds a budget. Jinja has no `while`: time is spent in `for` loops and calls,
 memory is taken by a few operators, methods and filters that make much out of little. Loops and calls count
-against `MAX_STEPS`; every value those operations make is measured before or right after it is made.
+against `MAX_STEPS`; what those operations make is measured, each value and all of them together.
 """
 
 import re
@@ -19,8 +19,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 1_000_000
+MAX_STEPS = 500_000
 _MAX_INT_BITS = 4096
+_MAX_TOTAL = 32  # all values together, in units of the largest one allowed
 _MAX_COUNT = 1_000_000  # the largest number a string method or filter is given: widths, indents, repetitions
 _WIDE_FIELD = re.compile(r"\d{5}")
 
@@ -34,9 +35,10 @@ class _Budget(threading.local):
 
     steps = MAX_STEPS
     max_size = 0
+    max_total = 0
 
     def start(self, max_size: int) -> None:
-        self.steps, self.max_size = MAX_STEPS, max_size
+        self.steps, self.max_size, self.max_total = MAX_STEPS, max_size, _MAX_TOTAL * max_size
 
     def tick(self) -> None:
         self.steps -= 1
@@ -50,6 +52,9 @@ class _Budget(threading.local):
     def measure(self, value: Any) -> Any:
         if isinstance(value, (str, bytes, list, tuple, dict)):
             self.check(len(value))
+            self.max_total -= len(value)
+            if self.max_total < 0:
+                raise BudgetError("many large values")
         elif isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
             raise BudgetError("an integer of thousands of digits")
         return value
