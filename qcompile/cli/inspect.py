@@ -28,8 +28,8 @@ def command(model: Path, other: Path | None, as_json: bool, html: Path | None, w
 
     MODEL and OTHER are .onnx files or compiled-model directories.
     """
-    if why is not None and other is not None:
-        raise click.UsageError("--why takes one model")
+    if why is not None and (other is not None or html is not None):
+        raise click.UsageError("--why takes one model and no --html")
     console = Console(highlight=False)
     if why is not None:
         graph, _ = _read(model)

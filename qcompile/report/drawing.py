@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from qcompile.report.layers import Section
+from qcompile.report.links import Links
 from qcompile.report.roles import Role
 from qcompile.report.summary import STANDARD_DOMAINS, dtype_name
 
@@ -77,9 +78,9 @@ class Drawing:
         return sorted(range(count), key=lambda block: (block not in alone, -late[block], block))
 
 
-def draw_section(section: Section, roles: dict[ir.Node, Role], graph_order: dict[ir.Node, int]) -> Drawing:
+def draw_section(section: Section, roles: dict[ir.Node, Role], links: Links) -> Drawing:
     """Return what to draw for a section, taking its first layer as the model of all."""
-    builder = _Builder(section.nodes[0], roles, graph_order)
+    builder = _Builder(section.nodes[0], roles, links)
     builder.add_boxes()
     drawing = builder.drawing
     drawing.block_of = _blocks(drawing.boxes, drawing.arrows)
@@ -89,11 +90,11 @@ def draw_section(section: Section, roles: dict[ir.Node, Role], graph_order: dict
 class _Builder:
     """Makes the boxes of one layer, and those of the values that cross its border."""
 
-    def __init__(
-        self, nodes: Sequence[ir.Node], roles: dict[ir.Node, Role], graph_order: dict[ir.Node, int]
-    ) -> None:
+    def __init__(self, nodes: Sequence[ir.Node], roles: dict[ir.Node, Role], links: Links) -> None:
         self.position = {node: index for index, node in enumerate(nodes)}
-        self.nodes = sorted(nodes, key=graph_order.__getitem__)
+        self.links = links
+        inside = set(nodes)
+        self.nodes = [node for node in links.nodes if node in inside]
         self.roles = roles
         self.drawing = Drawing()
         self.box_of: dict[ir.Node, int] = {}
@@ -102,7 +103,7 @@ class _Builder:
     def add_boxes(self) -> None:
         """Add a box per node, before it those of the values that enter, after all those that leave."""
         for node in self.nodes:
-            sources = [source for value in node.inputs if (source := self._source(value, node)) is not None]
+            sources = [s for value in self.links.inputs(node) if (s := self._source(value, node)) is not None]
             box = Box(
                 node.op_type,
                 _subtitle(node, self.roles[node]),
@@ -121,9 +122,9 @@ class _Builder:
         self.drawing.boxes.append(box)
         return len(self.drawing.boxes) - 1
 
-    def _source(self, value: ir.Value | None, reader: ir.Node) -> int | None:
+    def _source(self, value: ir.Value, reader: ir.Node) -> int | None:
         """Return the box a value comes from, made if it enters here; None for weights and shapes."""
-        if value is None or value.const_value is not None:
+        if value.const_value is not None:
             return None
         producer = value.producer()
         if producer is not None and producer in self.box_of:
@@ -161,7 +162,7 @@ class _Builder:
     def _add_exit(self, node: ir.Node, value: ir.Value) -> None:
         outside = [
             reader
-            for reader, _ in value.uses()
+            for reader in self.links.readers_of(value)
             if reader not in self.box_of and self.roles.get(reader) is not Role.CONTROL
         ]
         if value.is_graph_output() or outside:

@@ -11,6 +11,7 @@ from enum import Enum
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.report.links import Links
 from qcompile.report.roles import Role
 from qcompile.report.summary import op_name
 
@@ -22,6 +23,15 @@ _AFTER = re.compile(
     r"(?<![A-Za-z0-9_])(?:norm|final_norm|final_layernorm|ln_f|lm_head|embed_out)(?![A-Za-z0-9_])"
 )
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_PLAIN_ATTRIBUTES = frozenset(
+    {
+        ir.AttributeType.INT,
+        ir.AttributeType.INTS,
+        ir.AttributeType.FLOAT,
+        ir.AttributeType.FLOATS,
+        ir.AttributeType.STRING,
+    }
+)
 _MAX_LAYERS = 4096
 _MIN_NODES_TO_GUESS = 40
 
@@ -53,16 +63,16 @@ class Section:
     control: tuple[tuple[ir.Node, ...], ...]
 
 
-def split_sections(graph: ir.Graph, roles: dict[ir.Node, Role]) -> list[Section]:
+def split_sections(links: Links, roles: dict[ir.Node, Role]) -> list[Section]:
     """Return the sections of a topologically sorted graph, in order; layers that are alike share one."""
-    nodes = list(graph)
-    layers = _assign_layers(nodes, roles)
+    nodes = links.nodes
+    layers = _assign_layers(links, roles)
     if not any(layer >= 0 for layer in layers.values()):
         drawn = [n for n in nodes if roles[n] is not Role.CONTROL]
         guessed = _repeats(drawn) if len(drawn) >= _MIN_NODES_TO_GUESS else None
         if guessed is None:
             return [_section(Place.WHOLE, (), [nodes], roles)]
-        layers = _assign_by_repeats(nodes, drawn, guessed)
+        layers = _assign_by_repeats(links, drawn, guessed)
     return list(_sections(nodes, layers, roles))
 
 
@@ -100,12 +110,13 @@ def _section(
     return Section(place, indices, drawn, control)
 
 
-def _assign_layers(nodes: list[ir.Node], roles: dict[ir.Node, Role]) -> dict[ir.Node, int]:
+def _assign_layers(links: Links, roles: dict[ir.Node, Role]) -> dict[ir.Node, int]:
     """Return each node's layer: -1 before the layers, _MAX_LAYERS after them."""
+    nodes = links.nodes
     layers: dict[ir.Node, int] = {}
     hinted: set[ir.Node] = set()
     for node in nodes:
-        reached = max((layers[p] for p in _producers(node)), default=-1)
+        reached = max((layers[p] for p in links.producers(node)), default=-1)
         hint = _strong_hint(node)
         if hint is None and reached >= 0:
             hint = _weak_hint(node)
@@ -116,30 +127,33 @@ def _assign_layers(nodes: list[ir.Node], roles: dict[ir.Node, Role]) -> dict[ir.
         elif reached >= 0 and (hint is None or reached == _MAX_LAYERS) and _comes_after(node):
             reached = _MAX_LAYERS
         layers[node] = reached if hint is None or reached == _MAX_LAYERS else max(reached, hint)
-    _pull_back(nodes, layers, hinted)
+    _pull_back([n for n in nodes if n not in hinted], layers, roles, links)
     for node in reversed(nodes):
         if layers[node] == -1 and roles[node] is not Role.EMBEDDING:
-            layers[node] = _only_layer(node, layers)
+            layers[node] = _only_layer(node, layers, links)
     return layers
 
 
-def _only_layer(node: ir.Node, layers: dict[ir.Node, int]) -> int:
+def _only_layer(node: ir.Node, layers: dict[ir.Node, int], links: Links) -> int:
     """Return the one layer that reads a node, when the node is constant or named after that layer."""
-    readers = {layers[reader] for reader in _readers(node)}
+    readers = {layers[reader] for reader in links.readers(node)}
     if len(readers) != 1 or any(output.is_graph_output() for output in node.outputs):
         return -1
     (layer,) = readers
-    is_constant = all(value is None or value.const_value is not None for value in node.inputs)
+    is_constant = all(value.const_value is not None for value in links.inputs(node))
     return layer if is_constant or _weak_hint(node) == layer or layer == _MAX_LAYERS else -1
 
 
-def _pull_back(nodes: list[ir.Node], layers: dict[ir.Node, int], hinted: set[ir.Node]) -> None:
+def _pull_back(
+    nodes: list[ir.Node], layers: dict[ir.Node, int], roles: dict[ir.Node, Role], links: Links
+) -> None:
     """Move the unnamed beginning of a norm (Pow, ReduceMean, …) to the layer of the weight that ends it."""
     for node in reversed(nodes):
-        readers = [layers[reader] for reader in _readers(node)]
-        computed = [v for v in node.inputs if v is not None and v.const_value is None]
+        readers = [layers[reader] for reader in links.readers(node)]
+        computed = [v for v in links.inputs(node) if v.const_value is None]
         is_sum = node.op_type in {"Add", "MatMul", "Gemm"} and len(computed) > 1
-        movable = node not in hinted and 0 <= layers[node] < _MAX_LAYERS and not is_sum
+        lowest = -1 if roles[node] is Role.NORM else 0
+        movable = lowest <= layers[node] < _MAX_LAYERS and not is_sum
         if movable and readers and min(readers) > layers[node] and node.domain == "":
             layers[node] = min(readers)
 
@@ -183,6 +197,7 @@ def _signature(nodes: Sequence[ir.Node], roles: dict[ir.Node, Role]) -> tuple[by
     digests: dict[ir.Node, bytes] = {}
     for node in nodes:
         parts = [op_name(node), roles[node].value, *(_shape_key(v) for v in node.outputs)]
+        parts += [f"{a.name}={a.value}" for a in node.attributes.values() if a.type in _PLAIN_ATTRIBUTES]
         for value in node.inputs:
             producer = value.producer() if value is not None else None
             if producer in inside and producer is not None:
@@ -218,23 +233,16 @@ def _repeats(nodes: Sequence[ir.Node]) -> tuple[int, int, int] | None:
 
 
 def _assign_by_repeats(
-    nodes: list[ir.Node], drawn: Sequence[ir.Node], repeats: tuple[int, int, int]
+    links: Links, drawn: Sequence[ir.Node], repeats: tuple[int, int, int]
 ) -> dict[ir.Node, int]:
     start, period, count = repeats
     layers = {}
     for position, node in enumerate(drawn):
         layer = (position - start) // period
         layers[node] = -1 if position < start else _MAX_LAYERS if layer >= count else layer
-    for node in reversed(nodes):
+    for node in reversed(links.nodes):
         if node not in layers:
-            layers[node] = min((layers[reader] for reader in _readers(node) if reader in layers), default=-1)
+            layers[node] = min(
+                (layers[reader] for reader in links.readers(node) if reader in layers), default=-1
+            )
     return layers
-
-
-def _readers(node: ir.Node) -> list[ir.Node]:
-    return [reader for output in node.outputs for reader, _ in output.uses()]
-
-
-def _producers(node: ir.Node) -> list[ir.Node]:
-    producers = (value.producer() for value in node.inputs if value is not None)
-    return [producer for producer in producers if producer is not None]

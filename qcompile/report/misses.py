@@ -12,6 +12,7 @@ from rich.text import Text
 from qcompile.passes.base import PassContext, Rejection
 from qcompile.passes.registry import CANONICALIZE, CLEAN, FUSE, PASSES, expand
 from qcompile.report.numbers import printable
+from qcompile.report.sorted_copy import sorted_copy
 
 
 def nearest_misses(model: ir.Model, name: str) -> list[Rejection]:
@@ -26,7 +27,7 @@ def nearest_misses(model: ir.Model, name: str) -> list[Rejection]:
     wanted = expand([name])
     before = {p.name for p in (*CLEAN, *CANONICALIZE, *FUSE)}
     order = list(PASSES)
-    context = PassContext(model.clone(), None)
+    context = PassContext(sorted_copy(model), None)
     misses: dict[tuple[str, str, str], Rejection] = {}
     for current in order[: order.index(wanted[-1]) + 1]:
         if current not in wanted and current not in before:

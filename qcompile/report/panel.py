@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
-from qcompile.errors import GraphError
 from qcompile.report.drawing import Drawing, dim_text, draw_section, tensor_text
 from qcompile.report.layers import Section, split_sections
 from qcompile.report.layout import Picture, arrange
+from qcompile.report.links import Links
 from qcompile.report.numbers import human_bytes, printable
 from qcompile.report.roles import Role, assign_roles
+from qcompile.report.sorted_copy import sorted_copy
 from qcompile.report.summary import ModelSummary, initializer_key, op_name
 
 # Beyond this a picture is no longer looked at; the stages of the section are still listed.
@@ -67,22 +65,16 @@ class Panel:
 
 def make_panel(model: ir.Model, summary: ModelSummary) -> Panel:
     """Draw a model; its shapes are inferred on a copy."""
-    copy = model.clone()
-    with _quiet_inference():
-        ShapeInferencePass(data_prop=True)(copy)
-    try:
-        copy.graph.sort()
-    except ValueError as error:
-        raise GraphError(f"{summary.path}: the graph has a cycle and cannot be drawn: {error}") from error
-    roles = assign_roles(copy.graph)
-    order = {node: index for index, node in enumerate(copy.graph)}
-    sections = split_sections(copy.graph, roles)
-    drawings = [_draw(section, roles, order) for section in sections]
+    copy = sorted_copy(model)
+    links = Links(copy.graph)
+    roles = assign_roles(copy.graph, links)
+    sections = split_sections(links, roles)
+    drawings = [_draw(section, roles, links) for section in sections]
     width = max((arrange(d).width for d in drawings if d is not None), default=0.0)
     drawn = []
     for section, drawing in zip(sections, drawings, strict=True):
         picture = arrange(drawing, width) if drawing is not None else None
-        stages = _stages(section, drawing, roles, order)
+        stages = _stages(section, drawing, roles)
         control = Counter(op_name(node) for node in section.control[0])
         weight_bytes = sum(_weights_of(section.nodes[0] + section.control[0]).values())
         drawn.append(
@@ -100,19 +92,17 @@ def tooltips(section: Section) -> dict[str, Any]:
     }
 
 
-def _draw(section: Section, roles: dict[ir.Node, Role], order: dict[ir.Node, int]) -> Drawing | None:
+def _draw(section: Section, roles: dict[ir.Node, Role], links: Links) -> Drawing | None:
     if not section.nodes[0] or len(section.nodes[0]) > MAX_DRAWN_BOXES:
         return None
-    return draw_section(section, roles, order)
+    return draw_section(section, roles, links)
 
 
-def _stages(
-    section: Section, drawing: Drawing | None, roles: dict[ir.Node, Role], order: dict[ir.Node, int]
-) -> tuple[Stage, ...]:
+def _stages(section: Section, drawing: Drawing | None, roles: dict[ir.Node, Role]) -> tuple[Stage, ...]:
     """Return the stages in the order they are drawn; without a drawing, one per role."""
     if drawing is None:
         by_role: dict[Role, Counter[str]] = {}
-        for node in sorted(section.nodes[0], key=order.__getitem__):
+        for node in section.nodes[0]:
             by_role.setdefault(roles[node], Counter())[op_name(node)] += 1
         return tuple(Stage(role, dict(ops)) for role, ops in by_role.items())
     lanes = [drawing.blocks()[block] for block in drawing.lane_order()]
@@ -199,14 +189,3 @@ def _names(node: ir.Node) -> list[str]:
     """Return a node's name, then the names of its inputs."""
     inputs = [value.name or "" if value is not None else "" for value in node.inputs]
     return [printable(name) for name in (node.name or "", *inputs)]
-
-
-@contextmanager
-def _quiet_inference() -> Iterator[None]:
-    """Shape inference is a help, not a need: what it cannot infer is shown as unknown, without a warning."""
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = disabled

@@ -11,6 +11,8 @@ from enum import Enum
 
 import onnx_ir as ir
 
+from qcompile.report.links import Links
+
 
 class Role(Enum):
     """The part a node plays; the value is its CSS class."""
@@ -106,22 +108,23 @@ _LARGE_BYTES = 1024
 _POSITION, _MASK, _CONTENT = 1, 2, 4
 
 
-def assign_roles(graph: ir.Graph) -> dict[ir.Node, Role]:
+def assign_roles(graph: ir.Graph, links: Links | None = None) -> dict[ir.Node, Role]:
     """Return the role of every node of a topologically sorted graph."""
-    return _Roles(graph).assign()
+    return _Roles(graph, links or Links(graph)).assign()
 
 
 class _Roles:
     """The roles found so far, what every value hangs on, and how many projections lie before it."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.nodes = list(graph)
+    def __init__(self, graph: ir.Graph, links: Links) -> None:
+        self.links = links
+        self.nodes = links.nodes
         self.roles: dict[ir.Node, Role] = {}
         self.origin: dict[ir.Value, int] = {value: _input_origin(value) for value in graph.inputs}
         self.depth: dict[ir.Value, int] = {}
         for node in self.nodes:
             bits = 0 if node.op_type in _SHAPE_OPS else self._bits(node)
-            depth = max((self.depth.get(v, 0) for v in node.inputs if v is not None), default=0)
+            depth = max((self.depth.get(v, 0) for v in links.inputs(node)), default=0)
             depth += node.op_type in _PROJECTIONS and bits & _CONTENT > 0
             for output in node.outputs:
                 self.origin[output] = bits
@@ -141,17 +144,17 @@ class _Roles:
         self._by_region()
         for node, role in self.roles.items():
             if role is Role.OTHER:
-                self.roles[node] = next((self.roles[r] for r in _readers(node)), Role.OTHER)
+                self.roles[node] = next((self.roles[r] for r in self.links.readers(node)), Role.OTHER)
         return self.roles
 
     def _bits(self, node: ir.Node) -> int:
         bits = 0
-        for value in node.inputs:
-            bits |= self.origin.get(value, 0) if value is not None else 0
+        for value in self.links.inputs(node):
+            bits |= self.origin.get(value, 0)
         return bits
 
     def _content(self, node: ir.Node) -> list[ir.Value]:
-        return [v for v in node.inputs if v is not None and self.origin.get(v, 0) & _CONTENT]
+        return [v for v in self.links.inputs(node) if self.origin.get(v, 0) & _CONTENT]
 
     def _by_inputs(self, node: ir.Node) -> None:
         """Settle what inputs and operator tell: shapes, masks, positions, embedding, fused operators."""
@@ -178,7 +181,7 @@ class _Roles:
         while frontier:
             node = frontier.pop()
             is_scaled = node.op_type == "Mul" and any(_is_vector(v) for v in node.inputs)
-            for reader in _readers(node):
+            for reader in self.links.readers(node):
                 fits = reader.op_type == "Add" if is_scaled else reader.op_type in _NORM_CHAIN
                 is_sum = reader.op_type == "Add" and len(self._content(reader)) > 1
                 if fits and not is_sum and reader not in chain and reader not in self.roles:
@@ -210,7 +213,7 @@ class _Roles:
     def _backward(self, role: Role, may: Callable[[ir.Node], bool]) -> None:
         """Give `role` to nodes that `may` have it and whose readers all have it."""
         for node in reversed(self.nodes):
-            readers = _readers(node)
+            readers = self.links.readers(node)
             fits = node not in self.roles and may(node) and bool(readers)
             if fits and all(self.roles.get(reader) is role for reader in readers):
                 self.roles[node] = role
@@ -219,7 +222,7 @@ class _Roles:
         """Mark the cast to float32 in front of a norm, even where the residual sum reads it too."""
         for node in self.nodes:
             if node.op_type == "Cast" and node not in self.roles:
-                readers = {self.roles.get(reader) for reader in _readers(node)}
+                readers = {self.roles.get(reader) for reader in self.links.readers(node)}
                 if Role.NORM in readers and readers <= {Role.NORM, Role.RESIDUAL}:
                     self.roles[node] = Role.NORM
 
@@ -228,12 +231,12 @@ class _Roles:
         core = {Role.ATTENTION, Role.CACHE, Role.ROTARY}
         seeds = {node for node, role in self.roles.items() if role in core}
         scores = {node for node, role in self.roles.items() if role is Role.ATTENTION}
-        after = self._flood(self.nodes, seeds, _producers)
-        after_scores = self._flood(self.nodes, scores, _producers)
-        before = self._flood(self.nodes[::-1], seeds, _readers, through_norms=True)
-        before_scores = self._flood(self.nodes[::-1], scores, _readers)
+        after = self._flood(self.nodes, seeds, self.links.producers)
+        after_scores = self._flood(self.nodes, scores, self.links.producers)
+        before = self._flood(self.nodes[::-1], seeds, self.links.readers, through_norms=True)
+        before_scores = self._flood(self.nodes[::-1], scores, self.links.readers)
         to_logits = {node for node in self.nodes if any(o.is_graph_output() for o in node.outputs)}
-        to_logits |= self._flood(self.nodes[::-1], to_logits - set(self.roles), _readers)
+        to_logits |= self._flood(self.nodes[::-1], to_logits - set(self.roles), self.links.readers)
         for node in self.nodes:
             if node in self.roles:
                 continue
@@ -270,15 +273,6 @@ def _input_origin(value: ir.Value) -> int:
         return _POSITION
     is_mask = any(word in name for word in ("mask", "seqlens", "total_sequence", "last_token"))
     return _MASK if is_mask else _CONTENT
-
-
-def _readers(node: ir.Node) -> list[ir.Node]:
-    return [reader for output in node.outputs for reader, _ in output.uses()]
-
-
-def _producers(node: ir.Node) -> list[ir.Node]:
-    producers = (value.producer() for value in node.inputs if value is not None)
-    return [producer for producer in producers if producer is not None]
 
 
 def _is_large(value: ir.Value | None) -> bool:

@@ -228,7 +228,8 @@ def dtype_name(dtype: ir.DataType | None) -> str:
 
 
 def _port(value: ir.Value) -> GraphPort:
-    dtype = f"{value.type}" if value.dtype is None and value.type is not None else dtype_name(value.dtype)
+    is_plain = value.type is None or isinstance(value.type, ir.TensorType)
+    dtype = dtype_name(value.dtype) if is_plain else str(value.type)
     return GraphPort(value.name or "", dtype, shape_of(value.shape))
 
 

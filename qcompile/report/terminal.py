@@ -53,9 +53,9 @@ def column_labels(summaries: Sequence[ModelSummary]) -> list[str]:
     split = [printable(s.path).split("/") for s in summaries]
     if split[0] == split[1]:
         return ["first", "second"]
-    while len(split[0]) > 1 and len(split[1]) > 1 and split[0][-1] == split[1][-1]:
+    while all(split) and split[0][-1] == split[1][-1]:
         split = [split[0][:-1], split[1][:-1]]
-    return [parts[-1] for parts in split]
+    return [parts[-1] for parts in split] if all(split) else [printable(s.path) for s in summaries]
 
 
 def _compare(
