@@ -24,6 +24,9 @@ from qcompile.tensors import DataFile
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
 _MAX_NAME_BYTES = 1024
+_MAX_TEXT_BYTES = 16 << 20
+# no vocabulary comes near; a damaged length must not fill memory
+_MAX_COUNT = 16 << 20
 _MIN_TENSOR_ENTRY_BYTES = 8 + 4 + 8 + 4 + 8
 _MIN_FIELD_BYTES = 8 + 4 + 1
 _SCALARS = {
@@ -117,7 +120,7 @@ class _Cursor:
 
     def count(self, min_bytes_each: int, what: str) -> int:
         count: int = self.number("Q")
-        if count * min_bytes_each > self.size_bytes - self.position:
+        if count > _MAX_COUNT or count * min_bytes_each > self.size_bytes - self.position:
             raise ExportError(
                 f"{self.path}: the GGUF header at byte {self.position} announces {count} {what}, more "
                 "than the file "
@@ -125,11 +128,13 @@ class _Cursor:
             )
         return count
 
-    def text(self, max_bytes: int | None = None) -> str:
+    def text(self, max_bytes: int = _MAX_TEXT_BYTES) -> str:
         length: int = self.number("Q")
-        if max_bytes is not None and length > max_bytes:
+        if length > min(max_bytes, self.size_bytes - self.position):
             raise ExportError(
-                f"{self.path}: a name of {length} bytes at byte {self.position}: the file is damaged"
+                f"{self.path}: text of {length} bytes at byte {self.position} of {self.size_bytes}: "
+                "the file is truncated "
+                "or damaged; download it again"
             )
         raw = self.take(length)
         try:
