@@ -2,8 +2,8 @@
 
     python -m examples.demo [--checkpoint DIR] [--work DIR] [--prompt TEXT]
 
-Takes the bundled reasoner (models/reasoner/weights) where it is there, else writes a small Qwen2 with random weights
-from a fixed seed: everything is real but what it says. Needs no torch.
+Takes the bundled reasoner (models/reasoner/weights) where it is there, else writes a small Qwen2 with random
+weights from a fixed seed: everything is real but what it says. Needs no torch.
 """
 
 from __future__ import annotations

@@ -2,19 +2,66 @@
 
     python tests/real/export_three.py CHECKPOINT OUT [--only builder,dynamo,optimum] [--optimum-python PYTHON]
 
-writes OUT/{builder,dynamo,optimum}/model.onnx (+ data). Optimum pins an older transformers than we use, so it
+writes OUT/{builder,dynamo,optimum}/model.onnx (+ data). CHECKPOINT is a Hugging Face directory, or a .gguf file,
+which is first written out as one (OUT/checkpoint, float32) so that all three see the same weights. Optimum pins an older transformers than we use, so it
 runs under an interpreter of its own: `--optimum-python`, or QCOMPILE_OPTIMUM_PYTHON in the environment.
 """
 
 import argparse
+import json
+import math
 import os
+import struct
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 EXPORTERS = ("builder", "dynamo", "optimum")
 OPSET = 18
+_ROWS = 4096
+
+
+def checkpoint_directory(source: Path, directory: Path) -> Path:
+    """Return `source` if it is a directory; write a .gguf out as a Hugging Face directory, a few rows at a time."""
+    if source.is_dir():
+        return source
+    from qcompile.export.checkpoint import EMBEDDING, HEAD
+    from qcompile.export.export_checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(str(source))
+    config = checkpoint.config.to_dict()
+    # transformers 4 reads rope_theta, transformers 5 rope_parameters
+    config |= {"tie_word_embeddings": checkpoint.ties_head, "torch_dtype": "float32"}
+    config |= {"rope_theta": config["rope_parameters"]["rope_theta"]}
+    tensors = dict(checkpoint.tensors)
+    if checkpoint.ties_head:
+        tensors[EMBEDDING] = tensors.pop(HEAD, None) or tensors[EMBEDDING]
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    for name, content in checkpoint.files.items():
+        (directory / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    _write_safetensors(tensors, directory / "model.safetensors")
+    return directory
+
+
+def _write_safetensors(tensors: dict[str, Any], path: Path) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        size_bytes = 4 * math.prod(tensor.shape)
+        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [end, end + size_bytes]}
+        end += size_bytes
+    text = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
+            for first in range(0, rows, _ROWS):
+                block = tensor.block(slice(first, min(first + _ROWS, rows)), slice(0, columns))
+                stream.write(np.ascontiguousarray(block, "<f4").tobytes())
 
 
 def decoder_with_cache(checkpoint: Path, attention: str = "eager", dtype: str = "float32") -> Any:
@@ -117,6 +164,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(EXPORTERS), help="comma-separated subset")
     parser.add_argument("--optimum-python", default=os.environ.get("QCOMPILE_OPTIMUM_PYTHON"))
     options = parser.parse_args()
+    checkpoint = checkpoint_directory(options.checkpoint, options.out / "checkpoint")
     for exporter in options.only.split(","):
         if exporter not in EXPORTERS:
             parser.error(f"unknown exporter '{exporter}'; there are {', '.join(EXPORTERS)}")
@@ -124,11 +172,11 @@ def main() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         if exporter == "builder":
-            path = export_builder(options.checkpoint, directory)
+            path = export_builder(checkpoint, directory)
         elif exporter == "dynamo":
-            path = export_dynamo(options.checkpoint, directory / "model.onnx")
+            path = export_dynamo(checkpoint, directory / "model.onnx")
         elif options.optimum_python:
-            path = export_optimum(options.checkpoint, directory, options.optimum_python)
+            path = export_optimum(checkpoint, directory, options.optimum_python)
         else:
             parser.error("optimum needs --optimum-python or QCOMPILE_OPTIMUM_PYTHON")
         print(f"{exporter}: {path} in {time.perf_counter() - started:.1f} s")
