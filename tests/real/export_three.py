@@ -2,9 +2,10 @@
 
     python tests/real/export_three.py CHECKPOINT OUT [--only builder,dynamo,optimum] [--optimum-python PYTHON]
 
-writes OUT/{builder,dynamo,optimum}/model.onnx (+ data). CHECKPOINT is a Hugging Face directory, or a .gguf file,
-which is first written out as one (OUT/checkpoint, float32) so that all three see the same weights. Optimum pins an older transformers than we use, so it
-runs under an interpreter of its own: `--optimum-python`, or QCOMPILE_OPTIMUM_PYTHON in the environment.
+writes OUT/{builder,dynamo,optimum}/model.onnx (+ data). CHECKPOINT is a Hugging Face directory, or a .gguf
+file, which is first written out as one (OUT/checkpoint, float32) so that all three see the same weights. Optimum
+pins an older transformers than we use, so it runs under an interpreter of its own: `--optimum-python`, or
+QCOMPILE_OPTIMUM_PYTHON in the environment.
 """
 
 import argparse
@@ -25,7 +26,7 @@ _ROWS = 4096
 
 
 def checkpoint_directory(source: Path, directory: Path) -> Path:
-    """Return `source` if it is a directory; write a .gguf out as a Hugging Face directory, a few rows at a time."""
+    """Return `source` if it is a directory; write a .gguf out as a Hugging Face directory, row by row."""
     if source.is_dir():
         return source
     from qcompile.export.checkpoint import EMBEDDING, HEAD
