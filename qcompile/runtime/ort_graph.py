@@ -114,7 +114,7 @@ class OrtGraph:
                 f"{self.path}: ONNX Runtime's CPU has no bfloat16 kernel for this graph ({reason}); "
                 "export and optimize with --dtype fp32 or fp16 to run it here"
             )
-        raise SessionError(f"{self.path}: ONNX Runtime cannot load it: {reason}")
+        raise SessionError(f"{self.path}: ONNX Runtime {self.ort.__version__} cannot load it: {reason}")
 
     def _check_names(self, io: GraphIO) -> None:
         for kind, seen, wanted in (("inputs", self.inputs, io.inputs), ("outputs", self.outputs, io.outputs)):

@@ -112,7 +112,7 @@ ATTACKS = {
     "repetition reversed": "{{ 10**11 * 'a' }}",
     "list repetition": "{{ [0] * 10**11 }}",
     "power": "{{ 10 ** 10 ** 10 }}",
-    "squares": "{% set n = namespace(x=10**50) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "squares": "{% set n = namespace(x=10**50) %}{% for i in [1]*99 %}{% set n.x = n.x * n.x %}{% endfor %}",
     "doubling by ~": (
         "{% set ns = namespace(s='aaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}"
     ),
@@ -126,10 +126,10 @@ ATTACKS = {
         "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = [n.s, n.s]|join %}{% endfor %}"
     ),
     "doubling by replace": (
-        "{% set n = namespace(s='aa') %}{% for i in range(9) %}{% set n.s = n.s.replace('a', n.s) %}{% endfor %}"
+        "{% set n = namespace(s='a') %}{% for i in 'abcdefghi' %}{% set n.s = n.s.replace('a', n.s) %}{% endfor %}"
     ),
     "doubling by the filter": (
-        "{% set n = namespace(s='aa') %}{% for i in range(9) %}{% set n.s = n.s|replace('a', n.s) %}{% endfor %}"
+        "{% set n = namespace(s='a') %}{% for i in 'abcdefghi' %}{% set n.s = n.s|replace('a', n.s) %}{% endfor %}"
     ),
     "str.join": "{% set s = 'a' * 9999 %}{{ s.join(s) }}",
     "width": "{{ '%99999999999d' % 1 }}",
