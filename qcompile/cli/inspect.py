@@ -11,7 +11,6 @@ import onnx_ir as ir
 from rich.console import Console
 
 from qcompile.artifact import find_graph, load_model
-from qcompile.report.misses import nearest_misses, render_misses
 from qcompile.report.page import write_page
 from qcompile.report.summary import ModelSummary, summarize
 from qcompile.report.terminal import render
@@ -32,6 +31,8 @@ def command(model: Path, other: Path | None, as_json: bool, html: Path | None, w
         raise click.UsageError("--why takes one model and no --html")
     console = Console(highlight=False)
     if why is not None:
+        from qcompile.report.misses import nearest_misses, render_misses  # the passes: slow to import
+
         graph, _ = _read(model)
         misses = nearest_misses(graph, why)
         if as_json:
