@@ -156,7 +156,7 @@ class ArtifactWriter:
         progress: Progress | None = None,
     ) -> SavedModel:
         """Write one graph and its weights; `io` is read from the graph when not given."""
-        saved = save_model(model, self.path / name, progress=progress)
+        saved = save_model(model, self.path / name, progress=progress, known_as=self.directory / name)
         self._graphs.append(GraphEntry(role, saved.file, saved.data, io or graph_io_of(model)))
         return saved
 

@@ -40,7 +40,9 @@ class SavedModel:
     data: tuple[FileEntry, ...]
 
 
-def save_model(model: ir.Model, path: Path, *, progress: Progress | None = None) -> SavedModel:
+def save_model(
+    model: ir.Model, path: Path, *, progress: Progress | None = None, known_as: Path | None = None
+) -> SavedModel:
     """Write `path` and `path` + ".data"; the model itself is left as it was.
 
     Initializers above 1 KiB go to the data file, each once even if several initializers share it.
@@ -50,22 +52,27 @@ def save_model(model: ir.Model, path: Path, *, progress: Progress | None = None)
             ones).
         path: The .onnx file to write. Existing files are replaced only when the new ones are complete.
         progress: Called with (bytes written, bytes in total) after each piece, from the calling thread.
+        known_as: The path to name in messages, when `path` is a staging place.
 
     Raises:
         ArtifactError: The files cannot be written (no space, no permission); nothing is left behind.
         GraphError: The graph itself cannot be serialized.
     """
     data_path = path.with_name(path.name + ".data")
+    shown = known_as or path
     layout = _Layout.of(model)
     with _temporary(data_path) as data_temporary, _temporary(path) as temporary:
         data: tuple[FileEntry, ...] = ()
         if layout.tensors:
-            with _told_as_artifact_error(data_path), data_temporary.open("xb", buffering=0) as stream:
+            with (
+                _told_as_artifact_error(shown.with_name(data_path.name)),
+                data_temporary.open("xb", buffering=0) as stream,
+            ):
                 hashed = _HashedFile(stream, layout.total_bytes, progress)
                 _write_weights(layout, hashed)
             data = (hashed.entry(data_path.name),)
         graph_bytes = _serialize(model, layout, data_path.name)
-        with _told_as_artifact_error(path):
+        with _told_as_artifact_error(shown):
             temporary.write_bytes(graph_bytes)
             # an old graph must not meet new weights, not even if we are killed between the two renames
             path.unlink(missing_ok=True)
