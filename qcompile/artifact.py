@@ -213,7 +213,7 @@ class ArtifactWriter:
         config: dict[str, Any] | None = None,
         verification: dict[str, Any] | None = None,
     ) -> Manifest:
-        """Write the manifest into the staging directory (`path`), so that the model can be tried before `publish`."""
+        """Write the manifest into the staging directory, so that the model can be tried before `publish`."""
         manifest = Manifest(
             target=target,
             model=shape,

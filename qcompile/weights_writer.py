@@ -48,8 +48,7 @@ def save_model(
     Initializers above 1 KiB go to the data file, each once even if several initializers share it.
 
     Args:
-        model: Any model; its initializers may be of any tensor class (`qcompile.tensors` has the frugal
-            ones).
+        model: Any model; `qcompile.tensors` has the frugal kinds of initializers.
         path: The .onnx file to write. Existing files are replaced only when the new ones are complete.
         progress: Called with (bytes written, bytes in total) after each piece, from the calling thread.
         known_as: The path to name in messages, when `path` is a staging place.
@@ -64,10 +63,8 @@ def save_model(
     with _temporary(data_path) as data_temporary, _temporary(path) as temporary:
         data: tuple[FileEntry, ...] = ()
         if layout.tensors:
-            with (
-                _told_as_artifact_error(shown.with_name(data_path.name)),
-                data_temporary.open("xb", buffering=0) as stream,
-            ):
+            data_shown = shown.with_name(data_path.name)
+            with _told_as_artifact_error(data_shown), data_temporary.open("xb", buffering=0) as stream:
                 hashed = _HashedFile(stream, layout.total_bytes, progress)
                 _write_weights(layout, hashed)
             data = (hashed.entry(data_path.name),)
