@@ -100,9 +100,7 @@ def graph_io_of(model: ir.Model) -> GraphIO:
             break
     names = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
     if dtype not in names:
-        raise GraphError(
-            f"graph '{model.graph.name}' has logits or KV cache of type {dtype}; a float type is expected"
-        )
+        raise GraphError(f"graph '{model.graph.name}' has logits or KV cache of type {dtype}; a float type is expected")
     return GraphIO(
         kv_cache="shared" if "seqlens_k" in inputs else "concat",
         logits="last" if "last_token_index" in inputs else "all",
@@ -128,15 +126,22 @@ class ArtifactWriter:
         self._graphs: list[GraphEntry] = []
         self._files: dict[str, FileEntry] = {}
         self._lock: int | None = None
-        self.path = self.directory
+        # a link is followed: staging must be on the file system the result is on
+        self._final = Path(os.path.realpath(directory))
+        self.path = self._final
 
     def __enter__(self) -> "ArtifactWriter":
-        _refuse_what_is_in_the_way(self.directory)
         with _as_artifact_error(self.directory):
-            self.directory.parent.mkdir(parents=True, exist_ok=True)
-            discard_stale(self.directory)
-            self.path, self._lock = claim_staging(self.directory)
+            # a mount point (a container's volume) cannot be renamed over: its staging is inside
+            staged_for = self._final / "staging" if self._is_mounted() else self._final
+            discard_stale(staged_for)
+            _refuse_what_is_in_the_way(self.directory)
+            staged_for.parent.mkdir(parents=True, exist_ok=True)
+            self.path, self._lock = claim_staging(staged_for)
         return self
+
+    def _is_mounted(self) -> bool:
+        return os.path.ismount(self._final)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -234,7 +239,10 @@ class ArtifactWriter:
     def publish(self) -> None:
         """Move the staged directory to its place."""
         with _as_artifact_error(self.directory):
-            _move_into_place(self.path, self.directory)
+            if self._is_mounted():
+                _move_files(self.path, self._final)
+            else:
+                _move_into_place(self.path, self._final)
 
 
 def _refuse_what_is_in_the_way(directory: Path) -> None:
@@ -247,8 +255,7 @@ def _refuse_what_is_in_the_way(directory: Path) -> None:
     if any(directory.iterdir()) and _listed_names(directory) is None:
         raise ArtifactError(
             f"{directory}: holds files and is not a compiled-model directory; choose another output "
-            "directory "
-            "(only what qcompile wrote is ever overwritten)"
+            "directory (only what qcompile wrote is ever overwritten)"
         )
 
 
@@ -260,7 +267,8 @@ def _listed_names(directory: Path) -> set[str] | None:
         return None
     if not isinstance(record, dict) or "schema_version" not in record:
         return None
-    return {MANIFEST_NAME, *_names_in(record.get("graphs")), *_names_in(record.get("files"))}
+    names = {MANIFEST_NAME, *_names_in(record.get("graphs")), *_names_in(record.get("files"))}
+    return {name for name in names if Path(name).name == name}
 
 
 def _names_in(record: Any) -> Iterator[str]:
@@ -276,7 +284,6 @@ def _names_in(record: Any) -> Iterator[str]:
 
 def _move_into_place(staged: Path, directory: Path) -> None:
     """Rename `staged` to `directory`; files there that its old manifest does not list are kept."""
-    directory = directory.resolve()
     listed = _listed_names(directory)
     if not directory.exists() or listed is None:
         staged.replace(directory)
@@ -292,6 +299,17 @@ def _move_into_place(staged: Path, directory: Path) -> None:
         if kept.name not in listed and not (directory / kept.name).exists():
             kept.replace(directory / kept.name)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _move_files(staged: Path, directory: Path) -> None:
+    """Move each file of `staged` into a directory, the manifest last (without one it looks incomplete)."""
+    outdated = _listed_names(directory) or set()
+    (directory / MANIFEST_NAME).unlink(missing_ok=True)
+    names = [path.name for path in staged.iterdir()]
+    for name in sorted(names, key=lambda name: name == MANIFEST_NAME):
+        (staged / name).replace(directory / name)
+    for name in outdated.difference(names):
+        (directory / name).unlink(missing_ok=True)
 
 
 @contextmanager

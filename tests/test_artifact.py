@@ -105,9 +105,7 @@ def test_what_is_recorded_is_what_is_on_disk(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tensors = [streamed(rng.standard_normal((300 + i, 11)).astype(np.float32), f"w{i}") for i in range(5)]
     seen: list[tuple[int, int]] = []
-    saved = save_model(
-        model_of(*tensors), tmp_path / "m.onnx", progress=lambda done, total: seen.append((done, total))
-    )
+    saved = save_model(model_of(*tensors), tmp_path / "m.onnx", progress=lambda done, total: seen.append((done, total)))
     for entry in (saved.file, *saved.data):
         assert (tmp_path / entry.name).stat().st_size == entry.size_bytes
         assert sha256_of(tmp_path / entry.name) == entry.sha256
@@ -144,9 +142,7 @@ def test_a_shared_tensor_is_written_once(tmp_path: Path) -> None:
 
 
 def test_small_tensors_stay_in_the_graph(tmp_path: Path) -> None:
-    saved = save_model(
-        model_of(ir.Tensor(np.arange(8, dtype=np.int64), name="axes")), tmp_path / "model.onnx"
-    )
+    saved = save_model(model_of(ir.Tensor(np.arange(8, dtype=np.int64), name="axes")), tmp_path / "model.onnx")
     assert saved.data == ()
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     np.testing.assert_array_equal(weight(load_model(tmp_path / "model.onnx"), "axes").numpy(), np.arange(8))
@@ -159,9 +155,7 @@ def test_saving_over_the_files_the_model_is_mapped_from(tmp_path: Path) -> None:
     doubled = StreamedTensor(lambda i, j: mapped.numpy()[i:j] * 2, mapped.dtype, ir.Shape([4096]), name="w")
     model.graph.initializers["w"].const_value = doubled
     save_model(model, path)
-    np.testing.assert_array_equal(
-        weight(load_model(path), "w").numpy(), np.arange(4096, dtype=np.float32) * 2
-    )
+    np.testing.assert_array_equal(weight(load_model(path), "w").numpy(), np.arange(4096, dtype=np.float32) * 2)
 
 
 def test_a_row_function_that_lies_is_caught(tmp_path: Path) -> None:
@@ -213,9 +207,7 @@ def test_peak_memory_follows_the_piece_not_the_tensor(tmp_path: Path) -> None:
 # damaged and hostile models
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not a model at all", b"{}", b"\x08\x0a", os.urandom(4096), b"\x00" * 64]
-)
+@pytest.mark.parametrize("content", [b"", b"not a model at all", b"{}", b"\x08\x0a", os.urandom(4096), b"\x00" * 64])
 def test_a_file_that_is_not_onnx(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
@@ -471,6 +463,36 @@ def test_replacing_through_a_link_keeps_the_link(tmp_path: Path) -> None:
     write_artifact(tmp_path / "link", 2.0)
     assert (tmp_path / "link").is_symlink()
     assert weight(load_model(tmp_path / "real" / "model.onnx"), "w").numpy()[0] == 2.0
+
+
+def test_a_link_to_another_file_system_is_followed(tmp_path: Path) -> None:
+    """Staging happens beside the link's target, so the final rename never crosses file systems."""
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
+    with ArtifactWriter(tmp_path / "link") as artifact:
+        assert artifact.path.parent == tmp_path / "disk"
+
+
+def test_a_mount_point_is_filled_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "volume"
+    directory.mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == directory)
+    with ArtifactWriter(directory) as artifact:
+        assert artifact.path.parent == directory
+        artifact.add_file("chat_template.jinja", b"old")
+        artifact.save_graph(model_of(ir.Tensor(np.zeros(4096, np.float32), name="w")))
+        artifact.commit(target="portable", shape=SHAPE)
+    (directory / "notes.txt").write_text("mine")
+    (tmp_path / "victim").write_text("not ours")
+    hostile = (directory / MANIFEST_NAME).read_text().replace("chat_template.jinja", "../victim")
+    (directory / MANIFEST_NAME).write_text(hostile)
+    manifest = write_artifact(directory, 2.0)
+    assert (tmp_path / "victim").exists()
+    (directory / "chat_template.jinja").unlink()
+    assert weight(load_model(directory / "model.onnx"), "w").numpy()[0] == 2.0
+    assert Manifest.load(directory) == manifest
+    names = {entry.name for entry in (manifest.graph().file, *manifest.graph().data, *manifest.files)}
+    assert {path.name for path in directory.iterdir()} == names | {MANIFEST_NAME, "notes.txt"}
 
 
 def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
