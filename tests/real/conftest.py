@@ -6,6 +6,7 @@ import pytest
 
 from qcompile.fetch import fetch
 from qcompile.recipe import load_recipe
+from tests.real.export_three import checkpoint_directory
 from tests.real.real_model import (
     RECIPE,
     Measured,
@@ -13,7 +14,6 @@ from tests.real.real_model import (
     prompt_ids,
     qcompile,
     torch_traces,
-    write_hf_directory,
 )
 
 
@@ -46,7 +46,8 @@ def int8(work: Path, exported: tuple[Path, Measured]) -> tuple[Path, Measured]:
 
 @pytest.fixture(scope="session")
 def checkpoint(work: Path, gguf: Path) -> Path:
-    return write_hf_directory(gguf, work / "checkpoint")
+    """The checkpoint's own tensors, not those of a compiled graph: a swapped weight cannot hide on both sides."""
+    return checkpoint_directory(gguf, work / "checkpoint")
 
 
 @pytest.fixture(scope="session")

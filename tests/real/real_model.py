@@ -1,7 +1,6 @@
 """The real 0.5B model for the tests: commands measured, weights for transformers, prompts, tokens."""
 
 import json
-import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.export.export_checkpoint import open_checkpoint
 from qcompile.runtime import Tokenizer
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.ort_session import open_ort_session
 
 RECIPE = "qwen2.5-coder-0.5b-instruct"
 NUM_TOKENS = 128
-_BAND_ROWS = 4096
 _LONG = (
     "The compiler reads a graph, finds what belongs together and writes one operator in its place. "
     "Every replacement is run beside the nodes it replaces, on random inputs with the real weights. "
@@ -55,50 +52,6 @@ def qcompile(work: Path, name: str, *arguments: str | Path) -> Measured:
     return Measured(json.loads(finished.stdout), took["seconds"], took["peak_rss_bytes"])
 
 
-def write_hf_directory(gguf: Path, directory: Path) -> Path:
-    """Write the checkpoint's own tensors as float32 safetensors with config and tokenizer, for transformers.
-
-    They come from the checkpoint reader, not from a compiled graph, so that a mistake of the graph builder
-    (a transposed, swapped or forgotten weight) cannot hide on both sides.
-    """
-    directory.mkdir(parents=True)
-    checkpoint = open_checkpoint(str(gguf))
-    config = checkpoint.config.to_dict() | {"tie_word_embeddings": checkpoint.ties_head}
-    architecture = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[config["model_type"]]
-    config |= {"architectures": [architecture], "torch_dtype": "float32"}
-    (directory / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    for name, content in checkpoint.files.items():
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        (directory / name).write_bytes(data)
-    tensors = dict(checkpoint.tensors)
-    if checkpoint.ties_head:
-        tensors = {
-            k: v for k, v in tensors.items() if k not in {"lm_head.weight", "model.embed_tokens.weight"}
-        }
-        tensors["model.embed_tokens.weight"] = checkpoint.embedding()
-    _write_safetensors(directory / "model.safetensors", tensors)
-    return directory
-
-
-def _write_safetensors(path: Path, tensors: dict[str, Any]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        size_bytes = 4 * int(np.prod(tensor.shape))
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + size_bytes]}
-        end += size_bytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            height = 1 if len(tensor.shape) == 1 else tensor.shape[0]
-            for top in range(0, height, _BAND_ROWS):
-                rows = slice(top, min(top + _BAND_ROWS, height))
-                block = tensor.block(rows, slice(0, tensor.shape[-1]))
-                stream.write(np.ascontiguousarray(block, "<f4").tobytes())
-
-
 def prompt_ids(directory: Path) -> dict[str, list[int]]:
     """Return token ids per prompt, in the chat template; the long one has 700."""
     tokenizer = Tokenizer(directory, Manifest.load(directory))
@@ -114,11 +67,10 @@ def prompt_ids(directory: Path) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class Trace:
-    """Greedy tokens and the logits [128, V] they were chosen from; `prompt` is [S, V] where it was kept."""
+    """Greedy tokens and the logits [128, V] they were chosen from."""
 
     tokens: list[int]
     logits: np.ndarray
-    prompt: np.ndarray | None = None
 
 
 def torch_traces(checkpoint: Path, prompts: dict[str, list[int]]) -> dict[str, Trace]:
@@ -141,7 +93,7 @@ def stepped(decoder: Any, ids: list[int]) -> Trace:
     while len(tokens) < NUM_TOKENS:
         logits.append(decoder.step(*_step(tokens[-1:], len(ids) + len(tokens) - 1))[0, -1].copy())
         tokens.append(int(logits[-1].argmax()))
-    return Trace(tokens, np.stack(logits), prompt)
+    return Trace(tokens, np.stack(logits))
 
 
 def _step(ids: list[int], past: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
