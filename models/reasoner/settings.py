@@ -1,9 +1,10 @@
 """Training settings: defaults, named recipes from recipes.toml, and `--set key=value` on top."""
 
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 RECIPES = Path(__file__).with_name("recipes.toml")
 

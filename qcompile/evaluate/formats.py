@@ -1,4 +1,4 @@
-"""The official format gate and the official per-type extraction.
+r"""The official format gate and the official per-type extraction.
 
 The gate is ``^<think>(.*?)</think>\\s*<answer>(.*?)</answer>$`` with DOTALL, applied to the text exactly as the model
 wrote it. Inside the answer one regular expression per type picks what is compared; where it finds nothing, the raw

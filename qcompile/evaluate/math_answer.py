@@ -41,7 +41,7 @@ def is_same_math(given: str, expected: str) -> bool:
 
 
 def unboxed(text: str) -> str:
-    """The content of the last `\\boxed{...}`, or the text, without dollar signs, outer space and a last full stop."""
+    r"""The content of the last `\\boxed{...}`, or the text, without dollar signs, outer space and a last full stop."""
     start = text.rfind("\\boxed{")
     if start >= 0:
         inner = _braced(text, start + len("\\boxed{"))
@@ -51,7 +51,7 @@ def unboxed(text: str) -> str:
 
 
 def as_rational(text: str) -> Fraction | None:
-    """The value of an integer, decimal, `a/b` or `\\frac{a}{b}`; None for everything else."""
+    r"""The value of an integer, decimal, `a/b` or `\\frac{a}{b}`; None for everything else."""
     text = text.strip().replace("−", "-").replace(" / ", "/").replace("\\!", "").replace("{,}", "")
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d{1,200})?", text):
         text = text.replace(",", "")

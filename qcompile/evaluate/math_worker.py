@@ -10,7 +10,7 @@ _MEMORY_BYTES = 2 << 30
 
 
 def _parse(text: str, parse: Any) -> Any:
-    """math-verify looks for `$...$` or `\\boxed`; a bare expression is offered both as it is and between dollars."""
+    r"""math-verify looks for `$...$` or `\\boxed`; a bare expression is offered both as it is and between dollars."""
     found = parse(text, parsing_timeout=4)
     if "\\boxed" in text or "$" in text:
         return found
