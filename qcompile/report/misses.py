@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qcompile.passes.base import PassContext, Rejection
-from qcompile.passes.registry import CANONICALIZE, CLEAN, FUSE, PASSES, expand
+from qcompile.passes import registry
+from qcompile.passes.base import Pass, PassContext, Rejection
 from qcompile.report.numbers import printable
 from qcompile.report.sorted_copy import sorted_copy
 
@@ -18,26 +18,36 @@ from qcompile.report.sorted_copy import sorted_copy
 def nearest_misses(model: ir.Model, name: str) -> list[Rejection]:
     """Return where a pass, or a pass of a group, almost applied and what was in the way.
 
-    The passes that come before it (clean, canonicalize, fuse) and it itself run on a copy, without numerical
-    proofs; what it refused there, and what still resembles its patterns afterwards, are the misses.
+    What comes before it in a pipeline (clean, canonicalize, fuse) and it itself run on a copy, without
+    numerical proofs; what it refused there, and what still resembles its patterns, are the misses.
 
     Raises:
         PassError: The name is unknown.
     """
-    wanted = expand([name])
-    before = {p.name for p in (*CLEAN, *CANONICALIZE, *FUSE)}
-    order = list(PASSES)
+    wanted = set(registry.expand([name]))
+    plan = _plan(wanted)
+    last = max(index for index, step in enumerate(plan) if step.name in wanted)
     context = PassContext(sorted_copy(model), None)
     misses: dict[tuple[str, str, str], Rejection] = {}
-    for current in order[: order.index(wanted[-1]) + 1]:
-        if current not in wanted and current not in before:
-            continue
-        run = PASSES[current]()
+    for step in plan[: last + 1]:
+        run = step()
         result = run(context)
-        if current in wanted:
+        if step.name in wanted:
             for miss in (*result.rejected, *run.explain(context)):
                 misses.setdefault((miss.node, miss.rule, miss.reason), miss)
     return list(misses.values())
+
+
+def _plan(wanted: Collection[str]) -> list[type[Pass]]:
+    """Return the passes of a pipeline: all up to the fusions, of the later ones those wanted."""
+    tidy = [*registry.CANONICALIZE, *registry.CLEAN]
+    plan: list[type[Pass]] = [*registry.CLEAN, *tidy, *tidy]
+    for step in registry.FUSE:
+        plan.append(step)
+        if step.name == "fuse-attention":
+            # it takes rows, not heads: what reshaped them around it now cancels out
+            plan += [registry.CanonicalizeShapes, registry.EliminateIdentities]
+    return plan + [step for step in (*registry.QUANTIZE, *registry.LOWER) if step.name in wanted]
 
 
 def render_misses(name: str, misses: Sequence[Rejection]) -> RenderableType:

@@ -4,7 +4,7 @@
 
 writes OUT/{builder,dynamo,optimum}/model.onnx (+ data). CHECKPOINT is a Hugging Face directory, or a .gguf
 file, which is first written out as one (OUT/checkpoint, float32) so that all three see the same weights.
-Optimum pins an older transformers than we use, so it runs under an interpreter of its own: `--optimum-python`,
+Optimum pins an older transformers than we use, so it runs under its own interpreter: `--optimum-python`,
 or QCOMPILE_OPTIMUM_PYTHON in the environment.
 """
 
