@@ -23,7 +23,7 @@ def exported(name: str) -> ir.Model:
 def fused(name: str, target: str = "") -> ir.Model:
     """The same after fusing, and after lowering if a target is named; shared, so do not change it."""
     context = PassContext(exported(name), None)
-    passes = [*CLEAN, *CANONICALIZE, *FUSE, *CLEAN]
+    passes = [*CLEAN, *CANONICALIZE, *CLEAN, *CANONICALIZE, *CLEAN, *FUSE, *CLEAN]
     if target:
         passes += [*(PASSES[lowering] for lowering in TARGETS[target].lowering), *CLEAN]
     for one in passes:

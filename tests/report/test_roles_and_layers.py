@@ -50,7 +50,7 @@ def test_both_layers_are_alike_and_nothing_is_lost(name):
     assert len(placed) == len(set(placed)) == model.graph.num_nodes()
 
 
-@pytest.mark.parametrize("name", ["qwen2-builder", "qwen2-dynamo-sdpa"])
+@pytest.mark.parametrize("name", ["qwen2-builder", "qwen2-dynamo-sdpa", "qwen2-optimum"])
 def test_the_fused_graph_has_one_node_per_norm_and_attention(name):
     model = fused(name)
     counts = _counts(model)
