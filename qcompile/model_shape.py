@@ -39,7 +39,8 @@ def _from_graph(model: ir.Model) -> ModelShape:
             f"graph '{model.graph.name}' has {names}: a decoder has past_key_values.{{i}}.key|value and logits; "
             "export it with its KV cache"
         )
-    _, kv_heads, _, head_dim = keys[0].shape or ()
+    assert keys[0].shape is not None
+    kv_heads, head_dim = keys[0].shape[1], keys[0].shape[3]
     vocabulary = logits.shape[-1]
     if not all(isinstance(d, int) for d in (kv_heads, head_dim, vocabulary)):
         raise GraphError(

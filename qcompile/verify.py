@@ -103,7 +103,7 @@ def compare_directories(
     prompts = [rng.integers(0, first.vocab_size, length) for length in _PROMPT_LENGTHS]
     steps = len(prompts) * num_tokens
     wanted = [
-        _Trace.choose(first, prompt, num_tokens, lambda n, i=i: report("reference", i * num_tokens + n, steps))
+        _Trace.choose(first, prompt, num_tokens, _counter(report, "reference", i, num_tokens, steps))
         for i, prompt in enumerate(prompts)
     ]
     vocabulary, first_dtype = first.vocab_size, first.dtype
@@ -115,12 +115,18 @@ def compare_directories(
         raise VerifyError(f"{other}: vocabulary of {second.vocab_size}, {reference} has {vocabulary}: not one model")
     try:
         seen = [
-            _Trace.follow(second, prompt, trace.tokens, lambda n, i=i: report("comparing", i * num_tokens + n, steps))
+            _Trace.follow(second, prompt, trace.tokens, _counter(report, "comparing", i, num_tokens, steps))
             for i, (prompt, trace) in enumerate(zip(prompts, wanted, strict=True))
         ]
         return _judge(wanted, seen, is_half="float32" not in {first_dtype} & {second.dtype})
     finally:
         second.close()
+
+
+def _counter(
+    report: Callable[[str, int, int], None], what: str, prompt: int, num_tokens: int, steps: int
+) -> Callable[[int], None]:
+    return lambda n: report(what, prompt * num_tokens + n, steps)
 
 
 @dataclass
@@ -157,7 +163,8 @@ class _Trace:
         session = model.session
         session.reserve(1, len(prompt) + num_tokens)
         chunk = min(session.max_chunk, _CHUNK) if session.can_extend else len(prompt)
-        scores, past = None, 0
+        scores: Any = None
+        past = 0
         for start in range(0, len(prompt), chunk):
             part = prompt[start : start + chunk]
             scores = session.forward(0, part[None].astype(np.int64), [past])

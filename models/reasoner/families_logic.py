@@ -121,7 +121,7 @@ def formula_steps(literals: Any, operators: Any, values: tuple[bool, ...]) -> tu
 
 
 def render_truth(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
-    num_variables, literals, operators, values = parameters
+    _, literals, operators, values = parameters
     given = ", ".join(f"{'pqr'[i]}={_letter(v)}" for i, v in enumerate(values))
     line, result = formula_steps(literals, operators, values)
     formula = formula_text(literals, operators)

@@ -60,6 +60,10 @@ class Generator:
         """Continue every prompt; greedy at temperature 0.
 
         Args:
+            prompts: Token ids.
+            max_new_tokens: The most tokens to generate.
+            temperature: Of sampling.
+            seed: Of sampling.
             rows: Rows per batch; 0 takes all prompts at once. The last batch is filled up with copies.
         """
         rows = min(rows or len(prompts), len(prompts))

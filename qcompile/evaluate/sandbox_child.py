@@ -11,6 +11,10 @@ import resource
 import struct
 import sys
 
+TYPE_CHECKING = False  # the child starts often: typing is not worth its milliseconds
+if TYPE_CHECKING:
+    from typing import Any
+
 _CLONE_NEWNET, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_THREAD = 0x40000000, 0x08000000, 0x10000000, 0x00010000
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 _ALLOW, _DENY, _NO_SUCH_CALL, _KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
@@ -52,7 +56,7 @@ _BLOCKED_EVENTS = (
 )
 
 
-def _limit(limits: dict) -> None:
+def _limit(limits: dict[str, float]) -> None:
     cpu = int(limits["cpu_s"])
     for kind, value in (
         (resource.RLIMIT_CPU, cpu),
@@ -67,7 +71,7 @@ def _limit(limits: dict) -> None:
         resource.setrlimit(kind, (soft, soft + (kind == resource.RLIMIT_CPU)))
 
 
-def _unshare(libc: ctypes.CDLL) -> list:
+def _unshare(libc: ctypes.CDLL) -> list[str]:
     """Leave the network and IPC namespaces; True network isolation even where seccomp is missing."""
     try:
         is_done = libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0
@@ -76,7 +80,7 @@ def _unshare(libc: ctypes.CDLL) -> list:
     return ["namespaces"] if is_done else []
 
 
-def _seccomp(libc: ctypes.CDLL) -> list:
+def _seccomp(libc: ctypes.CDLL) -> list[str]:
     table = {"x86_64": _X86_64, "aarch64": _AARCH64}.get(platform.machine())
     if table is None or not sys.platform.startswith("linux") or sys.maxsize <= 2**32:
         return []
@@ -88,7 +92,7 @@ def _seccomp(libc: ctypes.CDLL) -> list:
     return ["seccomp"] if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0) == 0 else []
 
 
-def _filter(table: dict) -> bytes:
+def _filter(table: "dict[str, Any]") -> bytes:
     """The BPF program: (code, jump if true, jump if false, constant), eight bytes each; jumps count instructions."""
 
     def op(code: int, constant: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -109,7 +113,7 @@ def _filter(table: dict) -> bytes:
 
 
 def _install_hook() -> None:
-    def hook(event: str, arguments: tuple) -> None:
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event in _BLOCKED_EVENTS:
             raise PermissionError(f"{event} is not allowed here")
         if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITE_FLAGS:
@@ -118,7 +122,7 @@ def _install_hook() -> None:
     sys.addaudithook(hook)
 
 
-def _run(code: str, tests: list) -> str:
+def _run(code: str, tests: list[str]) -> str:
     """Execute the code and the tests; returns the reason of the first failure, empty when all passed."""
     namespace = {"__name__": "solution"}
     where = "the code"
@@ -155,7 +159,7 @@ def main() -> None:
     _install_hook()
     report(isolation="+".join([*doors, "rlimits", "audit hook"]))
     reason = _run(program["code"], program["tests"])
-    sys.stdout = sys.__stdout__
+    sys.stdout = sys.__stdout__ or sys.stdout
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -44,7 +44,8 @@ def prove_lowered_attention(node: ir.Node, table: RopeTable | None, prover: Prov
 
 def _shape_of(node: ir.Node) -> _Shape:
     past = node.inputs[3]
-    head_dim = int(past.shape[3]) if past is not None and past.shape is not None else 0  # type: ignore[call-overload]
+    dim = past.shape[3] if past is not None and past.shape is not None else 0
+    head_dim = dim if isinstance(dim, int) else 0
     return _Shape(
         node.attributes["num_heads"].as_int(),
         node.attributes["kv_num_heads"].as_int(),

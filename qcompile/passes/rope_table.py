@@ -75,12 +75,13 @@ def _model(nodes: list[ir.Node], inputs: list[ir.Value], outputs: list[ir.Value]
     values: dict[ir.Value | None, ir.Value | None] = {None: None}
     for value in inputs:
         values[value] = ir.Value(name=value.name, type=value.type, shape=ir.Shape([None] * len(value.shape or ())))
-    initializers = {}
+    initializers: dict[ir.Value, ir.Value] = {}
     for node in nodes:
-        for value in node.inputs:
-            if value is not None and value.const_value is not None and value not in values:
-                values[value] = ir.Value(name=f"c{len(initializers)}", const_value=value.const_value)
-                initializers[value] = values[value]
+        for operand in node.inputs:
+            if operand is not None and operand.const_value is not None and operand not in values:
+                copy = ir.Value(name=f"c{len(initializers)}", const_value=operand.const_value)
+                values[operand] = copy
+                initializers[operand] = copy
     copies = []
     for index, node in enumerate(nodes):
         made = [ir.Value(name=f"n{index}_{i}") for i in range(len(node.outputs))]

@@ -13,7 +13,7 @@ class QCompileError(Exception):
     """Base of every error that is the user's to fix; its message is one clear line."""
 
 
-class RuntimeFault(QCompileError):  # noqa: N818  (RuntimeError is taken)
+class RuntimeFault(QCompileError):  # RuntimeError is taken
     """Anything the runtime refuses or meets while running."""
 
 
