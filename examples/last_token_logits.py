@@ -17,9 +17,7 @@ def last_token_logits(graph: gs.Graph) -> gs.Graph:
     hidden = projection.inputs[0]
     last = gs.Variable("last_hidden_state", dtype=hidden.dtype)
     position = gs.Constant("last_position", np.array([-1], dtype=np.int64))
-    graph.nodes.append(
-        gs.Node("Gather", "last_position_only", {"axis": 1}, inputs=[hidden, position], outputs=[last])
-    )
+    graph.nodes.append(gs.Node("Gather", "last_position_only", {"axis": 1}, inputs=[hidden, position], outputs=[last]))
     projection.inputs[0] = last
     logits.shape = [logits.shape[0], 1, *logits.shape[2:]]
     return graph.toposort()

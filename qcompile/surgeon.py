@@ -244,9 +244,7 @@ def _exported(function: gs.Function) -> bytes:
     return exported
 
 
-def _restore_functions(
-    before: ir.Model, after: ir.Model, graph: gs.Graph, imported: dict[object, bytes]
-) -> None:
+def _restore_functions(before: ir.Model, after: ir.Model, graph: gs.Graph, imported: dict[object, bytes]) -> None:
     """Keep the original of every function the user did not change: graphsurgeon's copy lost its metadata."""
     for function in graph.functions:
         identifier = (function.domain or "", function.name, "")

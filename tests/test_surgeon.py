@@ -162,9 +162,7 @@ def test_bfloat16_survives_reading(tmp_path, edit, capfd):
     changed = apply_surgery(model, spec)
     first = changed.graph.initializers["first"].const_value
     assert first.dtype == ir.DataType.BFLOAT16
-    np.testing.assert_array_equal(
-        first.numpy(), -np.asarray(model.graph.initializers["first"].const_value.numpy())
-    )
+    np.testing.assert_array_equal(first.numpy(), -np.asarray(model.graph.initializers["first"].const_value.numpy()))
     assert changed.graph.outputs[0].dtype == ir.DataType.BFLOAT16
     assert capfd.readouterr() == ("", "")
 

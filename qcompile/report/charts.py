@@ -51,8 +51,7 @@ def operators(summaries: Sequence[ModelSummary], labels: Sequence[str]) -> str:
     for name in sorted(names, key=lambda n: (-names[n], n)):
         counts = [s.ops.get(name, 0) for s in summaries]
         bars = "".join(
-            f'<span class="bar b{i}"><i style="width:{100 * count / most:.2f}%"></i>'
-            f"<em>{count or '–'}</em></span>"
+            f'<span class="bar b{i}"><i style="width:{100 * count / most:.2f}%"></i><em>{count or "–"}</em></span>'
             for i, count in enumerate(counts)
         )
         domain, separator, op = printable(name).rpartition("::")
@@ -95,9 +94,7 @@ def _dtype_table(panels: Sequence[Panel], labels: Sequence[str]) -> str:
         for dtype, total in panel.summary.weights.items():
             cells = (f"{total.tensors:,}", compact_count(total.elements), human_bytes(total.size_bytes))
             name = f"<td>{escape(label)}</td>" if len(panels) > 1 else ""
-            rows.append(
-                f"<tr>{name}<td>{escape(dtype)}</td>{''.join(f'<td class=n>{c}</td>' for c in cells)}</tr>"
-            )
+            rows.append(f"<tr>{name}<td>{escape(dtype)}</td>{''.join(f'<td class=n>{c}</td>' for c in cells)}</tr>")
     first = "<th></th>" if len(panels) > 1 else ""
     columns = "".join(f"<th>{both(*words)}</th>" for words in head)
     return f"<table><thead><tr>{first}{columns}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -134,9 +131,7 @@ def passes(summaries: Sequence[ModelSummary], labels: Sequence[str]) -> str:
                     ("rejected", "拒绝"),
                 )
             )
-            parts.append(
-                f"<h3>{escape(label)}</h3><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-            )
+            parts.append(f"<h3>{escape(label)}</h3><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
     return _section(("Passes", "优化过程"), "".join(parts)) if parts else ""
 
 
@@ -153,9 +148,7 @@ def _pass_row(record: dict[str, Any]) -> str:
     cells.append(f"{error:.1e}" if isinstance(error, float) and error else "")
     shown = "".join(f"<td class=n>{escape(str(cell))}</td>" for cell in cells)
     idle = "" if record.get("rewrites") else ' class="idle"'
-    return (
-        f"<tr{idle}><td>{escape(printable(str(record.get('name', ''))))}</td>{shown}<td>{refused}</td></tr>"
-    )
+    return f"<tr{idle}><td>{escape(printable(str(record.get('name', ''))))}</td>{shown}<td>{refused}</td></tr>"
 
 
 def interface(summaries: Sequence[ModelSummary], labels: Sequence[str]) -> str:
@@ -168,9 +161,7 @@ def interface(summaries: Sequence[ModelSummary], labels: Sequence[str]) -> str:
                 cells = "".join(f"<td>{escape(printable(text))}</td>" for text in (name, dtype, shape))
                 rows.append(f"<tr><td>{both(*words)}</td>{cells}</tr>")
         parts.append(f"<div><h3>{escape(label)}</h3><table><tbody>{''.join(rows)}</tbody></table></div>")
-    return _section(
-        ("Inputs and outputs", "输入与输出"), f'<div class="panels n{len(labels)}">{"".join(parts)}</div>'
-    )
+    return _section(("Inputs and outputs", "输入与输出"), f'<div class="panels n{len(labels)}">{"".join(parts)}</div>')
 
 
 def _section(words: tuple[str, str], content: str) -> str:

@@ -15,9 +15,7 @@ from qcompile.report.summary import STANDARD_DOMAINS, dtype_name
 
 _LARGE_BYTES = 1024
 _CACHE_NAME = re.compile(r"^(past|present)(?:_key_values)?[._]\d+[._](key|value)$")
-_NOT_A_LEAF = re.compile(
-    r"^(?:\d+|model|decoder|transformer|layers?|self_attn|attn|attention|mlp|.*_output_\d+|)$"
-)
+_NOT_A_LEAF = re.compile(r"^(?:\d+|model|decoder|transformer|layers?|self_attn|attn|attention|mlp|.*_output_\d+|)$")
 
 # ONNX Runtime keeps this kernel of its own in the standard domain.
 _KERNELS = frozenset({"SimplifiedLayerNormalization"})
@@ -144,9 +142,7 @@ class _Builder:
             return _CACHE_NAME.sub(r"\1 \2", value.name or "")
         node = value.producer()
         while node is not None and self.roles.get(node) is Role.ROTARY and node.op_type not in {"Cos", "Sin"}:
-            node = next(
-                (v.producer() for v in node.inputs if v is not None and v.producer() is not None), None
-            )
+            node = next((v.producer() for v in node.inputs if v is not None and v.producer() is not None), None)
         if node is not None and node.op_type in {"Cos", "Sin"}:
             return node.op_type.lower()
         producer = value.producer()

@@ -126,10 +126,7 @@ def _order(drawing: Layered, above: dict[Key, list[Key]], below: dict[Key, list[
         neighbours = above if downwards else below
         for fixed, row in itertools.pairwise(rows):
             place = {key: index for index, key in enumerate(fixed)}
-            centre = {
-                key: _mean([place[n] for n in neighbours.get(key, ())], index)
-                for index, key in enumerate(row)
-            }
+            centre = {key: _mean([place[n] for n in neighbours.get(key, ())], index) for index, key in enumerate(row)}
             row.sort(key=centre.__getitem__)
         crossings = _crossings(drawing.rows, below)
         if crossings < fewest:

@@ -16,12 +16,8 @@ from qcompile.report.roles import Role
 from qcompile.report.summary import op_name
 
 _LAYER = re.compile(r"(?<![A-Za-z0-9])(?:layers?|h|blocks?)[./_](\d{1,4})(?![A-Za-z0-9])")
-_CACHE = re.compile(
-    r"^(?:past_key_values|present|past_key|past_value|past|present_key|present_value)[._](\d{1,4})"
-)
-_AFTER = re.compile(
-    r"(?<![A-Za-z0-9_])(?:norm|final_norm|final_layernorm|ln_f|lm_head|embed_out)(?![A-Za-z0-9_])"
-)
+_CACHE = re.compile(r"^(?:past_key_values|present|past_key|past_value|past|present_key|present_value)[._](\d{1,4})")
+_AFTER = re.compile(r"(?<![A-Za-z0-9_])(?:norm|final_norm|final_layernorm|ln_f|lm_head|embed_out)(?![A-Za-z0-9_])")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _PLAIN_ATTRIBUTES = frozenset(
     {
@@ -76,9 +72,7 @@ def split_sections(links: Links, roles: dict[ir.Node, Role]) -> list[Section]:
     return list(_sections(nodes, layers, roles))
 
 
-def _sections(
-    nodes: list[ir.Node], layers: dict[ir.Node, int], roles: dict[ir.Node, Role]
-) -> Iterator[Section]:
+def _sections(nodes: list[ir.Node], layers: dict[ir.Node, int], roles: dict[ir.Node, Role]) -> Iterator[Section]:
     by_layer: dict[int, list[ir.Node]] = {}
     for node in nodes:
         by_layer.setdefault(layers[node], []).append(node)
@@ -102,9 +96,7 @@ def _sections(
         yield _section(Place.AFTER, (), [by_layer[_MAX_LAYERS]], roles)
 
 
-def _section(
-    place: Place, indices: tuple[int, ...], parts: list[list[ir.Node]], roles: dict[ir.Node, Role]
-) -> Section:
+def _section(place: Place, indices: tuple[int, ...], parts: list[list[ir.Node]], roles: dict[ir.Node, Role]) -> Section:
     drawn = tuple(tuple(n for n in part if roles[n] is not Role.CONTROL) for part in parts)
     control = tuple(tuple(n for n in part if roles[n] is Role.CONTROL) for part in parts)
     return Section(place, indices, drawn, control)
@@ -144,9 +136,7 @@ def _only_layer(node: ir.Node, layers: dict[ir.Node, int], links: Links) -> int:
     return layer if is_constant or _weak_hint(node) == layer or layer == _MAX_LAYERS else -1
 
 
-def _pull_back(
-    nodes: list[ir.Node], layers: dict[ir.Node, int], roles: dict[ir.Node, Role], links: Links
-) -> None:
+def _pull_back(nodes: list[ir.Node], layers: dict[ir.Node, int], roles: dict[ir.Node, Role], links: Links) -> None:
     """Move the unnamed beginning of a norm (Pow, ReduceMean, …) to the layer of the weight that ends it."""
     for node in reversed(nodes):
         readers = [layers[reader] for reader in links.readers(node)]
@@ -232,9 +222,7 @@ def _repeats(nodes: Sequence[ir.Node]) -> tuple[int, int, int] | None:
     return best
 
 
-def _assign_by_repeats(
-    links: Links, drawn: Sequence[ir.Node], repeats: tuple[int, int, int]
-) -> dict[ir.Node, int]:
+def _assign_by_repeats(links: Links, drawn: Sequence[ir.Node], repeats: tuple[int, int, int]) -> dict[ir.Node, int]:
     start, period, count = repeats
     layers = {}
     for position, node in enumerate(drawn):
@@ -242,7 +230,5 @@ def _assign_by_repeats(
         layers[node] = -1 if position < start else _MAX_LAYERS if layer >= count else layer
     for node in reversed(links.nodes):
         if node not in layers:
-            layers[node] = min(
-                (layers[reader] for reader in links.readers(node) if reader in layers), default=-1
-            )
+            layers[node] = min((layers[reader] for reader in links.readers(node) if reader in layers), default=-1)
     return layers

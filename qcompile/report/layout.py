@@ -122,9 +122,7 @@ def arrange(drawing: Drawing, least_width: float = 0.0) -> Picture:
     return picture
 
 
-def _band(
-    drawing: Drawing, members: list[int], lane_of: dict[int, int], sizes: Sequence[tuple[float, float]]
-) -> _Band:
+def _band(drawing: Drawing, members: list[int], lane_of: dict[int, int], sizes: Sequence[tuple[float, float]]) -> _Band:
     """Lay out the boxes of one block, with a point per outer box where its lines cross the border."""
     lane = lane_of[members[0]]
     links: dict[tuple[Key, Key], None] = {}

@@ -53,9 +53,7 @@ def _plan(wanted: Collection[str]) -> list[type[Pass]]:
 def render_misses(name: str, misses: Sequence[Rejection]) -> RenderableType:
     """Return the misses as a table, or a line saying that there are none."""
     if not misses:
-        return Text(
-            f"{name}: no near misses; every place it looks at has been rewritten or does not resemble it"
-        )
+        return Text(f"{name}: no near misses; every place it looks at has been rewritten or does not resemble it")
     table = Table(title=f"Nearest misses of {name}", title_justify="left", box=None, header_style="dim")
     for column in ("node", "rule", "reason"):
         table.add_column(column, overflow="fold")

@@ -53,9 +53,7 @@ def page_html(panels: Sequence[Panel]) -> str:
     """Return the page."""
     labels = column_labels([panel.summary for panel in panels])
     labels = labels if len(panels) > 1 else [Path(printable(panels[0].summary.path)).name]
-    numbered = [
-        (p, [(first + i, s) for i, s in enumerate(p.sections)]) for p, first in _first_numbers(panels)
-    ]
+    numbered = [(p, [(first + i, s) for i, s in enumerate(p.sections)]) for p, first in _first_numbers(panels)]
     data = [tooltips(section.section) for _, sections in numbered for _, section in sections]
     summaries = [panel.summary for panel in panels]
     body = [
@@ -197,8 +195,7 @@ def index_ranges(indices: Sequence[int]) -> str:
 
 def _stage_strip(drawn: DrawnSection) -> str:
     return "".join(
-        f'<span class="stage r-{stage.role.value}">{both(*ROLE_WORDS[stage.role.value])}'
-        f"<b>{stage.num_ops}</b></span>"
+        f'<span class="stage r-{stage.role.value}">{both(*ROLE_WORDS[stage.role.value])}<b>{stage.num_ops}</b></span>'
         for stage in drawn.stages
     )
 

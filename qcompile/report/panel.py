@@ -77,9 +77,7 @@ def make_panel(model: ir.Model, summary: ModelSummary) -> Panel:
         stages = _stages(section, drawing, roles)
         control = Counter(op_name(node) for node in section.control[0])
         weight_bytes = sum(_weights_of(section.nodes[0] + section.control[0]).values())
-        drawn.append(
-            DrawnSection(section, drawing, picture, stages, dict(control.most_common()), weight_bytes)
-        )
+        drawn.append(DrawnSection(section, drawing, picture, stages, dict(control.most_common()), weight_bytes))
     return Panel(summary, tuple(drawn), _bytes_by_role(copy, roles))
 
 
@@ -140,9 +138,7 @@ def _describe(node: ir.Node) -> dict[str, Any]:
         "op": printable(op_name(node)),
         "in": [_input_text(value) for value in node.inputs],
         "out": [printable(tensor_text(value)) + _activation_bytes(value) for value in node.outputs],
-        "attrs": [
-            [printable(name), _attribute_text(attribute)] for name, attribute in node.attributes.items()
-        ],
+        "attrs": [[printable(name), _attribute_text(attribute)] for name, attribute in node.attributes.items()],
     }
 
 

@@ -208,8 +208,7 @@ def _is_quantized(uses: list[tuple[ir.Node, int]]) -> bool:
     """Whether an integer initializer is a quantized weight, by the operator that takes it."""
     weight_inputs = {"DequantizeLinear": 0, "GatherBlockQuantized": 0, "LinearW8": 1}
     return any(
-        weight_inputs.get(node.op_type, 1 if "MatMul" in node.op_type else None) == index
-        for node, index in uses
+        weight_inputs.get(node.op_type, 1 if "MatMul" in node.op_type else None) == index for node, index in uses
     )
 
 

@@ -69,11 +69,7 @@ def export_toy(path: Path, seed: int, opset: int, *, is_dynamo: bool) -> None:
     x = torch.zeros(2, 5, 32)
     names: dict[str, Any] = {"input_names": ["hidden_states"], "output_names": ["output"]}
     dims = {0: "batch_size", 1: "sequence_length"}
-    shapes = (
-        {"dynamic_shapes": (dims,)}
-        if is_dynamo
-        else {"dynamic_axes": {"hidden_states": dims, "output": dims}}
-    )
+    shapes = {"dynamic_shapes": (dims,)} if is_dynamo else {"dynamic_axes": {"hidden_states": dims, "output": dims}}
     torch.onnx.export(
         make_toy(seed),
         (x,),

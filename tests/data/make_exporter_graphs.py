@@ -58,8 +58,7 @@ _COMMON = {
     "torch_dtype": "bfloat16",
 }
 CONFIGS: dict[str, dict[str, Any]] = {
-    "tiny-qwen2": _COMMON
-    | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True},
+    "tiny-qwen2": _COMMON | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True},
     "tiny-qwen3": _COMMON
     | {
         "architectures": ["Qwen3ForCausalLM"],
@@ -225,18 +224,14 @@ def _toy_reference() -> None:
 
     x = torch.from_numpy(np.random.default_rng(SEED).standard_normal((2, 5, 32)).astype(np.float32))
     with torch.no_grad():
-        np.savez_compressed(
-            REFERENCE / "layernorm-gelu.npz", hidden_states=x.numpy(), output=make_toy(SEED)(x).numpy()
-        )
+        np.savez_compressed(REFERENCE / "layernorm-gelu.npz", hidden_states=x.numpy(), output=make_toy(SEED)(x).numpy())
 
 
 def make_dynamo() -> None:
     """Write the graphs of `torch.onnx.export(dynamo=True)`, and the toys (TorchScript exporter included)."""
     GRAPHS.mkdir(exist_ok=True)
     for name, (checkpoint, attention, opset, dtype) in DYNAMO_GRAPHS.items():
-        export_dynamo(
-            CHECKPOINTS / checkpoint, GRAPHS / f"{name}.onnx", attention=attention, opset=opset, dtype=dtype
-        )
+        export_dynamo(CHECKPOINTS / checkpoint, GRAPHS / f"{name}.onnx", attention=attention, opset=opset, dtype=dtype)
         _clean(GRAPHS / f"{name}.onnx", GRAPHS / f"{name}.onnx")
     for name, (is_dynamo, opset) in TOY_GRAPHS.items():
         export_toy(GRAPHS / f"{name}.onnx", SEED, opset, is_dynamo=is_dynamo)
@@ -289,9 +284,7 @@ def check_graphs() -> None:
     for path in sorted(GRAPHS.glob("layernorm*.onnx")):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         (output,) = session.run(None, {"hidden_states": toy["hidden_states"]})
-        print(
-            f"{path.name:34} {path.stat().st_size / 1000:7.0f} kB  {np.abs(output - toy['output']).max():.2e}"
-        )
+        print(f"{path.name:34} {path.stat().st_size / 1000:7.0f} kB  {np.abs(output - toy['output']).max():.2e}")
 
 
 def _difference(session: Any, reference: Any, case: str) -> float:
@@ -322,9 +315,7 @@ STEPS: dict[str, Callable[[], None]] = {
 }
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="+", choices=STEPS)
     for step in parser.parse_args().steps:
         STEPS[step]()

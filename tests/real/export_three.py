@@ -157,9 +157,7 @@ def _is_large(checkpoint: Path) -> bool:
 
 def main() -> None:
     """Parse the command line and run the exporters asked for, in order."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default=",".join(EXPORTERS), help="comma-separated subset")

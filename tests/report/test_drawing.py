@@ -187,9 +187,7 @@ def test_boxes_stay_in_their_lanes_and_do_not_overlap(name):
     for drawing in _drawings(exported(name)).values():
         picture = arrange(drawing)
         assert len(picture.lines) == len(drawing.arrows)
-        lane_of = {
-            i: lane for lane, block in enumerate(drawing.lane_order()) for i in drawing.blocks()[block]
-        }
+        lane_of = {i: lane for lane, block in enumerate(drawing.lane_order()) for i in drawing.blocks()[block]}
         for i, area in enumerate(picture.boxes):
             lane = picture.lanes[lane_of[i]].area
             assert lane.x <= area.x
@@ -228,8 +226,7 @@ def test_a_picture_can_be_made_wider():
     drawing = _drawings(exported("qwen2-builder"))[Place.AFTER]
     assert arrange(drawing, 900.0).width == 900.0
     assert (
-        box_size(Box("注意力", "", Role.ATTENTION, 0, "op"))[0]
-        > box_size(Box("abc", "", Role.ATTENTION, 0, "op"))[0]
+        box_size(Box("注意力", "", Role.ATTENTION, 0, "op"))[0] > box_size(Box("abc", "", Role.ATTENTION, 0, "op"))[0]
     )
 
 
