@@ -1,30 +1,21 @@
-"""Concrete evaluation of a graph's shapes and control values over a handful of cases.
+"""The handful of ways of calling a decoder on which a graph is studied and every rewrite is proved.
 
-Exporters spell shapes, masks and positions in many ways (Shape-Gather-Concat chains, Range, Expand, Where, …). Instead
-of matching those spellings, a graph is interpreted once per `Case` (prefill, decode with past, ragged batches, a chunk
-after a past): every value becomes a `Spec`, its dtype and concrete shape, and for everything that hangs only on
-attention_mask, position_ids, shapes and small constants also its value. Activations (whatever depends on input_ids, the
-KV cache or large weights) stay shapes without values, so no weight is read and a 7B model costs as little as a toy.
-
-Rules ask: "is this shape input always [B, S, H, d]?", "is this mask exactly causal and padding?". The same specs give
-the random feeds on which every rewrite is proved (`qcompile.passes.proof`).
+Dim letters: B batch, S query length, P past length, T = P + S. The numbers are distinct, so that a dimension seen equal
+in all cases is equal by construction and not by coincidence. A graph with fixed dimensions (a batch of 1, a decode
+graph with S = 1, no KV cache) gets the cases that it can be called with.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompile import single_op
-from qcompile.functions import FUSED_OPS
-
-# Computed values above this many elements are tracked as shapes only; initializers above MAX_READ_ELEMENTS are not read.
-MAX_KNOWN_ELEMENTS = 1 << 20
-MAX_READ_ELEMENTS = 1 << 18
+# Above this many cache columns a case is only for shapes and masks: nothing is computed on it.
+_MAX_PROVED_LENGTH = 4096
+_PAST_PREFIX = "past_key_values."
 
 
 @dataclass(frozen=True)
@@ -37,6 +28,7 @@ class Case:
         sequence_length: S.
         past_length: P.
         lengths: Valid tokens per row among T = P + S, padded on the left; None means all T.
+        magnitude: Standard deviation of random activations. Tiny ones show a wrong epsilon, large ones a wrong curve.
     """
 
     name: str
@@ -44,11 +36,17 @@ class Case:
     sequence_length: int
     past_length: int
     lengths: tuple[int, ...] | None = None
+    magnitude: float = 1.0
 
     @property
     def total_length(self) -> int:
         """T = P + S."""
         return self.past_length + self.sequence_length
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether rewrites are run on this case; otherwise it is only looked at."""
+        return self.total_length <= _MAX_PROVED_LENGTH
 
     def attention_mask(self) -> np.ndarray:
         """Return the padding mask, int64 [B, T]: 1 for a token, 0 for padding on the left."""
@@ -67,121 +65,115 @@ class Case:
         causal = np.arange(self.total_length)[None, :] <= rows
         return np.asarray(causal[None] & (self.attention_mask()[:, None, :] == 1))
 
+    def query_is_token(self) -> np.ndarray:
+        """Return which of the new positions are tokens and not padding, bool [B, S]."""
+        return np.asarray(self.attention_mask()[:, self.past_length :] == 1)
 
-# Distinct numbers, so that a dimension seen equal in all of them is equal by construction and not by coincidence.
+
 CASES: tuple[Case, ...] = (
     Case("prefill", 1, 7, 0),
     Case("prefill, batch 2 of different lengths", 2, 5, 0, (5, 3)),
-    Case("decode with past", 1, 1, 11),
+    Case("decode with past", 1, 1, 11, magnitude=1e-6),
     Case("decode, batch 3 of different lengths", 3, 1, 13, (14, 6, 9)),
-    Case("chunk after a past, batch 2", 2, 3, 17, (20, 16)),
+    Case("chunk after a past, batch 2", 2, 3, 17, (20, 16), magnitude=3.0),
 )
+# Longer than any context of a Qwen: where a sliding window or a length-dependent branch shows.
+LONG_DECODE = Case("decode after 131072 tokens", 1, 1, 131072)
+LONG_PREFILL = Case("prefill of 131072 tokens", 1, 131072, 0)
 
 
-@dataclass(frozen=True, eq=False)
-class Spec:
-    """What one case says of one value: dtype, concrete shape, and the value itself where it is control data."""
-
-    dtype: ir.DataType
-    shape: tuple[int, ...]
-    value: np.ndarray | None = None
-
-    @property
-    def num_elements(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+def cases_for(graph: ir.Graph) -> tuple[Case, ...]:
+    """Return the cases that a graph can be called with, given the dimensions its inputs fix."""
+    fixed = _FixedDims.of(graph)
+    long_case = LONG_DECODE if fixed.has_past else LONG_PREFILL
+    found: dict[Case, Case] = {}
+    for case in (*CASES, long_case):
+        adapted = fixed.adapt(case)
+        found.setdefault(replace(adapted, name=""), adapted)
+    return tuple(found.values())
 
 
-class Analysis:
-    """The specs of every value of a graph in every case; kept up to date while passes rewrite the graph."""
+@dataclass(frozen=True)
+class _FixedDims:
+    """The dimensions that a graph's inputs fix to a number; None where they are free."""
 
-    def __init__(self, model: ir.Model, cases: Sequence[Case] = CASES) -> None:
-        self.model = model
-        self.cases = tuple(cases)
-        self._specs: list[dict[ir.Value, Spec | None]] = []
-        for case in self.cases:
-            specs = _input_specs(model.graph, case)
-            self._specs.append(specs)
-        for node in model.graph:
-            self._evaluate(node)
+    batch_size: int | None
+    sequence_length: int | None
+    past_length: int | None
+    total_length: int | None
+    has_past: bool
 
-    def spec(self, value: ir.Value, case_index: int) -> Spec | None:
-        """Return the spec of a value in one case, or None when it could not be inferred."""
-        specs = self._specs[case_index]
-        if value not in specs and value.const_value is not None:
-            specs[value] = _constant_spec(value)
-        return specs.get(value)
+    @classmethod
+    def of(cls, graph: ir.Graph) -> _FixedDims:
+        past = [v for v in graph.inputs if _is_past(v)]
+        ids, mask = _input(graph, "input_ids", 2), _input(graph, "attention_mask", 2)
+        batches = [_number(v, 0) for v in (ids, mask, *past)]
+        return cls(
+            next((n for n in batches if n is not None), None),
+            _number(ids, 1),
+            next((n for n in (_number(v, 2) for v in past) if n is not None), None),
+            _number(mask, 1),
+            bool(past),
+        )
 
-    def specs(self, value: ir.Value) -> list[Spec] | None:
-        """Return the spec of a value in every case, or None when any case does not know it."""
-        found = [self.spec(value, index) for index in range(len(self.cases))]
-        return None if any(spec is None for spec in found) else found  # type: ignore[return-value]
-
-    def values(self, value: ir.Value) -> list[np.ndarray] | None:
-        """Return the known value in every case, or None when it is an activation or unknown in some case."""
-        specs = self.specs(value)
-        if specs is None or any(spec.value is None for spec in specs):
-            return None
-        return [spec.value for spec in specs if spec.value is not None]
-
-    def update(self, nodes: Iterable[ir.Node]) -> None:
-        """Evaluate nodes that a rewrite has just added, in the order given (producers first)."""
-        for node in nodes:
-            self._evaluate(node)
-
-    def alias(self, new: ir.Value, old: ir.Value) -> None:
-        """Give `new` the specs of `old`: for a value that replaces another."""
-        for specs in self._specs:
-            specs[new] = specs.get(old)
-
-    def _evaluate(self, node: ir.Node) -> None:
-        for index in range(len(self.cases)):
-            inputs = [None if v is None else self.spec(v, index) for v in node.inputs]
-            missing = any(v is not None and s is None for v, s in zip(node.inputs, inputs, strict=True))
-            outputs: Sequence[Spec | None] = [None] * len(node.outputs)
-            if not missing:
-                outputs = _node_specs(node, inputs, self.model)
-            for value, spec in zip(node.outputs, outputs, strict=True):
-                self._specs[index][value] = spec
+    def adapt(self, case: Case) -> Case:
+        """Return the case with the fixed dimensions in place of its own; padding stays where it was."""
+        batch = self.batch_size or case.batch_size
+        length = self.sequence_length or case.sequence_length
+        past = case.past_length if self.past_length is None else self.past_length
+        past = past if self.has_past else 0
+        if self.total_length is not None and self.has_past and self.past_length is None:
+            past = max(self.total_length - length, 0)
+        elif self.total_length is not None and self.sequence_length is None:
+            length = max(self.total_length - past, 1)
+        lengths = None
+        if case.lengths is not None:
+            # A fixed batch of 1 keeps the padded row, which says more than the full one.
+            missing = itertools.islice(itertools.cycle(case.total_length - n for n in reversed(case.lengths)), batch)
+            lengths = tuple(max(1, past + length - n) for n in missing)[::-1]
+        return replace(case, batch_size=batch, sequence_length=length, past_length=past, lengths=lengths)
 
 
-def _input_specs(graph: ir.Graph, case: Case) -> dict[ir.Value, Spec | None]:
-    dims = _DimBinding(case)
-    return {value: _input_spec(value, case, dims) for value in graph.inputs}
-
-
-def _input_spec(value: ir.Value, case: Case, dims: _DimBinding) -> Spec | None:
-    dtype = value.dtype
-    if dtype is None or value.shape is None:
+def input_shape(value: ir.Value, case: Case, dims: DimBinding) -> tuple[int, ...] | None:
+    """Return the concrete shape of a graph input in one case, or None when its rank is unknown."""
+    if value.shape is None:
         return None
-    name = value.name or ""
-    if name == "attention_mask":
-        return Spec(dtype, (case.batch_size, case.total_length), case.attention_mask().astype(dtype.numpy()))
-    if name == "position_ids":
-        positions = case.position_ids()
-        if value.shape[0] == 1:
-            positions = positions[:1]
-        return Spec(dtype, positions.shape, positions.astype(dtype.numpy()))
-    if name == "input_ids":
-        return Spec(dtype, (case.batch_size, case.sequence_length))
-    if name.startswith("past_key_values."):
-        fixed = tuple(int(d) if isinstance(d, int) else None for d in value.shape)
-        if len(fixed) == 4 and fixed[1] is not None and fixed[3] is not None:
-            return Spec(dtype, (case.batch_size, fixed[1], case.past_length, fixed[3]))
-    return Spec(dtype, tuple(dims.bind(d) for d in value.shape))
+    declared = tuple(value.shape)
+    wanted: tuple[int | None, ...] = (None,) * len(declared)
+    if value.name in {"input_ids", "position_ids"} and len(declared) == 2:
+        wanted = (case.batch_size, case.sequence_length)
+    elif value.name == "attention_mask" and len(declared) == 2:
+        wanted = (case.batch_size, case.total_length)
+    elif _is_past(value) and len(declared) == 4:
+        wanted = (case.batch_size, None, case.past_length, None)
+    return tuple(
+        dim if isinstance(dim, int) else (want if want is not None else dims.bind(dim))
+        for dim, want in zip(declared, wanted, strict=True)
+    )
 
 
-class _DimBinding:
-    """Numbers for symbolic dimensions of graphs whose inputs are not those of a decoder."""
+def input_array(value: ir.Value, case: Case, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return what a control input holds in one case, or None for any other input."""
+    if value.dtype is None:
+        return None
+    arrays = {"attention_mask": case.attention_mask, "position_ids": case.position_ids}
+    if value.name not in arrays:
+        return None
+    array = arrays[value.name]()
+    array = array[: shape[0]] if shape else array
+    return array.astype(value.dtype.numpy()) if array.shape == shape else None
+
+
+class DimBinding:
+    """Numbers for the symbolic dimensions of other inputs: by what their names say, else distinct ones."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
         self._bound: dict[str, int] = {}
 
-    def bind(self, dim: int | ir.SymbolicDim) -> int:
-        if isinstance(dim, int):
-            return dim
-        name = str(dim.value)
+    def bind(self, dim: ir.SymbolicDim) -> int:
+        """Return the number of a symbolic dimension; the same name has the same number, an unnamed one its own."""
+        name = str(dim.value) if dim.value is not None else f"unnamed {len(self._bound)}"
         if name not in self._bound:
             self._bound[name] = self._guess(name.lower(), len(self._bound))
         return self._bound[name]
@@ -199,46 +191,20 @@ class _DimBinding:
         return case.batch_size + 2 * count + 1
 
 
-def _constant_spec(value: ir.Value) -> Spec | None:
-    tensor = value.const_value
-    if tensor is None:
+def _is_past(value: ir.Value) -> bool:
+    if (value.name or "").startswith(_PAST_PREFIX):
+        return True
+    names = [str(d.value).lower() for d in value.shape or () if isinstance(d, ir.SymbolicDim)]
+    return len(value.shape or ()) == 4 and any("past" in name and "+" not in name for name in names)
+
+
+def _input(graph: ir.Graph, name: str, rank: int) -> ir.Value | None:
+    found = next((v for v in graph.inputs if v.name == name), None)
+    return found if found is not None and found.shape is not None and len(found.shape) == rank else None
+
+
+def _number(value: ir.Value | None, axis: int) -> int | None:
+    if value is None or value.shape is None or axis >= len(value.shape):
         return None
-    shape = tuple(int(d) for d in tensor.shape.numpy())
-    small = math.prod(shape) <= MAX_READ_ELEMENTS and tensor.dtype not in _OPAQUE_DTYPES
-    return Spec(tensor.dtype, shape, tensor.numpy() if small else None)
-
-
-_OPAQUE_DTYPES = {ir.DataType.STRING, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.UNDEFINED}
-
-
-def _node_specs(node: ir.Node, inputs: Sequence[Spec | None], model: ir.Model) -> Sequence[Spec | None]:
-    unknown: list[Spec | None] = [None] * len(node.outputs)
-    if any(a.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for a in node.attributes.values()):
-        return unknown
-    if node.op_type in {"Shape", "Size"} and node.domain == "":
-        return [_shape_of(node, inputs)]
-    fused = FUSED_OPS.get(node.op_type) if node.domain == "qcompile" else None
-    types = [None if s is None else (s.dtype, s.shape) for s in inputs]
-    if fused is not None:
-        return [Spec(dtype, shape) for dtype, shape in fused.infer(node, types)]
-    if node.domain not in {"", "ai.onnx"}:
-        return unknown
-    opset = model.graph.opset_imports.get("", 18)
-    if all(s is None or s.value is not None for s in inputs):
-        known = single_op.evaluate(node, [None if s is None else s.value for s in inputs], opset)
-        if known is not None and all(v.size <= MAX_KNOWN_ELEMENTS for v in known):
-            return [Spec(ir.DataType.from_numpy(v.dtype), v.shape, v) for v in known]
-    small = [None if s is None or s.num_elements > 1024 else s.value for s in inputs]
-    inferred = single_op.infer(node, types, small, opset)
-    return [None if t is None else Spec(*t) for t in inferred] if inferred is not None else unknown
-
-
-def _shape_of(node: ir.Node, inputs: Sequence[Spec | None]) -> Spec | None:
-    spec = inputs[0]
-    if spec is None:
-        return None
-    if node.op_type == "Size":
-        return Spec(ir.DataType.INT64, (), np.array(spec.num_elements, dtype=np.int64))
-    start, end = node.attributes.get("start"), node.attributes.get("end")
-    dims = spec.shape[start.as_int() if start else 0 : end.as_int() if end else None]
-    return Spec(ir.DataType.INT64, (len(dims),), np.array(dims, dtype=np.int64))
+    dim = value.shape[axis]
+    return dim if isinstance(dim, int) and dim > 0 else None

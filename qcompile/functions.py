@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import onnx
 import onnx.parser
 import onnx_ir as ir
 
@@ -20,6 +21,8 @@ from qcompile.errors import PassError
 
 DOMAIN = "qcompile"
 DOMAIN_VERSION = 1
+# The definitions use ReduceMean, Split and Shape as opset 18 has them; later opsets read them the same way.
+MIN_OPSET = 18
 
 TensorType = tuple[ir.DataType, tuple[int, ...]]
 InferOutputs = Callable[[ir.Node, Sequence[TensorType]], list[TensorType]]
@@ -42,13 +45,16 @@ class FusedOp:
     @functools.cached_property
     def num_outputs(self) -> int:
         """Number of outputs."""
-        return len(self.function.outputs)
+        return len(self.proto(MIN_OPSET).output)
 
     @property
     def function(self) -> ir.Function:
         """A fresh copy of the ONNX function that defines the operator."""
-        header = f'<opset_import: ["" : 18], domain: "{DOMAIN}">\n'
-        return ir.serde.deserialize_function(onnx.parser.parse_function(header + self.text))
+        return ir.serde.deserialize_function(self.proto(MIN_OPSET))
+
+    def proto(self, opset: int) -> onnx.FunctionProto:
+        """Return the definition for models of this opset, 18 or later; shared, do not change it."""
+        return _parsed(self.text, max(opset, MIN_OPSET))
 
     def infer(self, node: ir.Node, inputs: Sequence[TensorType | None]) -> list[TensorType]:
         """Return dtype and shape of each output for concrete input types."""
@@ -56,10 +62,16 @@ class FusedOp:
         return self.outputs(node, present)
 
     def register(self, model: ir.Model) -> None:
-        """Add the function and its domain to a model that calls it."""
-        function = self.function
+        """Add the function and its domain to a model that calls it; its body is of the model's own opset."""
+        opset = model.graph.opset_imports.get("", MIN_OPSET)
+        function = ir.serde.deserialize_function(self.proto(opset))
         model.functions.setdefault(function.identifier(), function)
         model.graph.opset_imports.setdefault(DOMAIN, DOMAIN_VERSION)
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str, opset: int) -> onnx.FunctionProto:
+    return onnx.parser.parse_function(f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">\n{text}')
 
 
 def _same_as_first(count: int) -> InferOutputs:
@@ -281,6 +293,7 @@ ATTENTION = FusedOp(
     # Causal grouped-query attention with rotary embedding and KV cache (Vaswani et al. 2017, eq. 1; Ainslie et al. 2023).
     # q [B,S,H*d], k and v [B,S,K*d], past_* [B,K,P,d], cos and sin [B,1,S,d], attention_mask int64 [B,T] (1 = token)
     # -> y [B,S,H*d], present_* [B,K,T,d]. Query i sees key j when j <= P + i and attention_mask[b, j] = 1.
+    # q is scaled before the product: float16 scores of Qwen's large key biases would overflow before the scale.
     """
     Attention <num_heads, kv_num_heads, scale> (q, k, v, past_key, past_value, cos, sin, attention_mask)
         => (y, present_key, present_value) {
@@ -336,16 +349,17 @@ ATTENTION = FusedOp(
       visible = And (causal, token_5d)
 
       grouped_shape = Concat <axis = 0> (zero, kv_1d, group_1d, query, minus_one)
-      q_grouped = Reshape (q_rope, grouped_shape)
+      factor = Constant <value_float: float = @scale> ()
+      factor_like = CastLike (factor, q)
+      q_scaled = Mul (q_rope, factor_like)
+      q_grouped = Reshape (q_scaled, grouped_shape)
       k_group = Unsqueeze (present_key, two)
       v_group = Unsqueeze (present_value, two)
       k_transposed = Transpose <perm = [0, 1, 2, 4, 3]> (k_group)
       scores = MatMul (q_grouped, k_transposed)
       scores32 = Cast <to = 1> (scores)
-      factor = Constant <value_float: float = @scale> ()
-      scaled = Mul (scores32, factor)
       lowest = Constant <value = float {-3.4028234663852886e38}> ()
-      masked = Where (visible, scaled, lowest)
+      masked = Where (visible, scores32, lowest)
       weights32 = Softmax <axis = -1> (masked)
       weights = CastLike (weights32, v)
       mixed = MatMul (weights, v_group)

@@ -7,6 +7,7 @@ seen: the layers of a decoder ask the same questions again and again.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,56 +19,76 @@ from onnx.reference import ReferenceEvaluator
 
 TensorType = tuple[ir.DataType, tuple[int, ...]]
 
-_RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+# Whose output can be much larger than their inputs.
+GROWING_OPS = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Resize", "Tile"})
+_RANDOM_OPS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+# What onnx raises for a node that breaks its operator's rules; all mean "cannot be told".
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, NotImplementedError, AttributeError)
+_MAX_RANGE_ELEMENTS = 1 << 40
 
 
-def evaluate(node: ir.Node, inputs: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray] | None:
-    """Run one node on arrays and return its outputs, or None when the reference cannot run it."""
-    if node.op_type in _RANDOM_OPS:
-        return None
-    key = _node_key(node, [x is not None for x in inputs])
-    evaluator = _evaluator(key, opset)
-    if evaluator is None:
-        return None
-    feeds = {f"i{i}": x for i, x in enumerate(inputs) if x is not None}
-    try:
-        with np.errstate(all="ignore"):
-            outputs = evaluator.run(None, feeds)
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AttributeError):
-        return None
-    return [np.asarray(x) for x in outputs]
-
-
-def infer(
-    node: ir.Node,
-    input_types: Sequence[TensorType | None],
-    input_values: Sequence[np.ndarray | None],
-    opset: int,
-) -> list[TensorType | None] | None:
-    """Return dtype and concrete shape of each output, or None when onnx cannot tell.
+class SingleOp:
+    """One node of the standard domain, asked with concrete types and values.
 
     Args:
-        node: A node of the standard domain.
-        input_types: Dtype and concrete shape per input; None for an absent optional input.
-        input_values: The values that are known; shapes such as Reshape's need them.
+        node: The node; its inputs do not matter but for which are there.
         opset: Version of the standard operator set.
     """
-    key = _node_key(node, [t is not None for t in input_types])
-    frozen = tuple(
-        None if v is None or v.dtype.kind not in "iubf" else (v.dtype.str, v.shape, v.tobytes()) for v in input_values
-    )
-    return _infer(key, tuple(input_types), frozen, opset)
+
+    def __init__(self, node: ir.Node, opset: int) -> None:
+        self.op_type = node.op_type
+        self.opset = opset
+        self._key = _node_key(node)
+
+    def evaluate(self, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray] | None:
+        """Return the outputs for these inputs, or None when the reference implementation cannot run them."""
+        if self._key is None or self.op_type in _RANDOM_OPS:
+            return None
+        evaluator = _evaluator(self._key, self.opset)
+        if evaluator is None:
+            return None
+        feeds = {f"i{i}": x for i, x in enumerate(inputs) if x is not None}
+        try:
+            with np.errstate(all="ignore"):
+                outputs = evaluator.run(None, feeds)
+        except _REFUSALS:
+            return None
+        arrays = [np.asarray(x) for x in outputs]
+        return arrays if all(a.dtype.kind != "O" for a in arrays) else None
+
+    def infer(
+        self, input_types: Sequence[TensorType | None], input_values: Sequence[np.ndarray | None]
+    ) -> list[TensorType | None] | None:
+        """Return dtype and concrete shape of each output, or None when onnx cannot tell.
+
+        Args:
+            input_types: Dtype and concrete shape per input; None for an absent optional input.
+            input_values: The values that are known; shapes such as Reshape's need them.
+        """
+        if self._key is None:
+            return None
+        if self.op_type == "Range":
+            return _range_type(input_types, input_values)
+        frozen = tuple(
+            None if v is None or v.dtype.kind not in "iubf" else (v.dtype.str, v.shape, v.tobytes())
+            for v in input_values
+        )
+        return _infer(self._key, tuple(input_types), frozen, self.opset)
 
 
-def _node_key(node: ir.Node, present: Sequence[bool]) -> bytes:
+def _node_key(node: ir.Node) -> bytes | None:
     """A node's operator, attributes and arity as a serialized NodeProto with neutral names."""
     proto = onnx.NodeProto(op_type=node.op_type, domain="" if node.domain == "ai.onnx" else node.domain)
-    proto.input.extend(f"i{i}" if there else "" for i, there in enumerate(present))
+    proto.input.extend(f"i{i}" if v is not None else "" for i, v in enumerate(node.inputs))
     proto.output.extend(f"o{i}" if v.name != "" else "" for i, v in enumerate(node.outputs))
     for name in sorted(node.attributes):
         attribute = node.attributes[name]
+        if attribute.is_ref():
+            return None
         proto.attribute.append(ir.serde.serialize_attribute(attribute))
-    return proto.SerializeToString(deterministic=True)
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -85,7 +106,7 @@ def _evaluator(key: bytes, opset: int) -> ReferenceEvaluator | None:
     )
     try:
         return ReferenceEvaluator(model)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, KeyError):
+    except _REFUSALS:
         return None
 
 
@@ -105,9 +126,23 @@ def _infer(
         found = shape_inference.infer_node_outputs(
             schema, node, types, data, opset_imports=[onnx.OperatorSetIdProto(domain="", version=opset)]
         )
-    except (RuntimeError, ValueError, onnx.defs.SchemaError, shape_inference.InferenceError):
+    except (*_REFUSALS, onnx.defs.SchemaError, shape_inference.InferenceError):
         return None
-    return [_tensor_type(found.get(name)) for name in node.output]
+    return [_tensor_type(found.get(name)) if name else None for name in node.output]
+
+
+def _range_type(
+    input_types: Sequence[TensorType | None], input_values: Sequence[np.ndarray | None]
+) -> list[TensorType | None] | None:
+    """Range's length hangs on values that onnx only looks at when they are initializers."""
+    first = input_types[0]
+    if first is None or any(v is None or v.size != 1 for v in input_values):
+        return None
+    start, limit, delta = (float(v.reshape(())) for v in input_values if v is not None)
+    if delta == 0 or not math.isfinite((limit - start) / delta):
+        return None
+    length = max(0, math.ceil((limit - start) / delta))
+    return [(first[0], (length,))] if length < _MAX_RANGE_ELEMENTS else None
 
 
 def _type_proto(tensor_type: TensorType) -> onnx.TypeProto:

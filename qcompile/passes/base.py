@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from qcompile.cases import Analysis
+from qcompile.analysis import Analysis
 from qcompile.passes.proof import Prover
 
 

@@ -1,173 +1,168 @@
 """One spelling for arithmetic that exporters write in several ways.
 
-    Pow(x, 2)                    -> x * x
-    1 / x                        -> Reciprocal(x)
-    x / c                        -> x * (1 / c)                 c: constant scalar
-    x / Sqrt(v)                  -> x * Reciprocal(Sqrt(v))
-    (a * c) @ b, a @ (b * c)     -> (a @ b) * c                 c: constant scalar; a, b: activations
-    (x * c1) * c2                -> x * (c1 c2)
-    Gemm(x, W, b)                -> MatMul(x, W) + b            alpha = beta = 1; W transposed lazily when transB
+    Pow(x, 2)                       -> x * x
+    Pow(x, -1/2)                    -> Reciprocal(Sqrt(x))
+    Pow(x, 3)                       -> x * x * x
+    1 / x                           -> Reciprocal(x)
+    x / c                           -> x * (1 / c)                 c: constant scalar
+    x / Sqrt(v)                     -> x * Reciprocal(Sqrt(v))
+    1 / (1 + Exp(-x))               -> Sigmoid(x)
+    x / (1 + Exp(-x)), Swish(x)     -> x * Sigmoid(x)
+
+Factors are not moved across a MatMul: in float16 that decides whether attention scores overflow.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.passes.rule import FusionRule, Reject, RulePass, is_weight, scalar
-from qcompile.weights import transposed
+from qcompile.passes.rule import Reject, RulePass, SpellingRule, is_weight, require_near, scalar
 
 
-class PowToMul(FusionRule):
+class PowToMul(SpellingRule):
     """Pow(x, 2) -> x * x."""
 
-    def pattern(self, op, x):
-        return op.Pow(x, 2.0)
+    def pattern(self, op: Any, x: Any, exponent: Any) -> Any:
+        return op.Pow(x, exponent)
 
-    def rewrite(self, op, x, **_):
+    def require(self, exponent: ir.Value, **_: Any) -> None:
+        require_near(exponent, 2.0, "exponent", 0.0)
+
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
         return op.Mul(x, x)
 
 
-class DivOneToReciprocal(FusionRule):
+class PowToCube(PowToMul):
+    """Pow(x, 3) -> (x * x) * x."""
+
+    def require(self, exponent: ir.Value, **_: Any) -> None:
+        require_near(exponent, 3.0, "exponent", 0.0)
+
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
+        return op.Mul(op.Mul(x, x), x)
+
+
+class PowToReciprocalRoot(PowToMul):
+    """Pow(x, -1/2) -> Reciprocal(Sqrt(x))."""
+
+    def require(self, exponent: ir.Value, **_: Any) -> None:
+        require_near(exponent, -0.5, "exponent", 0.0)
+
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
+        return op.Reciprocal(op.Sqrt(x))
+
+
+class DivOneToReciprocal(SpellingRule):
     """1 / x -> Reciprocal(x)."""
 
-    def pattern(self, op, x):
-        return op.Div(1.0, x)
+    def pattern(self, op: Any, one: Any, x: Any) -> Any:
+        return op.Div(one, x)
 
-    def require(self, x, **_):
+    def require(self, one: ir.Value, x: ir.Value, **_: Any) -> None:
+        require_near(one, 1.0, "dividend", 0.0)
         _require_float(self, x)
+        if len(self.specs(one)[0].shape) > len(self.specs(x)[0].shape):
+            raise Reject("the dividend adds dimensions")
 
-    def rewrite(self, op, x, **_):
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
         return op.Reciprocal(x)
 
 
-class DivByRootToReciprocal(FusionRule):
+class DivByRootToReciprocal(SpellingRule):
     """x / Sqrt(v) -> x * Reciprocal(Sqrt(v))."""
 
-    def pattern(self, op, x, v):
+    def pattern(self, op: Any, x: Any, v: Any) -> Any:
         return op.Div(x, op.Sqrt(v))
 
-    def require(self, x, v, **_):
+    def require(self, x: ir.Value, v: ir.Value, **_: Any) -> None:
         if is_weight(v) or is_weight(x):
             raise Reject("constants are folded, not rewritten")
 
-    def rewrite(self, op, x, v, **_):
+    def rewrite(self, op: Any, x: ir.Value, v: ir.Value, **_: Any) -> Any:
         return op.Mul(x, op.Reciprocal(op.Sqrt(v)))
 
 
-class DivByConstantToMul(FusionRule):
+class DivByConstantToMul(SpellingRule):
     """x / c -> x * (1 / c) for activations."""
 
-    def pattern(self, op, x, c):
+    rounds_literals = True
+
+    def pattern(self, op: Any, x: Any, c: Any) -> Any:
         return op.Div(x, c)
 
-    def require(self, x, c, **_):
+    def require(self, x: ir.Value, c: ir.Value, **_: Any) -> None:
         _require_float(self, x)
         if is_weight(x) or self.analysis.values(x) is not None:
             raise Reject("not an activation")
         if scalar(c, "divisor") == 0.0:
             raise Reject("divisor is 0")
 
-    def rewrite(self, op, x, c, **_):
-        return op.Mul(x, scalar_like(op, c, 1.0 / scalar(c)))
+    def rewrite(self, op: Any, x: ir.Value, c: ir.Value, **_: Any) -> Any:
+        assert c.const_value is not None
+        inverse = np.array(1.0 / scalar(c)).astype(c.const_value.numpy().dtype).reshape(c.const_value.shape.numpy())
+        return op.Mul(x, op.initializer(ir.tensor(inverse), name=f"{c.name}.inverse"))
 
 
-class MergeScales(FusionRule):
-    """(x * c1) * c2 -> x * (c1 c2)."""
+class LogisticToSigmoid(SpellingRule):
+    """1 / (1 + Exp(-x)) -> Sigmoid(x)."""
 
-    def pattern(self, op, x, c1, c2):
-        return op.Mul(op.Mul(x, c1), c2)
+    def pattern(self, op: Any, x: Any, one: Any) -> Any:
+        return op.Reciprocal(op.Add(op.Exp(op.Neg(x)), one))
 
-    def require(self, x, c1, c2, **_):
-        scalar(c1, "inner factor")
-        scalar(c2, "outer factor")
-        if is_weight(x):
-            raise Reject("constants are folded, not rewritten")
+    def require(self, one: ir.Value, **_: Any) -> None:
+        require_near(one, 1.0, "what is added", 0.0)
 
-    def rewrite(self, op, x, c1, c2, **_):
-        return op.Mul(x, scalar_like(op, c1, scalar(c1) * scalar(c2)))
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
+        return op.Sigmoid(x)
 
 
-class ScaleAfterMatMulLeft(FusionRule):
-    """(a * c) @ b -> (a @ b) * c for two activations."""
+class DivByLogisticToSilu(LogisticToSigmoid):
+    """x / (1 + Exp(-x)) -> x * Sigmoid(x); the dividend may be another value than x."""
 
-    def pattern(self, op, a, b, c):
-        return op.MatMul(op.Mul(a, c), b)
+    def pattern(self, op: Any, x: Any, one: Any, y: Any) -> Any:
+        return op.Div(y, op.Add(op.Exp(op.Neg(x)), one))
 
-    def require(self, a, b, c, **_):
-        _require_activations(self, a, b, c)
-
-    def rewrite(self, op, a, b, c, **_):
-        return op.Mul(op.MatMul(a, b), c)
+    def rewrite(self, op: Any, x: ir.Value, y: ir.Value, **_: Any) -> Any:
+        return op.Mul(y, op.Sigmoid(x))
 
 
-class ScaleAfterMatMulRight(FusionRule):
-    """a @ (b * c) -> (a @ b) * c for two activations."""
+class SwishToSilu(SpellingRule):
+    """Swish of opset 24 with alpha 1 -> x * Sigmoid(x)."""
 
-    def pattern(self, op, a, b, c):
-        return op.MatMul(a, op.Mul(b, c))
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.Swish(x, _outputs=["y"])
 
-    def require(self, a, b, c, **_):
-        _require_activations(self, a, b, c)
+    def require(self, y: ir.Value, **_: Any) -> None:
+        node = y.producer()
+        alpha = node.attributes.get("alpha") if node is not None else None
+        if alpha is not None and alpha.as_float() != 1.0:
+            raise Reject(f"alpha is {alpha.as_float()}")
 
-    def rewrite(self, op, a, b, c, **_):
-        return op.Mul(op.MatMul(a, b), c)
-
-
-class GemmToMatMul(FusionRule):
-    """Gemm(x, W, b) -> MatMul(x, W) + b."""
-
-    def pattern(self, op, x, weight, bias):
-        return op.Gemm(x, weight, bias, _outputs=["y"])
-
-    def require(self, x, weight, bias, y, **_):
-        attributes = y.producer().attributes
-        for name in ("alpha", "beta"):
-            if name in attributes and attributes[name].as_float() != 1.0:
-                raise Reject(f"{name} is {attributes[name].as_float()}")
-        if "transA" in attributes and attributes["transA"].as_int():
-            raise Reject("the activation is transposed")
-        if not is_weight(weight):
-            raise Reject("the second operand is not a weight")
-        if bias is None or len(self.specs(bias)[0].shape) != 1:
-            raise Reject("no bias of shape [N]")
-
-    def rewrite(self, op, x, weight, bias, y, **_):
-        trans = y.producer().attributes.get("transB")
-        if trans is not None and trans.as_int():
-            weight = op.initializer(transposed(weight.const_value), name=f"{weight.name}.transposed")
-        return op.Add(op.MatMul(x, weight), bias)
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
+        return op.Mul(x, op.Sigmoid(x))
 
 
-def scalar_like(op, like: ir.Value, number: float) -> ir.Value:
-    """Return a scalar constant with the dtype of another constant."""
-    array = np.array(number, dtype=like.const_value.numpy().dtype)
-    return op.initializer(ir.tensor(array), name=f"{like.name}.merged")
-
-
-def _require_float(rule: FusionRule, x: ir.Value) -> None:
+def _require_float(rule: SpellingRule, x: ir.Value) -> None:
     if not rule.specs(x)[0].dtype.is_floating_point():
         raise Reject("not floating point")
-
-
-def _require_activations(rule: FusionRule, a: ir.Value, b: ir.Value, c: ir.Value) -> None:
-    scalar(c, "factor")
-    if is_weight(a) or is_weight(b):
-        raise Reject("one operand is a weight: the factor stays with its projection")
 
 
 class CanonicalizeArithmetic(RulePass):
     """Arithmetic that exporters spell differently."""
 
     name = "canonicalize-arithmetic"
-    summary = "Pow, Div, Gemm and attention scales in one spelling"
+    summary = "Pow, Div, Exp and Swish in one spelling"
     rules = (
         PowToMul,
+        PowToCube,
+        PowToReciprocalRoot,
+        DivByLogisticToSilu,
         DivOneToReciprocal,
+        LogisticToSigmoid,
         DivByRootToReciprocal,
         DivByConstantToMul,
-        GemmToMatMul,
-        ScaleAfterMatMulLeft,
-        ScaleAfterMatMulRight,
-        MergeScales,
+        SwishToSilu,
     )

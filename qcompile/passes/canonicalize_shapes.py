@@ -2,6 +2,7 @@
 
     Reshape(x, computed shape)                   -> Reshape(x, [0, 0, H, d])    0 copies a dim, -1 takes the rest
     Expand(x, shape), Reshape(x), Cast(x), ...   -> x                           where shape and dtype stay the same
+    Mul(Expand(x, shape), y)                     -> Mul(x, y)                   where y broadcasts x anyway
     Reshape(Reshape(x))                          -> one Reshape, or x
     Transpose(Transpose(x))                      -> one Transpose, or x
     Reshape(Transpose(Reshape(x, [-1,T,d])))     -> Transpose(x, [0,1,3,2])     how torch swaps the last two axes
@@ -16,11 +17,14 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.cases import Spec
+from qcompile.analysis import Spec
 from qcompile.passes.base import Pass, PassContext, PassResult
-from qcompile.passes.change import Change, apply_change, finish_rewrites, named_constant
+from qcompile.passes.change import Change, apply_change, detach, finish_rewrites, named_constant
 from qcompile.passes.proof import Rewrite
 
+# Control values (masks, angles) vanish with the fusions that read them; only what stays beside the fusions is tidied.
+_FOR_CONTROL_TOO = {"Cast", "Expand"}
+_BROADCASTING = {"Add", "Sub", "Mul", "Div", "MatMul", "And", "Or", "Where", "Min", "Max", "Equal", "Less", "Greater"}
 _NO_OP_CANDIDATES = {"Reshape", "Expand", "Cast", "Identity", "Transpose", "Slice", "Unsqueeze", "Squeeze", "Flatten"}
 
 
@@ -31,19 +35,24 @@ class CanonicalizeShapes(Pass):
     summary = "computed Reshape targets -> constants; no-op Reshape, Expand, Transpose, Cast removed"
 
     def call(self, context: PassContext, result: PassResult) -> None:
-        """One sweep in topological order; activations only (control values vanish with the fusions that read them)."""
+        """One sweep in topological order."""
         for node in list(context.model.graph):
             if node.graph is None or node.domain != "" or node.op_type not in _NO_OP_CANDIDATES:
                 continue
-            if context.analysis.values(node.outputs[0]) is not None:
-                continue
-            change = _bypass(node, context) or _swap_last_axes(node, context) or _merge(node, context)
-            change = change or _constant_target(node, context)
-            if change is not None:
-                result.matches += 1
+            for change in _changes(node, context):
                 apply_change(context, result, change)
+        result.matches = result.rewrites + len(result.rejected)
         if result.rewrites:
             finish_rewrites(context)
+
+
+def _changes(node: ir.Node, context: PassContext) -> list[Change]:
+    """Return what can be done with one node: one change, or one for each reader of an Expand."""
+    if node.op_type not in _FOR_CONTROL_TOO and context.analysis.values(node.outputs[0]) is not None:
+        return []
+    change = _bypass(node, context) or _swap_last_axes(node, context) or _merge(node, context)
+    change = change or _constant_target(node, context)
+    return [change] if change is not None else _broadcast_anyway(node, context)
 
 
 def target_template(source: Sequence[Spec], target: Sequence[Spec]) -> list[int] | None:
@@ -79,6 +88,27 @@ def _bypass(node: ir.Node, context: PassContext) -> Change | None:
         return None
     identity = ir.node("Identity", [value])
     return Change("bypass", node, Rewrite([node], [output], [identity], identity.outputs))
+
+
+def _broadcast_anyway(node: ir.Node, context: PassContext) -> list[Change]:
+    """Expand in front of operators that broadcast to the same shape: they read what is expanded."""
+    value, output = node.inputs[0], node.outputs[0]
+    readers = list(dict.fromkeys(reader for reader, _ in output.uses()))
+    if node.op_type != "Expand" or value is None or output.is_graph_output() or not readers:
+        return []
+    changes = []
+    for reader in readers:
+        if reader.domain != "" or reader.op_type not in _BROADCASTING or reader.graph is not node.graph:
+            continue
+        inputs = [value if v is output else v for v in reader.inputs]
+        copy = ir.node(reader.op_type, inputs, dict(reader.attributes))
+        context.analysis.update([copy])
+        if not _same_shape(copy.outputs[0], reader.outputs[0], context):
+            detach([copy])
+            continue
+        rewrite = Rewrite([node, reader], [reader.outputs[0]], [copy], copy.outputs)
+        changes.append(Change("broadcast-anyway", reader, rewrite, kept=(node,), names=(reader.name or "",)))
+    return changes
 
 
 def _same_shape(value: ir.Value, output: ir.Value, context: PassContext) -> bool:
@@ -165,7 +195,9 @@ def _private_change(rule: str, old_nodes: list[ir.Node], new: ir.Node) -> Change
         gone.append(node)
         last = node
     # The proof compares whole chains even when an inner node stays because others read it.
-    return Change(rule, root, Rewrite(old_nodes, [root.outputs[0]], [new], new.outputs), kept=tuple(old_nodes[len(gone) :]))
+    return Change(
+        rule, root, Rewrite(old_nodes, [root.outputs[0]], [new], new.outputs), kept=tuple(old_nodes[len(gone) :])
+    )
 
 
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:

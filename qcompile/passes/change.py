@@ -10,10 +10,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 from onnx_ir import convenience
 
-from qcompile.cases import Analysis
+from qcompile.analysis import Analysis
 from qcompile.errors import GraphError
-from qcompile.functions import DOMAIN, DOMAIN_VERSION, FUSED_OPS
+from qcompile.functions import DOMAIN, DOMAIN_VERSION, FUSED_OPS, MIN_OPSET
+from qcompile.passes import precision
 from qcompile.passes.base import PassContext, PassResult, Rejection
+from qcompile.passes.matching import node_label
 from qcompile.passes.proof import Rewrite, sort_nodes
 
 
@@ -27,6 +29,7 @@ class Change:
         rewrite: The two sides.
         new_initializers: Constants the new nodes read.
         rows_that_matter: Compare only rows that are tokens.
+        rounds_literals: See `Prover.prove`.
         kept: Old nodes that stay because others read them.
         names: Names for the new nodes; by default they are derived from those of the old ones.
     """
@@ -36,6 +39,7 @@ class Change:
     rewrite: Rewrite
     new_initializers: Sequence[ir.Value] = ()
     rows_that_matter: bool = False
+    rounds_literals: bool = False
     kept: tuple[ir.Node, ...] = ()
     names: tuple[str, ...] = ()
 
@@ -45,7 +49,7 @@ def apply_change(context: PassContext, result: PassResult, change: Change) -> bo
     refusal = _refusal(context, result, change)
     if refusal:
         result.rejected.append(Rejection(node_label(change.root), change.rule, f"rolled back: {refusal}"))
-        detach(change.rewrite.new_nodes)
+        _forget(context.model.graph, change.rewrite.new_nodes)
         return False
     _replace(context, change)
     result.rewrites += 1
@@ -57,7 +61,15 @@ def finish_rewrites(context: PassContext) -> None:
     register_functions(context.model)
     ir_passes.RemoveUnusedNodesPass()(context.model)
     context.model.graph.sort()
-    ir_passes.NameFixPass()(context.model)
+    _fix_names(context.model)
+
+
+def _fix_names(model: ir.Model) -> None:
+    """Give every node and value a name of its own; an absent optional output keeps its empty name."""
+    absent = [v for n in model.graph.all_nodes() for v in n.outputs if v.name == "" and not v.uses()]
+    ir_passes.NameFixPass()(model)
+    for value in absent:
+        value.name = ""
 
 
 def register_functions(model: ir.Model) -> None:
@@ -69,11 +81,6 @@ def register_functions(model: ir.Model) -> None:
         FUSED_OPS[name].register(model)
     if not called:
         model.graph.opset_imports.pop(DOMAIN, None)
-
-
-def node_label(node: ir.Node) -> str:
-    """A node's name for people: its own, else its first output's."""
-    return node.name or (node.outputs[0].name or "?" if node.outputs else "?")
 
 
 def shared_prefix(names: Sequence[str]) -> str:
@@ -100,16 +107,36 @@ def named_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def _refusal(context: PassContext, result: PassResult, change: Change) -> str:
+    """Return why a change must not be applied; empty when its shapes, precision and numbers are those of before."""
     analysis, rewrite = context.analysis, change.rewrite
-    analysis.update(sort_nodes(rewrite.new_nodes))
+    new_nodes = sort_nodes(rewrite.new_nodes)
+    analysis.update(new_nodes)
+    opset = context.model.graph.opset_imports.get("", MIN_OPSET)
+    if opset < MIN_OPSET and any(n.domain == DOMAIN for n in new_nodes):
+        return f"fused operators need opset {MIN_OPSET}, the graph has {opset}; run normalize-opset first"
     for old, new in zip(rewrite.old_outputs, rewrite.new_outputs, strict=True):
         mismatch = _spec_mismatch(analysis, old, new)
         if mismatch:
             return mismatch
+    before, after = (precision.float_bits(nodes, analysis) for nodes in (rewrite.old_nodes, new_nodes))
+    refusal = precision.narrowed(before, after) or _disproof(context, result, change)
+    if not refusal:
+        for note in precision.widened(before, after):
+            notes = result.detail.setdefault("widened", {})
+            notes[note] = notes.get(note, 0) + 1
+    return refusal
+
+
+def _disproof(context: PassContext, result: PassResult, change: Change) -> str:
     if context.prover is None:
         return ""
     try:
-        proof = context.prover.prove(rewrite, analysis, rows_that_matter=change.rows_that_matter)
+        proof = context.prover.prove(
+            change.rewrite,
+            context.analysis,
+            rows_that_matter=change.rows_that_matter,
+            rounds_literals=change.rounds_literals,
+        )
     except GraphError as error:
         return str(error)
     result.proved += 1
@@ -133,6 +160,16 @@ def detach(nodes: Sequence[ir.Node]) -> None:
     for node in nodes:
         for index in range(len(node.inputs)):
             node.replace_input_with(index, None)
+
+
+def _forget(graph: ir.Graph, new_nodes: Sequence[ir.Node]) -> None:
+    """Leave no trace of nodes that were refused: neither uses nor constants made for them."""
+    constants = {v for n in new_nodes for v in n.inputs if v is not None and v.const_value is not None}
+    detach(new_nodes)
+    for value in constants:
+        is_registered = value.name is not None and graph.initializers.get(value.name) is value
+        if is_registered and not value.uses() and not value.is_graph_output() and value not in graph.inputs:
+            del graph.initializers[value.name or ""]
 
 
 def _replace(context: PassContext, change: Change) -> None:
@@ -163,3 +200,15 @@ def _unused_name(graph: ir.Graph, name: str) -> str:
     while f"{name}_{index}" in graph.initializers:
         index += 1
     return f"{name}_{index}"
+
+
+__all__ = [
+    "Change",
+    "apply_change",
+    "detach",
+    "finish_rewrites",
+    "named_constant",
+    "node_label",
+    "register_functions",
+    "shared_prefix",
+]

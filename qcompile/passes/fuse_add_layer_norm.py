@@ -3,10 +3,14 @@
     h = x + residual
     y = LayerNorm(h)
 
-x, residual, h, y: float [..., D]; gamma, beta: [D]. h may have other readers.
+x, y, residual, h: float [..., D]; gamma, beta: [D]. h may have other readers.
 """
 
 from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
 
 from qcompile.functions import ADD_LAYER_NORM, DOMAIN
 from qcompile.passes.rule import FusionRule, RulePass, require_same_shape
@@ -16,15 +20,25 @@ class AddLayerNorm(FusionRule):
     """Add, then LayerNorm."""
 
     emits = ADD_LAYER_NORM
+    landmark = "LayerNorm"
 
-    def pattern(self, op, x, residual, gamma, beta, epsilon):
+    def pattern(self, op: Any, x: Any, residual: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
         h = op.Add(x, residual)
         return op.LayerNorm(h, gamma, beta, epsilon=epsilon, _domain=DOMAIN), h
 
-    def require(self, x, residual, **_):
+    def require(self, x: ir.Value, residual: ir.Value, **_: Any) -> None:
         require_same_shape(self, x, residual)
 
-    def rewrite(self, op, x, residual, gamma, beta, epsilon, **_):
+    def rewrite(
+        self,
+        op: Any,
+        x: ir.Value,
+        residual: ir.Value,
+        gamma: ir.Value,
+        beta: ir.Value,
+        epsilon: ir.Attr,
+        **_: Any,
+    ) -> Any:
         return self.emit(op, x, residual, gamma, beta, epsilon=epsilon.as_float())
 
 

@@ -9,6 +9,10 @@ Source: Zhang & Sennrich 2019, eq. 4; the residual form is the one of Qwen2Decod
 
 from __future__ import annotations
 
+from typing import Any
+
+import onnx_ir as ir
+
 from qcompile.functions import ADD_RMS_NORM, DOMAIN
 from qcompile.passes.rule import FusionRule, RulePass, require_same_shape
 
@@ -17,15 +21,16 @@ class AddRmsNorm(FusionRule):
     """Add, then RmsNorm."""
 
     emits = ADD_RMS_NORM
+    landmark = "RmsNorm"
 
-    def pattern(self, op, x, residual, gamma, epsilon):
+    def pattern(self, op: Any, x: Any, residual: Any, gamma: Any, epsilon: Any) -> Any:
         h = op.Add(x, residual)
         return op.RmsNorm(h, gamma, epsilon=epsilon, _domain=DOMAIN), h
 
-    def require(self, x, residual, **_):
+    def require(self, x: ir.Value, residual: ir.Value, **_: Any) -> None:
         require_same_shape(self, x, residual)
 
-    def rewrite(self, op, x, residual, gamma, epsilon, **_):
+    def rewrite(self, op: Any, x: ir.Value, residual: ir.Value, gamma: ir.Value, epsilon: ir.Attr, **_: Any) -> Any:
         return self.emit(op, x, residual, gamma, epsilon=epsilon.as_float())
 
 

@@ -3,7 +3,9 @@
     present_key   = concat(past_key, RotaryEmbedding(k))          present_value = concat(past_value, v)
     y = softmax(RotaryEmbedding(q) @ repeat(present_key)^T * scale + mask) @ repeat(present_value)
 
-q: [B, S, H, d] before the transpose; k, v: [B, S, K, d]; past_*: [B, K, P, d]; mask: [B or 1, 1, S, T].
+q: [B, S, H, d] before the transpose; k, v: [B, S, K, d]; past_*: [B, K, P, d]; mask: broadcast to [B, 1, S, T]. The
+scale may stand at q, at k, at both or at the product; the mask may be added or selected by Where; or all of it is the
+Attention operator of opset 23.
 The mask is not matched by structure: in every case its values must be exactly "causal, and not padding", including one
 decode step after 131,072 tokens, where a sliding window would show. Then attention_mask itself takes its place.
 Source: Vaswani et al. 2017, eq. 1; Ainslie et al. 2023; repeat_kv of transformers' Qwen2.
@@ -11,100 +13,200 @@ Source: Vaswani et al. 2017, eq. 1; Ainslie et al. 2023; repeat_kv of transforme
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from qcompile.cases import Analysis, Case
 from qcompile.functions import ATTENTION, DOMAIN
-from qcompile.passes.base import PassContext
 from qcompile.passes.canonicalize_shapes import shape_constant
+from qcompile.passes.causal_mask import require_causal
 from qcompile.passes.rule import FusionRule, OrValue, Reject, RulePass, scalar
 
-LONG_DECODE = Case("decode after 131072 tokens", 1, 1, 131072)
-_BLOCKED = -1e4
+_HEADS_FIRST = [0, 2, 1, 3]
+
+
+def cached(op: Any, k: Any, v: Any, past_key: Any, past_value: Any, cos: Any, sin: Any) -> tuple[Any, Any]:
+    """The caches after this step: the past, then the rotated keys, or the values."""
+    k_rope = op.RotaryEmbedding(op.Transpose(k, perm=_HEADS_FIRST), cos, sin, _domain=DOMAIN)
+    present_key = op.Concat(past_key, k_rope)
+    present_value = op.Concat(past_value, op.Transpose(v, perm=_HEADS_FIRST))
+    return present_key, present_value
 
 
 def repeat_kv(op: Any, x: Any, expanded: Any, joined: Any) -> Any:
     """x itself, or each kv head repeated for the heads of its group."""
-    return OrValue([op.Reshape(op.Expand(op.Unsqueeze(x, [2]), expanded), joined), x])
+    groups = op.Unsqueeze(x, [2])
+    wide = OrValue([op.Expand(groups, expanded), op.Tile(groups, expanded)])
+    return OrValue([op.Reshape(wide, joined), x])
 
 
 class Attention(FusionRule):
     """The primitive chain, from the transposed rows of q, k and v to the joined heads."""
 
     emits = ATTENTION
+    landmark = "Softmax"
     rows_that_matter = True
 
-    def __init__(self, context: PassContext) -> None:
-        super().__init__(context)
-        self._long: Analysis | None = None
-
-    def pattern(self, op, q, k, v, past_key, past_value, cos, sin, mask, scale, k_wide, k_joined, v_wide, v_joined, flat, zero):
-        q_rope = op.RotaryEmbedding(op.Transpose(q, perm=[0, 2, 1, 3]), cos, sin, _domain=DOMAIN)
-        k_rope = op.RotaryEmbedding(op.Transpose(k, perm=[0, 2, 1, 3]), cos, sin, _domain=DOMAIN)
-        present_key = op.Concat(past_key, k_rope)
-        present_value = op.Concat(past_value, op.Transpose(v, perm=[0, 2, 1, 3]))
-        scores = op.Mul(op.MatMul(q_rope, op.Transpose(repeat_kv(op, present_key, k_wide, k_joined), perm=[0, 1, 3, 2])), scale)
-        masked = op.Add(scores, mask)
-        weights = op.Softmax(OrValue([op.Cast(masked), masked]))
+    def pattern(
+        self,
+        op: Any,
+        q: Any,
+        k: Any,
+        v: Any,
+        past_key: Any,
+        past_value: Any,
+        cos: Any,
+        sin: Any,
+        mask: Any,
+        blocked: Any,
+        q_scale: Any,
+        k_scale: Any,
+        scale: Any,
+        k_wide: Any,
+        k_joined: Any,
+        v_wide: Any,
+        v_joined: Any,
+        flat: Any,
+        zero: Any,
+    ) -> Any:
+        present_key, present_value = cached(op, k, v, past_key, past_value, cos, sin)
+        q_rope = op.RotaryEmbedding(op.Transpose(q, perm=_HEADS_FIRST), cos, sin, _domain=DOMAIN)
+        queries = OrValue([op.Mul(q_rope, q_scale), q_rope])
+        keys = op.Transpose(repeat_kv(op, present_key, k_wide, k_joined), perm=[0, 1, 3, 2])
+        product = op.MatMul(queries, OrValue([op.Mul(keys, k_scale), keys]))
+        scores = OrValue([op.Mul(product, scale), product])
+        scores = OrValue([op.Cast(scores), scores])
+        masked = OrValue([op.Add(scores, mask), op.Where(mask, scores, blocked)])
+        weights = op.Softmax(OrValue([op.Cast(masked), masked]), axis=-1)
         weights = OrValue([op.Cast(weights), weights])
         weights = OrValue([op.Where(op.IsNaN(weights), zero, weights), weights])
         mixed = op.MatMul(weights, repeat_kv(op, present_value, v_wide, v_joined))
-        y = op.Reshape(op.Transpose(mixed, perm=[0, 2, 1, 3]), flat)
+        y = op.Reshape(op.Transpose(mixed, perm=_HEADS_FIRST), flat)
         return y, present_key, present_value
 
-    def require(self, q, k, v, past_key, past_value, mask, scale, zero, **_):
-        scalar(scale, "scale")
+    def require(self, mask: ir.Value, **bindings: Any) -> None:
+        zero, blocked = bindings.get("zero"), bindings.get("blocked")
         if zero is not None and scalar(zero, "replacement of NaN") != 0.0:
             raise Reject("NaN is not replaced by 0")
-        bound: dict[str, list[int]] = {}
-        self.dims(bound, q, "B S H d")
-        self.dims(bound, k, "B S K d")
-        self.dims(bound, v, "B S K d")
-        self.dims(bound, past_key, "B K P d")
-        self.dims(bound, past_value, "B K P d")
-        if _attention_mask(self.model) is None:
-            raise Reject("the graph has no input attention_mask [B, T]")
-        self._require_causal(self.analysis, mask)
-        if self._long is None:
-            self._long = Analysis(self.model, [LONG_DECODE])
-        self._require_causal(self._long, mask)
+        if blocked is not None and scalar(blocked, "score of hidden keys") > -1e4:
+            raise Reject(f"hidden keys get the score {scalar(blocked)}, which is not low enough to hide them")
+        _scale(bindings)
+        _require_layout(self, bindings)
+        require_causal(self, mask)
 
-    def rewrite(self, op, q, k, v, past_key, past_value, cos, sin, scale, **_):
-        shapes = [self.specs(value)[0].shape for value in (q, k)]
-        flat = shape_constant(self.model.graph, [0, 0, -1])
-        rows = [op.Reshape(value, flat) for value in (q, k, v)]
-        return self.emit(
-            op, *rows, past_key, past_value, cos, sin, _attention_mask(self.model),
-            num_heads=shapes[0][2], kv_num_heads=shapes[1][2], scale=scalar(scale),
-        )  # fmt: skip
-
-    def _require_causal(self, analysis: Analysis, mask: ir.Value) -> None:
-        for case, array in zip(analysis.cases, analysis.values(mask) or _unknown(mask), strict=True):
-            wanted = np.broadcast_to(case.causal_mask()[:, None], _mask_shape(case))
-            if array.ndim != 4 or array.shape[1:] != wanted.shape[1:]:
-                raise Reject(f"mask '{mask.name}' is {list(array.shape)} in {case.name}, wanted {list(wanted.shape)}")
-            seen = np.broadcast_to(array, wanted.shape)
-            rows = np.broadcast_to(case.attention_mask()[:, None, case.past_length :, None] == 1, wanted.shape)
-            open_, closed = wanted & rows, ~wanted & rows
-            if not (seen[open_] == 0).all() or not (seen[closed] <= _BLOCKED).all():
-                raise Reject(f"mask '{mask.name}' is not causal and padding only ({case.name})")
+    def rewrite(self, op: Any, **bindings: Any) -> Any:
+        return _emit(self, op, bindings, _scale(bindings))
 
 
-def _mask_shape(case: Case) -> tuple[int, int, int, int]:
-    return case.batch_size, 1, case.sequence_length, case.total_length
+class AttentionOperator(FusionRule):
+    """The Attention operator of opset 23 on rotated, cached and repeated heads."""
+
+    emits = ATTENTION
+    landmark = "Attention"
+    rows_that_matter = True
+
+    def pattern(
+        self,
+        op: Any,
+        q: Any,
+        k: Any,
+        v: Any,
+        past_key: Any,
+        past_value: Any,
+        cos: Any,
+        sin: Any,
+        mask: Any,
+        k_wide: Any,
+        k_joined: Any,
+        v_wide: Any,
+        v_joined: Any,
+        flat: Any,
+    ) -> Any:
+        present_key, present_value = cached(op, k, v, past_key, past_value, cos, sin)
+        q_rope = op.RotaryEmbedding(op.Transpose(q, perm=_HEADS_FIRST), cos, sin, _domain=DOMAIN)
+        keys = repeat_kv(op, present_key, k_wide, k_joined)
+        values = repeat_kv(op, present_value, v_wide, v_joined)
+        mixed = op.Attention(q_rope, keys, values, mask, _outputs=["mixed"])
+        return op.Reshape(op.Transpose(mixed, perm=_HEADS_FIRST), flat), present_key, present_value
+
+    def require(self, mask: ir.Value, mixed: ir.Value, **bindings: Any) -> None:
+        _require_plain(mixed)
+        _require_layout(self, bindings)
+        require_causal(self, mask)
+
+    def rewrite(self, op: Any, mixed: ir.Value, **bindings: Any) -> Any:
+        return _emit(self, op, bindings, _operator_scale(self, mixed, bindings["q"]))
 
 
-def _unknown(mask: ir.Value) -> list[np.ndarray]:
-    raise Reject(f"mask '{mask.name}' does not hang on attention_mask and shapes alone")
+class AttentionOperatorWithCache(AttentionOperator):
+    """The Attention operator of opset 23 that appends to the cache itself."""
+
+    def pattern(
+        self, op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any, cos: Any, sin: Any, mask: Any, flat: Any
+    ) -> Any:
+        q_rope = op.RotaryEmbedding(op.Transpose(q, perm=_HEADS_FIRST), cos, sin, _domain=DOMAIN)
+        k_rope = op.RotaryEmbedding(op.Transpose(k, perm=_HEADS_FIRST), cos, sin, _domain=DOMAIN)
+        values = op.Transpose(v, perm=_HEADS_FIRST)
+        mixed, present_key, present_value = op.Attention(
+            q_rope, k_rope, values, mask, past_key, past_value, _outputs=["mixed", "present_key", "present_value"]
+        )
+        return op.Reshape(op.Transpose(mixed, perm=_HEADS_FIRST), flat), present_key, present_value
+
+    def require(self, mask: ir.Value, mixed: ir.Value, **bindings: Any) -> None:
+        super().require(mask=mask, mixed=mixed, **{k: v for k, v in bindings.items() if not k.startswith("present")})
+
+
+def _scale(bindings: dict[str, Any]) -> float:
+    """Return the product of the factors at q, at k and at their product; those that are absent are 1."""
+    values = [bindings.get(name) for name in ("q_scale", "k_scale", "scale")]
+    return math.prod(scalar(value, "attention scale") for value in values if value is not None)
+
+
+def _require_plain(mixed: ir.Value) -> None:
+    """Reject an Attention operator that does more than softmax(q k^T * scale + mask) v."""
+    node = mixed.producer()
+    assert node is not None
+    for name in ("is_causal", "softcap", "qk_matmul_output_mode"):
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.value:
+            raise Reject(f"its {name} is {attribute.value}")
+    if len(node.outputs) > 3 and node.outputs[3].uses():
+        raise Reject("its scores are read too")
+
+
+def _operator_scale(rule: FusionRule, mixed: ir.Value, q: ir.Value) -> float:
+    node = mixed.producer()
+    scale = node.attributes.get("scale") if node is not None else None
+    return scale.as_float() if scale is not None else float(rule.specs(q)[0].shape[3]) ** -0.5
+
+
+def _require_layout(rule: FusionRule, bindings: dict[str, Any]) -> None:
+    bound: dict[str, list[int]] = {}
+    layout = {"q": "B S H d", "k": "B S K d", "v": "B S K d", "past_key": "B K P d", "past_value": "B K P d"}
+    for name, letters in layout.items():
+        rule.dims(bound, bindings[name], letters)
+    if bound["H"][0] % bound["K"][0]:
+        raise Reject(f"{bound['H'][0]} heads do not share {bound['K'][0]} kv heads evenly")
+    if _attention_mask(rule.model) is None:
+        raise Reject("the graph has no input attention_mask [B, T] of integers")
+
+
+def _emit(rule: FusionRule, op: Any, bindings: dict[str, Any], scale: float) -> Any:
+    flat = shape_constant(rule.model.graph, [0, 0, -1])
+    rows = [op.Reshape(bindings[name], flat) for name in ("q", "k", "v")]
+    mask = _attention_mask(rule.model)
+    if mask is not None and mask.dtype != ir.DataType.INT64:
+        mask = op.Cast(mask, to=ir.DataType.INT64)
+    others = [bindings[name] for name in ("past_key", "past_value", "cos", "sin")]
+    heads = [rule.specs(bindings[name])[0].shape[2] for name in ("q", "k")]
+    return rule.emit(op, *rows, *others, mask, num_heads=heads[0], kv_num_heads=heads[1], scale=scale)
 
 
 def _attention_mask(model: ir.Model) -> ir.Value | None:
     for value in model.graph.inputs:
-        if value.name == "attention_mask" and value.dtype == ir.DataType.INT64:
-            return value
+        if value.name == "attention_mask" and value.dtype is not None and value.dtype.is_integer():
+            return value if value.shape is not None and len(value.shape) == 2 else None
     return None
 
 
@@ -113,7 +215,4 @@ class FuseAttention(RulePass):
 
     name = "fuse-attention"
     summary = "rotary, KV cache, softmax(q k^T * scale + mask) v -> Attention"
-    rules = (Attention,)
-
-
-__all__ = ["LONG_DECODE", "Attention", "FuseAttention"]
+    rules = (Attention, AttentionOperator, AttentionOperatorWithCache)

@@ -3,100 +3,124 @@
     Gelu:      y = x/2 * (1 + erf(x / sqrt 2))
     GeluTanh:  y = x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))
 
-x, y: float, any shape. Source: Hendrycks & Gimpel 2016.
+x, y: float, any shape. The half may stand at x, at the factor or at the product. Source: Hendrycks & Gimpel 2016.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import onnx_ir as ir
 
 from qcompile.functions import GELU, GELU_TANH
-from qcompile.passes.rule import FusionRule, OrValue, Reject, RulePass, scalar
+from qcompile.passes.rule import FusionRule, Mismatch, OrValue, RulePass, require_near
 
 
 class GeluErf(FusionRule):
-    """Through erf: the factor 1 + erf(x / sqrt 2)."""
+    """Through erf: (x / 2) * (1 + erf)."""
 
     emits = GELU
+    landmark = "Erf"
+    rounds_literals = True
 
-    def pattern(self, op, x, root):
-        factor = op.Add(op.Erf(op.Mul(x, root)), 1.0)
-        return op.Mul(op.Mul(x, 0.5), factor)
+    def pattern(self, op: Any, x: Any, root: Any, one: Any, half: Any) -> Any:
+        return op.Mul(op.Mul(x, half), _erf_factor(op, x, root, one))
 
-    def require(self, root, **_):
-        _require_near(scalar(root, "factor of erf's argument"), math.sqrt(0.5))
+    def require(self, root: ir.Value, one: ir.Value, half: ir.Value, **_: Any) -> None:
+        require_near(root, math.sqrt(0.5), "factor of erf's argument")
+        require_near(one, 1.0, "what is added to erf")
+        require_near(half, 0.5, "factor of x")
 
-    def rewrite(self, op, x, **_):
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
         return self.emit(op, x)
 
 
 class GeluErfHalfLast(GeluErf):
-    """The same with the half multiplied last."""
+    """(x * (1 + erf)) / 2."""
 
-    def pattern(self, op, x, root):
-        factor = op.Add(op.Erf(op.Mul(x, root)), 1.0)
-        return op.Mul(op.Mul(x, factor), 0.5)
+    def pattern(self, op: Any, x: Any, root: Any, one: Any, half: Any) -> Any:
+        return op.Mul(op.Mul(x, _erf_factor(op, x, root, one)), half)
 
 
-class GeluTanhChain(FusionRule):
-    """Through tanh; x^3 as Pow or as products."""
+class GeluErfHalfInside(GeluErf):
+    """x * ((1 + erf) / 2)."""
+
+    def pattern(self, op: Any, x: Any, root: Any, one: Any, half: Any) -> Any:
+        return op.Mul(x, op.Mul(_erf_factor(op, x, root, one), half))
+
+
+class GeluTanh(FusionRule):
+    """Through tanh: (x / 2) * (1 + tanh)."""
 
     emits = GELU_TANH
+    landmark = "Tanh"
+    rounds_literals = True
 
-    def pattern(self, op, x, bend, root):
-        cube = OrValue([op.Pow(x, 3.0), op.Mul(op.Mul(x, x), x), op.Mul(x, op.Mul(x, x))])
-        inner = op.Add(x, op.Mul(cube, bend))
-        factor = op.Add(op.Tanh(op.Mul(inner, root)), 1.0)
-        return op.Mul(op.Mul(x, 0.5), factor)
+    def pattern(self, op: Any, x: Any, bend: Any, root: Any, one: Any, half: Any) -> Any:
+        return op.Mul(op.Mul(x, half), _tanh_factor(op, x, bend, root, one))
 
-    def require(self, bend, root, **_):
-        _require_near(scalar(bend, "factor of x^3"), 0.044715)
-        _require_near(scalar(root, "factor of tanh's argument"), math.sqrt(2.0 / math.pi))
+    def require(self, bend: ir.Value, root: ir.Value, one: ir.Value, half: ir.Value, **_: Any) -> None:
+        require_near(bend, 0.044715, "factor of x^3")
+        require_near(root, math.sqrt(2.0 / math.pi), "factor of tanh's argument")
+        require_near(one, 1.0, "what is added to tanh")
+        require_near(half, 0.5, "factor of x")
 
-    def rewrite(self, op, x, **_):
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
         return self.emit(op, x)
+
+
+class GeluTanhHalfLast(GeluTanh):
+    """(x * (1 + tanh)) / 2."""
+
+    def pattern(self, op: Any, x: Any, bend: Any, root: Any, one: Any, half: Any) -> Any:
+        return op.Mul(op.Mul(x, _tanh_factor(op, x, bend, root, one)), half)
+
+
+class GeluTanhHalfInside(GeluTanh):
+    """x * ((1 + tanh) / 2)."""
+
+    def pattern(self, op: Any, x: Any, bend: Any, root: Any, one: Any, half: Any) -> Any:
+        return op.Mul(x, op.Mul(_tanh_factor(op, x, bend, root, one), half))
 
 
 class GeluOperator(FusionRule):
     """Gelu of opset 20, exact."""
 
     emits = GELU
+    landmark = "Gelu"
+    approximate = "none"
 
-    def pattern(self, op, x):
+    def pattern(self, op: Any, x: Any) -> Any:
         return op.Gelu(x, _outputs=["y"])
 
-    def require(self, y, **_):
-        if _approximation(y) != "none":
-            raise Reject(f"approximate is '{_approximation(y)}'")
+    def require(self, y: ir.Value, **_: Any) -> None:
+        node = y.producer()
+        attribute = node.attributes.get("approximate") if node is not None else None
+        if (attribute.as_string() if attribute is not None else "none") != self.approximate:
+            raise Mismatch
 
-    def rewrite(self, op, x, **_):
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
         return self.emit(op, x)
 
 
-class GeluTanhOperator(FusionRule):
+class GeluTanhOperator(GeluOperator):
     """Gelu of opset 20, tanh approximation."""
 
     emits = GELU_TANH
-
-    def pattern(self, op, x):
-        return op.Gelu(x, _outputs=["y"])
-
-    def require(self, y, **_):
-        if _approximation(y) != "tanh":
-            raise Reject(f"approximate is '{_approximation(y)}'")
-
-    def rewrite(self, op, x, **_):
-        return self.emit(op, x)
+    approximate = "tanh"
 
 
-def _approximation(y) -> str:
-    attribute = y.producer().attributes.get("approximate")
-    return str(attribute.as_string()) if attribute is not None else "none"
+def _erf_factor(op: Any, x: Any, root: Any, one: Any) -> Any:
+    return op.Add(op.Erf(op.Mul(x, root)), one)
 
 
-def _require_near(value: float, wanted: float) -> None:
-    if not math.isclose(value, wanted, rel_tol=1e-3):
-        raise Reject(f"a constant is {value:.6g}, GELU has {wanted:.6g}")
+def _tanh_factor(op: Any, x: Any, bend: Any, root: Any, one: Any) -> Any:
+    square = op.Mul(x, x)
+    bent = op.Mul(OrValue([op.Mul(square, x), op.Mul(x, square)]), bend)
+    factored = op.Add(op.Mul(square, bend), one)
+    inner = OrValue([op.Add(x, bent), op.Add(bent, x), op.Mul(x, factored), op.Mul(factored, x)])
+    return op.Add(op.Tanh(op.Mul(inner, root)), one)
 
 
 class FuseGelu(RulePass):
@@ -104,4 +128,13 @@ class FuseGelu(RulePass):
 
     name = "fuse-gelu"
     summary = "x/2 * (1 + erf(x / sqrt 2)), or tanh -> Gelu, GeluTanh"
-    rules = (GeluErf, GeluErfHalfLast, GeluTanhChain, GeluOperator, GeluTanhOperator)
+    rules = (
+        GeluErf,
+        GeluErfHalfLast,
+        GeluErfHalfInside,
+        GeluTanh,
+        GeluTanhHalfLast,
+        GeluTanhHalfInside,
+        GeluOperator,
+        GeluTanhOperator,
+    )

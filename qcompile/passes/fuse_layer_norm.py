@@ -8,27 +8,31 @@ Source: Ba et al. 2016, eq. 4.
 
 from __future__ import annotations
 
+from typing import Any
+
+import onnx_ir as ir
+
 from qcompile.functions import LAYER_NORM
-from qcompile.passes.rule import FusionRule, Reject, RulePass, constant, require_row_weight, scalar
+from qcompile.passes.fuse_rms_norm import norm_epsilon, normalized, require_last_axis
+from qcompile.passes.rule import FusionRule, Reject, RulePass, require_row_weight, scalar
 
 
 class LayerNormChain(FusionRule):
     """The chain of primitive operators."""
 
     emits = LAYER_NORM
+    landmark = "Sub"
 
-    def pattern(self, op, x, gamma, beta, eps):
-        centred = op.Sub(x, op.ReduceMean(x, [-1], keepdims=1))
-        variance = op.ReduceMean(op.Mul(centred, centred), [-1], keepdims=1)
-        normal = op.Mul(centred, op.Reciprocal(op.Sqrt(op.Add(variance, eps))))
-        return op.Add(op.Mul(normal, gamma), beta)
+    def pattern(self, op: Any, x: Any, gamma: Any, beta: Any, eps: Any) -> Any:
+        centred = op.Sub(x, op.ReduceMean(x, [-1]))
+        return op.Add(op.Mul(normalized(op, centred, eps), gamma), beta)
 
-    def require(self, x, gamma, beta, eps, **_):
+    def require(self, x: ir.Value, gamma: ir.Value, beta: ir.Value, eps: ir.Value, **_: Any) -> None:
         scalar(eps, "epsilon")
         require_row_weight(self, x, gamma, "gamma")
         require_row_weight(self, x, beta, "beta")
 
-    def rewrite(self, op, x, gamma, beta, eps, **_):
+    def rewrite(self, op: Any, x: ir.Value, gamma: ir.Value, beta: ir.Value, eps: ir.Value, **_: Any) -> Any:
         return self.emit(op, x, gamma, beta, epsilon=scalar(eps))
 
 
@@ -36,26 +40,20 @@ class LayerNormalization(FusionRule):
     """The standard operator of opset 17 and later."""
 
     emits = LAYER_NORM
+    landmark = "LayerNormalization"
 
-    def pattern(self, op, x, gamma, beta):
+    def pattern(self, op: Any, x: Any, gamma: Any, beta: Any) -> Any:
         return op.LayerNormalization(x, gamma, beta, _outputs=["y"])
 
-    def require(self, x, gamma, beta, y, **_):
-        attributes = y.producer().attributes
-        rank = len(self.specs(x)[0].shape)
-        axis = attributes["axis"].as_int() if "axis" in attributes else -1
-        if axis not in {-1, rank - 1}:
-            raise Reject(f"axis is {axis}, wanted the last of {rank}")
-        if "stash_type" in attributes and attributes["stash_type"].as_int() != 1:
-            raise Reject(f"stash_type is {attributes['stash_type'].as_int()}: the norm is not computed in float32")
-        constant(gamma, "gamma")
+    def require(self, x: ir.Value, gamma: ir.Value, beta: ir.Value | None, y: ir.Value, **_: Any) -> None:
+        require_last_axis(self, x, y)
+        require_row_weight(self, x, gamma, "gamma")
         if beta is None:
-            raise Reject("no beta")
+            raise Reject("it has no beta")
         require_row_weight(self, x, beta, "beta")
 
-    def rewrite(self, op, x, gamma, beta, y, **_):
-        epsilon = y.producer().attributes.get("epsilon")
-        return self.emit(op, x, gamma, beta, epsilon=epsilon.as_float() if epsilon is not None else 1e-5)
+    def rewrite(self, op: Any, x: ir.Value, gamma: ir.Value, beta: ir.Value, y: ir.Value, **_: Any) -> Any:
+        return self.emit(op, x, gamma, beta, epsilon=norm_epsilon(y))
 
 
 class FuseLayerNorm(RulePass):

@@ -7,6 +7,10 @@ gate, up, y: float [..., F]. Source: Shazeer 2020, eq. 6, without the projection
 
 from __future__ import annotations
 
+from typing import Any
+
+import onnx_ir as ir
+
 from qcompile.functions import SWI_GLU
 from qcompile.passes.rule import FusionRule, RulePass, require_same_shape
 
@@ -15,15 +19,23 @@ class SwiGlu(FusionRule):
     """SiLU of one projection times another."""
 
     emits = SWI_GLU
+    landmark = "Sigmoid"
 
-    def pattern(self, op, gate, up):
+    def pattern(self, op: Any, gate: Any, up: Any) -> Any:
         return op.Mul(op.Mul(gate, op.Sigmoid(gate)), up)
 
-    def require(self, gate, up, **_):
+    def require(self, gate: ir.Value, up: ir.Value, **_: Any) -> None:
         require_same_shape(self, gate, up)
 
-    def rewrite(self, op, gate, up, **_):
+    def rewrite(self, op: Any, gate: ir.Value, up: ir.Value, **_: Any) -> Any:
         return self.emit(op, gate, up)
+
+
+class SwiGluGateLast(SwiGlu):
+    """The same with the gate multiplied last: sigmoid(gate) * up * gate."""
+
+    def pattern(self, op: Any, gate: Any, up: Any) -> Any:
+        return op.Mul(op.Mul(up, op.Sigmoid(gate)), gate)
 
 
 class FuseSwiGlu(RulePass):
@@ -31,4 +43,4 @@ class FuseSwiGlu(RulePass):
 
     name = "fuse-swiglu"
     summary = "gate * sigmoid(gate) * up -> SwiGlu"
-    rules = (SwiGlu,)
+    rules = (SwiGlu, SwiGluGateLast)

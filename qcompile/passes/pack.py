@@ -81,7 +81,9 @@ def pack(context: PassContext, result: PassResult, rule: str, nodes: Sequence[ir
 def _packed(name: str, values: Sequence[ir.Value | None], combine: Combine) -> ir.Value:
     tensor = combine([v.const_value for v in values if v is not None and v.const_value is not None])
     tensor.name = name
-    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
+    return ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+    )
 
 
 def _concat_vectors(tensors: Sequence[ir.TensorProtocol]) -> ir.TensorProtocol:

@@ -5,7 +5,10 @@ on ONNX Runtime without its optimizers. Weights and activations are inputs of th
 layers are the same bytes and one session per structure serves them all.
 
 float16 and bfloat16 graphs are proved in float32 (every tensor widened, which is exact): the algebra is held to the
-float32 limit, and ONNX Runtime's CPU has no bfloat16 kernels. That a rewrite keeps its Casts is the rules' business.
+float32 limit, and ONNX Runtime's CPU has no bfloat16 kernels. That a rewrite keeps its precision is checked apart
+(`qcompile.passes.precision`).
+
+Memory follows the weights of one side: those of the nodes that go are released before the others are read.
 """
 
 from __future__ import annotations
@@ -17,14 +20,19 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.cases import CASES, Analysis, Case, Spec
-from qcompile.functions import DOMAIN, FUSED_OPS
+from qcompile.analysis import Analysis, Spec
+from qcompile.cases import Case
+from qcompile.functions import DOMAIN, FUSED_OPS, MIN_OPSET
 from qcompile.ort import run_session
+from qcompile.weights import rows_of
 
 # Relative to the largest output: float32 sums of a few thousand terms in another order differ by some 1e-6.
 MAX_RELATIVE_ERROR = 2e-5
+# The same where a half-precision constant (sqrt 2 of a GELU) stands for the number itself: one rounding to its dtype.
+MAX_LITERAL_ERROR = {ir.DataType.FLOAT16: 1e-3, ir.DataType.BFLOAT16: 8e-3}
 _EMBEDDED_ELEMENTS = 64
 _HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+_PIECE_ELEMENTS = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,21 @@ class Proof:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """Nodes that go and nodes that come, with the values that stand for each other."""
+    """Nodes that go and nodes that come, with the values that stand for each other.
+
+    Attributes:
+        old_nodes: The nodes that go.
+        old_outputs: What others read of them.
+        new_nodes: The nodes that come.
+        new_outputs: What others will read instead, in the same order.
+        opsets: Of the two sides; by default both are of the graph's opset.
+    """
 
     old_nodes: Sequence[ir.Node]
     old_outputs: Sequence[ir.Value]
     new_nodes: Sequence[ir.Node]
     new_outputs: Sequence[ir.Value]
+    opsets: tuple[int, int] | None = None
 
 
 @dataclass
@@ -57,57 +74,83 @@ class Prover:
     Attributes:
         seed: Seed of the random activations.
         limit: Largest relative error that passes.
+        embeds_weights: Put weights inside the small models, as a loaded model has them: kernels that pack their
+            weights at load (MatMulNBits) compute differently when the weight is an input.
     """
 
     seed: int = 0
     limit: float = MAX_RELATIVE_ERROR
+    embeds_weights: bool = False
     _sessions: dict[bytes, Any] = field(default_factory=dict)
 
-    def prove(self, rewrite: Rewrite, analysis: Analysis, *, rows_that_matter: bool = False) -> Proof:
+    def prove(
+        self,
+        rewrite: Rewrite,
+        analysis: Analysis,
+        *,
+        rows_that_matter: bool = False,
+        rounds_literals: bool = False,
+    ) -> Proof:
         """Compare both sides of a rewrite in every case.
 
         Args:
             rewrite: The two sides.
             analysis: Specs of the values around them.
             rows_that_matter: Compare only [B, S] rows that are tokens: what padding computes is nobody's business.
+            rounds_literals: Numbers that stood as constants of the graph's dtype are now exact, or the reverse.
         """
-        old = _Side.of(rewrite.old_nodes, rewrite.old_outputs)
-        new = _Side.of(rewrite.new_nodes, rewrite.new_outputs)
-        boundary = list(dict.fromkeys([*old.inputs, *new.inputs]))
-        worst = 0.0
-        for index, case in enumerate(CASES):
-            feeds = self._feeds(boundary, analysis, index)
-            if isinstance(feeds, str):
-                return Proof(worst, feeds)
-            before = self._run(old, feeds)
-            after = self._run(new, feeds)
-            rows = case.attention_mask()[:, case.past_length :] == 1 if rows_that_matter else None
-            for old_array, new_array in zip(before, after, strict=True):
-                error, reason = _difference(old_array, new_array, rows)
-                worst = max(worst, error)
-                if reason or error > self.limit:
-                    return Proof(worst, f"{case.name}: " + (reason or f"relative error {error:.2g} > {self.limit:.2g}"))
-        return Proof(worst)
+        old = _Side.of(rewrite.old_nodes, rewrite.old_outputs, self.embeds_weights)
+        new = _Side.of(rewrite.new_nodes, rewrite.new_outputs, self.embeds_weights)
+        cases = [(index, case) for index, case in enumerate(analysis.cases) if case.is_proved]
+        if not cases:
+            return Proof(0.0, "the graph's fixed dimensions are too large to prove rewrites on; export them dynamic")
+        activations = [a for a in dict.fromkeys([*old.inputs, *new.inputs]) if a.const_value is None]
+        feeds = []
+        for index, case in cases:
+            drawn = self._draw(activations, analysis, index, case)
+            if isinstance(drawn, str):
+                return Proof(0.0, drawn)
+            feeds.append(drawn)
+        limit = max(self.limit, self._literal_limit(old.inputs) if rounds_literals else 0.0)
+        imports = analysis.model.graph.opset_imports
+        opset = imports.get("", MIN_OPSET)
+        opsets = rewrite.opsets or (opset, opset)
+        before = self._run(old, feeds, {**imports, "": opsets[0]})
+        after = self._run(new, feeds, {**imports, "": opsets[1]})
+        return _compare([case for _, case in cases], before, after, limit, rows_that_matter=rows_that_matter)
 
     def run(self, model_bytes: bytes, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run a small model, keeping its session."""
         return run_session(self._sessions, model_bytes, feeds)
 
-    def _feeds(self, boundary: Sequence[ir.Value], analysis: Analysis, index: int) -> dict[ir.Value, np.ndarray] | str:
+    def _draw(
+        self, activations: Sequence[ir.Value], analysis: Analysis, index: int, case: Case
+    ) -> dict[ir.Value, np.ndarray] | str:
         feeds = {}
-        for position, value in enumerate(boundary):
-            if value.const_value is not None:
-                feeds[value] = _widen(value.const_value.numpy())
-                continue
+        for position, value in enumerate(activations):
             spec = analysis.spec(value, index)
             if spec is None:
                 return f"the shape of '{value.name}' could not be inferred, so the rewrite cannot be proved"
-            feeds[value] = _feed(spec, np.random.default_rng([self.seed, index, position]))
+            feeds[value] = _feed(spec, case.magnitude, np.random.default_rng([self.seed, index, position]))
         return feeds
 
-    def _run(self, side: _Side, feeds: dict[ir.Value, np.ndarray]) -> list[np.ndarray]:
-        proto = side.model_bytes(feeds)
-        return run_session(self._sessions, proto, {f"v{i}": feeds[v] for i, v in enumerate(side.fed)})
+    def _run(
+        self, side: _Side, feeds: Sequence[dict[ir.Value, np.ndarray]], imports: dict[str, int]
+    ) -> list[list[np.ndarray]]:
+        """Run one side in every case; its weights are read once and let go at the end."""
+        weights = {v: _widened(v.const_value) for v in side.inputs if v.const_value is not None}
+        model_bytes = side.model_bytes(weights | feeds[0], imports)
+        names = {v: f"v{i}" for i, v in enumerate(side.fed)}
+        shared = {names[v]: array for v, array in weights.items() if v in names}
+        return [
+            self.run(model_bytes, shared | {names[v]: array for v, array in drawn.items() if v in names})
+            for drawn in feeds
+        ]
+
+    @staticmethod
+    def _literal_limit(inputs: Sequence[ir.Value]) -> float:
+        dtypes = {v.const_value.dtype for v in inputs if v.const_value is not None and v.const_value.size == 1}
+        return max((MAX_LITERAL_ERROR.get(dtype, 0.0) for dtype in dtypes), default=0.0)
 
 
 @dataclass
@@ -117,26 +160,32 @@ class _Side:
     nodes: list[ir.Node]
     inputs: list[ir.Value]
     outputs: list[ir.Value]
+    embeds_weights: bool = False
 
     @classmethod
-    def of(cls, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> _Side:
+    def of(cls, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value], embeds_weights: bool = False) -> _Side:
         ordered = sort_nodes(nodes)
         produced = {v for n in ordered for v in n.outputs}
         used = [v for n in ordered for v in n.inputs if v is not None and v not in produced]
         used += [v for v in outputs if v not in produced]
-        return cls(ordered, list(dict.fromkeys(used)), list(outputs))
+        return cls(ordered, list(dict.fromkeys(used)), list(outputs), embeds_weights)
 
     @property
     def fed(self) -> list[ir.Value]:
-        return [v for v in self.inputs if not _is_embedded(v)]
+        return [v for v in self.inputs if not self._is_embedded(v)]
 
-    def model_bytes(self, feeds: dict[ir.Value, np.ndarray]) -> bytes:
+    def _is_embedded(self, value: ir.Value) -> bool:
+        tensor = value.const_value
+        return tensor is not None and (self.embeds_weights or tensor.size <= _EMBEDDED_ELEMENTS)
+
+    def model_bytes(self, feeds: dict[ir.Value, np.ndarray], imports: dict[str, int]) -> bytes:
         """Serialize with neutral names; small constants inside, everything else as inputs of any shape."""
         values: dict[ir.Value | None, ir.Value | None] = {None: None}
-        inputs, initializers = [], []
+        inputs: list[ir.Value] = []
+        initializers: list[ir.Value] = []
         for value in self.inputs:
             array = feeds[value]
-            if _is_embedded(value):
+            if self._is_embedded(value):
                 inner = ir.Value(name=f"c{len(initializers)}", const_value=ir.tensor(array))
                 initializers.append(inner)
             else:
@@ -149,12 +198,12 @@ class _Side:
         outputs = [ir.Value(name=f"y{i}") for i in range(len(self.outputs))]
         for outer, value in zip(outputs, self.outputs, strict=True):
             nodes.append(ir.Node("", "Identity", [values[value]], outputs=[outer]))
-        imports = {"": 18, DOMAIN: 1, "com.microsoft": 1}
+        imports = {**imports, DOMAIN: 1, "com.microsoft": 1}
         graph = ir.Graph(inputs, outputs, nodes=nodes, initializers=initializers, opset_imports=imports, name="side")
+        proto = ir.to_proto(ir.Model(graph, ir_version=10))
         called = {n.op_type for n in self.nodes if n.domain == DOMAIN}
-        functions = [FUSED_OPS[name].function for name in sorted(called)]
-        model = ir.Model(graph, ir_version=10, functions=functions)
-        return bytes(ir.to_proto(model).SerializeToString())
+        proto.functions.extend(FUSED_OPS[name].proto(imports[""]) for name in sorted(called))
+        return bytes(proto.SerializeToString())
 
 
 def sort_nodes(nodes: Sequence[ir.Node]) -> list[ir.Node]:
@@ -178,13 +227,9 @@ def sort_nodes(nodes: Sequence[ir.Node]) -> list[ir.Node]:
     return ordered
 
 
-def _is_embedded(value: ir.Value) -> bool:
-    tensor = value.const_value
-    return tensor is not None and tensor.size <= _EMBEDDED_ELEMENTS
-
-
 def _copy_node(node: ir.Node, values: dict[ir.Value | None, ir.Value | None], index: int) -> ir.Node:
-    outputs = [ir.Value(name=f"n{index}_{i}") for i in range(len(node.outputs))]
+    names = ["" if v.name == "" else f"n{index}_{i}" for i, v in enumerate(node.outputs)]
+    outputs = [ir.Value(name=name) for name in names]
     attributes = [_widen_attribute(node, a) for a in node.attributes.values()]
     inputs = [values[v] for v in node.inputs]
     copy = ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=f"n{index}")
@@ -196,30 +241,58 @@ def _widen_attribute(node: ir.Node, attribute: ir.Attr) -> ir.Attr:
     if node.op_type == "Cast" and attribute.name == "to" and ir.DataType(attribute.as_int()) in _HALF:
         return ir.AttrInt64("to", int(ir.DataType.FLOAT))
     if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in _HALF:
-        return ir.AttrTensor(attribute.name, ir.tensor(_widen(attribute.as_tensor().numpy())))
+        return ir.AttrTensor(attribute.name, ir.tensor(attribute.as_tensor().numpy().astype(np.float32)))
     return attribute
 
 
-def _widen(array: np.ndarray) -> np.ndarray:
-    """Return float16 and bfloat16 as float32, anything else as it is."""
-    if array.dtype == np.float16 or array.dtype.name == "bfloat16":
-        return array.astype(np.float32)
-    return array
+def _widened(tensor: ir.TensorProtocol) -> np.ndarray:
+    """Return a constant, float16 and bfloat16 as float32; a large one is widened piece by piece."""
+    if tensor.dtype not in _HALF:
+        return np.asarray(tensor.numpy())
+    if tensor.size <= _PIECE_ELEMENTS:
+        return np.asarray(tensor.numpy().astype(np.float32))
+    shape = tuple(int(d) for d in tensor.shape.numpy())
+    multiple = getattr(tensor, "row_multiple", 1)
+    step = max(1, _PIECE_ELEMENTS // max(1, tensor.size // shape[0] * multiple)) * multiple
+    wide = np.empty(shape, np.float32)
+    for start in range(0, shape[0], step):
+        stop = min(start + step, shape[0])
+        wide[start:stop] = rows_of(tensor, start, stop)
+    return wide
 
 
-def _feed(spec: Spec, rng: np.random.Generator) -> np.ndarray:
+def _feed(spec: Spec, magnitude: float, rng: np.random.Generator) -> np.ndarray:
     if spec.value is not None:
-        return _widen(spec.value)
+        return np.asarray(spec.value.astype(np.float32) if spec.dtype in _HALF else spec.value)
     dtype = np.dtype(np.float32) if spec.dtype in _HALF else spec.dtype.numpy()
     if dtype.kind == "f":
-        return rng.standard_normal(spec.shape).astype(dtype)
+        return (rng.standard_normal(spec.shape) * magnitude).astype(dtype)
     return rng.integers(0, 2, spec.shape).astype(dtype)
+
+
+def _compare(
+    cases: Sequence[Case],
+    before: Sequence[Sequence[np.ndarray]],
+    after: Sequence[Sequence[np.ndarray]],
+    limit: float,
+    *,
+    rows_that_matter: bool,
+) -> Proof:
+    worst = 0.0
+    for case, old_arrays, new_arrays in zip(cases, before, after, strict=True):
+        rows = case.query_is_token() if rows_that_matter else None
+        for old_array, new_array in zip(old_arrays, new_arrays, strict=True):
+            error, reason = _difference(old_array, new_array, rows)
+            worst = max(worst, error)
+            if reason or error > limit:
+                return Proof(worst, f"{case.name}: " + (reason or f"relative error {error:.2g} > {limit:.2g}"))
+    return Proof(worst)
 
 
 def _difference(before: np.ndarray, after: np.ndarray, rows: np.ndarray | None) -> tuple[float, str]:
     if before.shape != after.shape:
         return 0.0, f"shapes differ, {before.shape} before and {after.shape} after"
-    if rows is not None and before.shape[:2] == rows.shape:
+    if rows is not None and before.ndim == 3 and before.shape[:2] == rows.shape:
         before, after = before[rows], after[rows]
     if before.size == 0:
         return 0.0, ""
@@ -232,4 +305,4 @@ def _difference(before: np.ndarray, after: np.ndarray, rows: np.ndarray | None) 
     return float(np.abs(before[finite] - after[finite]).max(initial=0.0)) / scale, ""
 
 
-__all__ = ["CASES", "Case", "Proof", "Prover", "Rewrite", "sort_nodes"]
+__all__ = ["Proof", "Prover", "Rewrite", "sort_nodes"]

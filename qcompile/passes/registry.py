@@ -13,6 +13,7 @@ from qcompile.errors import PassError
 from qcompile.passes.base import Pass
 from qcompile.passes.canonicalize_arithmetic import CanonicalizeArithmetic
 from qcompile.passes.canonicalize_operands import CanonicalizeOperands
+from qcompile.passes.canonicalize_projections import CanonicalizeProjections
 from qcompile.passes.canonicalize_shapes import CanonicalizeShapes
 from qcompile.passes.clean import (
     DeduplicateInitializers,
@@ -33,15 +34,18 @@ from qcompile.passes.fuse_qkv import FuseQkv
 from qcompile.passes.fuse_rms_norm import FuseRmsNorm
 from qcompile.passes.fuse_rotary_embedding import FuseRotaryEmbedding
 from qcompile.passes.fuse_swiglu import FuseSwiGlu
+from qcompile.passes.inline_exporter_functions import InlineExporterFunctions
 from qcompile.passes.inline_functions import InlineFunctions
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.lower_to_ort import LowerToOrt
 from qcompile.passes.lower_weights_to_ort import LowerWeightsToOrt
+from qcompile.passes.normalize_opset import NormalizeOpset
 from qcompile.passes.quantize_int8 import QuantizeInt8
 from qcompile.passes.root_shapes import RootShapes
 from qcompile.passes.select_last_token import SelectLastToken
 
 CLEAN: tuple[type[Pass], ...] = (
+    InlineExporterFunctions,
     LiftConstants,
     FoldConstants,
     EliminateIdentities,
@@ -50,8 +54,10 @@ CLEAN: tuple[type[Pass], ...] = (
     EliminateCommonSubexpressions,
 )
 CANONICALIZE: tuple[type[Pass], ...] = (
+    NormalizeOpset,
     RootShapes,
     CanonicalizeShapes,
+    CanonicalizeProjections,
     CanonicalizeOperands,
     CanonicalizeArithmetic,
 )

@@ -7,6 +7,7 @@ pass then runs both sides numerically and applies the rewrite only if they agree
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,10 +15,11 @@ import onnx_ir as ir
 from onnxscript.rewriter import pattern as patterns
 from onnxscript.rewriter._basics import MatchResult  # the public module re-exports it without its failure fields
 
-from qcompile.cases import Analysis, Spec
+from qcompile.analysis import Analysis, Spec
 from qcompile.functions import DOMAIN, DOMAIN_VERSION, FusedOp
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
-from qcompile.passes.change import Change, apply_change, finish_rewrites, node_label
+from qcompile.passes.change import Change, apply_change, finish_rewrites
+from qcompile.passes.matching import Matcher, node_label
 from qcompile.passes.proof import Rewrite
 
 OrValue = patterns.OrValue
@@ -25,7 +27,11 @@ _NEAR_MISS_LIMIT = 20
 
 
 class Reject(Exception):
-    """Raised by `FusionRule.require`: the structure matched, this is why the rewrite is not legal."""
+    """Raised by `FusionRule.require`: this is what the rule looks for, and this is why it must stay as it is."""
+
+
+class Mismatch(Reject):
+    """Raised by `FusionRule.require`: the structure resembles the pattern but is something else; nobody is told."""
 
 
 class FusionRule(patterns.RewriteRuleClassBase):
@@ -33,11 +39,15 @@ class FusionRule(patterns.RewriteRuleClassBase):
 
     Attributes:
         emits: The fused operator that `emit` calls; None for rules that write standard operators.
+        landmark: Operator type by which people recognize the pattern: near misses are told per node of it.
+        rounds_literals: Whether numbers that were constants of the graph's dtype become exact, or the reverse.
         rows_that_matter: Whether the proof compares only rows that are tokens (attention over padding is undefined).
     """
 
     emits: ClassVar[FusedOp | None] = None
+    landmark: ClassVar[str] = ""
     rows_that_matter: ClassVar[bool] = False
+    rounds_literals: ClassVar[bool] = False
 
     def __init__(self, context: PassContext) -> None:
         super().__init__(name=type(self).__name__)
@@ -50,8 +60,10 @@ class FusionRule(patterns.RewriteRuleClassBase):
         result = MatchResult()
         try:
             self.require(**bindings)
+        except Mismatch:
+            return result.fail()
         except Reject as reason:
-            return result.fail(str(reason))
+            return result.fail(str(reason) or "a condition does not hold")
         return result
 
     def require(self, **bindings: Any) -> None:
@@ -91,6 +103,15 @@ class FusionRule(patterns.RewriteRuleClassBase):
                 raise Reject(f"'{value.name}' axis {axis} is {seen[0]}, wanted {letter} = {wanted[0]}")
 
 
+class SpellingRule(FusionRule):
+    """A rule that only changes a spelling: where it does not apply, nothing was missed and nobody is told."""
+
+    def check(self, context: Any, **bindings: Any) -> MatchResult:
+        """As in FusionRule, without reasons."""
+        verdict = super().check(context, **bindings)
+        return verdict if verdict else MatchResult().fail()
+
+
 def constant(value: ir.Value | None, what: str, max_elements: int = 1 << 16) -> np.ndarray:
     """Return the array of a constant value, or Reject when it is computed or too large to look at."""
     tensor = None if value is None else value.const_value
@@ -107,6 +128,13 @@ def scalar(value: ir.Value | None, what: str = "operand") -> float:
     if array.size != 1:
         raise Reject(f"{what} has {array.size} elements, wanted one")
     return float(array.reshape(()).astype(np.float64))
+
+
+def require_near(value: ir.Value | None, wanted: float, what: str, relative: float = 1e-3) -> None:
+    """Reject unless a value is a constant with one element near a number (as near as half precision writes it)."""
+    number = scalar(value, what)
+    if abs(number - wanted) > relative * abs(wanted):
+        raise Reject(f"{what} is {number:.6g}, wanted {wanted:.6g}")
 
 
 def is_weight(value: ir.Value | None) -> bool:
@@ -136,72 +164,108 @@ class RulePass(Pass):
 
     def call(self, context: PassContext, result: PassResult) -> None:
         """Apply every rule wherever it matches, is legal and is proved."""
-        compiled = [(rule, _compile(rule)) for rule in (rule_class(context) for rule_class in self.rules)]
+        compiled = [_Compiled(rule_class(context)) for rule_class in self.rules]
+        refused: dict[tuple[ir.Node, str], Rejection] = {}
         queue = deque(context.model.graph)
         while queue:
             node = queue.popleft()
             if node.graph is None:
                 continue
-            for rule, rewriter in compiled:
-                outputs = self._try(rule, rewriter, node, context, result)
+            for rule in compiled:
+                outputs = _apply(rule, node, context, result, refused)
                 if outputs:
                     # What was just written may match again, alone or together with its readers.
-                    queue.extend(v.producer() for v in outputs if v.producer() is not None)
+                    queue.extend(producer for v in outputs if (producer := v.producer()) is not None)
                     queue.extend(user for v in outputs for user, _ in v.uses())
                     break
+        # A node that one rule refused and another rewrote is no refusal.
+        result.rejected += [rejection for (node, _), rejection in refused.items() if node.graph is not None]
+        result.matches = result.rewrites + len(result.rejected)
         if result.rewrites:
             finish_rewrites(context)
 
     def explain(self, context: PassContext) -> list[Rejection]:
-        """List the places where a rule's pattern went furthest without matching, with the reason."""
-        misses: list[tuple[int, Rejection]] = []
+        """List the places where a pattern went furthest without being applied: one per landmark, with the reason."""
+        best: dict[ir.Node, tuple[int, Rejection]] = {}
         for rule_class in self.rules:
-            rewriter = _compile(rule_class(context))
+            rule = _Compiled(rule_class(context))
             for node in context.model.graph:
-                match = rewriter._matcher.match(context.model, context.model.graph, node)
-                depth = match.num_matched_nodes() if hasattr(match, "num_matched_nodes") else 0
-                reason = match.reason if not match else _condition_reason(rewriter, match)
-                if depth > 1 and reason:
-                    misses.append((depth, Rejection(node_label(node), rule_class.__name__, reason)))
-        misses.sort(key=lambda miss: -miss[0])
-        return [miss for _, miss in misses[:_NEAR_MISS_LIMIT]]
+                nodes, reason = rule.obstacle(node, context.model)
+                marks = [n for n in nodes if n.op_type == rule.rule.landmark] if rule.rule.landmark else nodes[:1]
+                if not reason or not marks or len(nodes) < min(2, rule.size):
+                    continue
+                depth, _ = best.get(marks[-1], (0, None))
+                if len(nodes) > depth:
+                    best[marks[-1]] = (len(nodes), Rejection(node_label(node), rule.rule.name or "", reason))
+        misses = sorted(best.values(), key=lambda miss: -miss[0])
+        return [rejection for _, rejection in misses[:_NEAR_MISS_LIMIT]]
 
-    def _try(
-        self,
-        rule: FusionRule,
-        rewriter: patterns.RewriteRule,
-        node: ir.Node,
-        context: PassContext,
-        result: PassResult,
-    ) -> list[ir.Value]:
-        """Try one rule at one node; return the outputs of all new nodes, empty when nothing was applied."""
-        graph = context.model.graph
-        match = rewriter._matcher.match(context.model, graph, node)
-        if not match:
-            return []
-        result.matches += 1
-        reason = _condition_reason(rewriter, match)
+
+class _Compiled:
+    """A rule with its pattern ready for matching."""
+
+    def __init__(self, rule: FusionRule) -> None:
+        self.rule = rule
+        self.rewriter = patterns.RewriteRule(rule.pattern, rule.rewrite, rule.check, matcher=Matcher, name=rule.name)
+        self.matcher: Matcher = self.rewriter._matcher
+        self.size = self.rewriter._target_pattern.num_nodes()
+
+    def match(self, node: ir.Node, model: ir.Model) -> MatchResult | None:
+        """Return the structural match at a node, or None."""
+        if node.op_type != self.matcher.root_op_type:
+            return None
+        match = self.matcher.match(model, model.graph, node)
+        return match if match else None
+
+    def refusal(self, match: MatchResult) -> str | None:
+        """Run the rule's conditions; None when they hold, empty when the match is something else altogether."""
+        for variable in self.rewriter._target_pattern.inputs:
+            if variable.name is not None and variable.name not in match.bindings:
+                match.bind(variable.name, None)
+        verdict = self.rule.check(None, **match.bindings)
+        return None if verdict else verdict.reason
+
+    def obstacle(self, node: ir.Node, model: ir.Model) -> tuple[Sequence[ir.Node], str]:
+        """Return the nodes that match at a root and what is in the way; no reason when nothing resembles the rule."""
+        if node.op_type != self.matcher.root_op_type:
+            return (), ""
+        match = self.matcher.match(model, model.graph, node)
+        if match:
+            return match.nodes, self.refusal(match) or ""
+        return self.matcher.deepest.nodes, self.matcher.deepest.reason
+
+
+def _apply(
+    compiled: _Compiled,
+    node: ir.Node,
+    context: PassContext,
+    result: PassResult,
+    refused: dict[tuple[ir.Node, str], Rejection],
+) -> list[ir.Value]:
+    """Try one rule at one node; return the outputs of all new nodes, empty when nothing was applied."""
+    match = compiled.match(node, context.model)
+    if match is None:
+        return []
+    rule = compiled.rule
+    key = (node, rule.name or "")
+    reason = compiled.refusal(match)
+    if reason is not None:
         if reason:
-            result.rejected.append(Rejection(node_label(node), rule.name, reason))
-            return []
-        delta = rewriter._replacement_pattern.get_replacement(match)
-        if delta is None:
-            result.rejected.append(Rejection(node_label(node), rule.name, match.reason or "nothing to replace it with"))
-            return []
-        rewrite = Rewrite(delta.match.nodes, delta.match.outputs, delta.new_nodes, delta.new_outputs)
-        change = Change(rule.name, node, rewrite, delta.new_initializers, rule.rows_that_matter)
-        applied = apply_change(context, result, change)
-        return [v for n in delta.new_nodes for v in n.outputs] if applied else []
-
-
-def _compile(rule: FusionRule) -> patterns.RewriteRule:
-    return patterns.RewriteRule(rule.pattern, rule.rewrite, rule.check, name=rule.name)
-
-
-def _condition_reason(rewriter: patterns.RewriteRule, match: MatchResult) -> str:
-    """Run the rule's conditions on a structural match; empty when they hold."""
-    for variable in rewriter._target_pattern.inputs:
-        if variable.name is not None and variable.name not in match.bindings:
-            match.bind(variable.name, None)
-    verdict = rewriter._condition_function(None, **match.bindings)
-    return "" if verdict else (verdict.reason or "a condition does not hold")
+            refused[key] = Rejection(node_label(node), key[1], reason)
+        return []
+    delta = compiled.rewriter._replacement_pattern.get_replacement(match)
+    if delta is None:
+        return []
+    rewrite = Rewrite(delta.match.nodes, delta.match.outputs, delta.new_nodes, delta.new_outputs)
+    change = Change(
+        key[1],
+        node,
+        rewrite,
+        delta.new_initializers,
+        rows_that_matter=rule.rows_that_matter,
+        rounds_literals=rule.rounds_literals,
+    )
+    if apply_change(context, result, change):
+        return [v for n in delta.new_nodes for v in n.outputs]
+    refused[key] = result.rejected.pop()
+    return []
