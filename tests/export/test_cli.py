@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from qcompile.cli.export import command
 from qcompile.errors import ArtifactError, ExportError
 from qcompile.runtime.manifest import Manifest
-from tests.test_artifact import file_size_limit
+from tests.graphs_on_disk import file_size_limit
 from tests.tiny_checkpoints import write_tiny_checkpoint
 
 

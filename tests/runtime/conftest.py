@@ -1,11 +1,13 @@
 """Compiled tiny models, built once per run."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from qcompile.runtime import Engine
+from tests.runtime.prompts import LONG, PROMPTS
 from tests.runtime.toy_compiler import compile_tiny
 
 
@@ -33,3 +35,16 @@ def model(compiled: Callable[..., Path]) -> Path:
 def own_model(model: Path, tmp_path: Path) -> Path:
     """A copy that the test may damage."""
     return Path(shutil.copytree(model, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Iterator[Engine]:
+    with Engine(model, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> list[list[int]]:
+    """Each prompt alone, whole, in a fresh cache."""
+    with Engine(model, threads=1, max_batch_size=1, reuse_prefixes=False) as alone:
+        return [alone.generate(prompt, LONG)[0].token_ids for prompt in PROMPTS]

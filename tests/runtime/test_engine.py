@@ -1,44 +1,20 @@
 """The engine: batches, streams, prefixes, limits, failures."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qcompile.runtime import Completion, Engine, SamplingParams
+from qcompile.runtime import Engine, SamplingParams
 from qcompile.runtime.errors import ManifestError, RequestError, SessionError, TokenizerError
+from tests.runtime.prompts import LONG, PROMPTS, ids_of
 from tests.runtime.test_ort_graph import edit_manifest
 from tests.runtime.test_tokenizer import rewrite
 
-PROMPTS = [
-    "Hello, what is the capital of France?",
-    "你好，世界！请用中文回答",
-    "x",
-    "def add(a, b):\n    return a + b\n" * 8,
-    "12 + 30 =",
-]
-LONG = SamplingParams(max_new_tokens=24, ignore_eos=True)
 STYLES = [("shared", "last"), ("concat", "all"), ("concat", "last")]
-
-
-@pytest.fixture(scope="module")
-def engine(model: Path) -> Iterator[Engine]:
-    with Engine(model, threads=1) as opened:
-        yield opened
-
-
-def ids_of(completions: list[Completion]) -> list[list[int]]:
-    return [completion.token_ids for completion in completions]
-
-
-@pytest.fixture(scope="module")
-def expected(model: Path) -> list[list[int]]:
-    """Each prompt alone, whole, in a fresh cache."""
-    with Engine(model, threads=1, max_batch_size=1, reuse_prefixes=False) as alone:
-        return [alone.generate(prompt, LONG)[0].token_ids for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -153,9 +129,7 @@ def test_the_context_ends_a_text(model: Path) -> None:
     with Engine(model, threads=1, max_model_len=20) as engine:
         completion = engine.generate([[5] * 12], SamplingParams(ignore_eos=True))[0]
         assert (len(completion.token_ids), completion.finish_reason) == (8, "length")
-        with pytest.raises(
-            RequestError, match="prompt 2 has 20 tokens, the context holds 20 with the answer"
-        ):
+        with pytest.raises(RequestError, match="prompt 2 has 20 tokens, the context holds 20 with the answer"):
             engine.generate([[5], [5] * 20])
     with pytest.raises(RequestError, match="max_model_len 4096 is beyond the model's 2048 positions"):
         Engine(model, max_model_len=4096)
@@ -168,9 +142,7 @@ def test_the_cache_grows_while_a_text_does(compiled: Callable[..., Path]) -> Non
         prompt = list(np.random.default_rng(0).integers(0, 400, 1100))
         grown = engine.generate([prompt[:1015], prompt], SamplingParams(max_new_tokens=30, ignore_eos=True))
     with Engine(directory, threads=1, max_batch_size=1, prefill_chunk=2000) as engine:
-        alone = [
-            engine.generate([p], LONG.with_options(max_new_tokens=30))[0] for p in (prompt[:1015], prompt)
-        ]
+        alone = [engine.generate([p], LONG.with_options(max_new_tokens=30))[0] for p in (prompt[:1015], prompt)]
     assert ids_of(grown) == ids_of(alone)
     assert [len(ids) for ids in ids_of(grown)] == [30, 30]
 
@@ -344,101 +316,3 @@ class TestRequests:
         for thread in threads:
             thread.join()
         assert results == dict.fromkeys(range(4), expected)
-
-
-class TestFailures:
-    """Whatever breaks a step, the engine serves the next request."""
-
-    def break_forward(self, engine: Engine, error: BaseException, calls: int) -> None:
-        session: Any = engine._session
-        forward = session.forward
-
-        def failing(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls -= 1
-            if calls == 0:
-                session.forward = forward
-                raise error
-            return forward(*args, **kwargs)
-
-        session.forward = failing
-
-    @pytest.mark.parametrize("calls", [1, 3, 6, 12])
-    def test_generate_raises_and_the_engine_goes_on(
-        self, model: Path, expected: list[list[int]], calls: int
-    ) -> None:
-        with Engine(model, threads=1) as engine:
-            self.break_forward(engine, SessionError("device lost"), calls)
-            with pytest.raises(SessionError, match="device lost"):
-                engine.generate(PROMPTS, LONG)
-            assert not engine.has_work
-            assert ids_of(engine.generate(PROMPTS, LONG)) == expected
-
-    def test_a_failing_prompt_does_not_take_the_others_along(
-        self, model: Path, expected: list[list[int]]
-    ) -> None:
-        with Engine(model, threads=1) as engine:
-            self.break_forward(engine, SessionError("device lost"), 2)
-            completions = engine.generate(PROMPTS, LONG, raise_errors=False)
-        assert [c.finish_reason for c in completions] == ["length", "error", "length", "length", "length"]
-        assert completions[1].error == "device lost"
-        assert [ids_of(completions)[i] for i in (0, 2, 3, 4)] == [expected[i] for i in (0, 2, 3, 4)]
-
-    def test_an_interrupt_leaves_an_empty_engine(self, model: Path, expected: list[list[int]]) -> None:
-        with Engine(model, threads=1) as engine:
-            self.break_forward(engine, KeyboardInterrupt(), 7)
-            with pytest.raises(KeyboardInterrupt):
-                engine.generate(PROMPTS, LONG)
-            assert not engine.has_work
-            assert ids_of(engine.generate(PROMPTS, LONG)) == expected
-
-    def test_no_memory_for_a_prompt_fails_that_request(
-        self, model: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with Engine(model, threads=1, max_batch_size=2) as engine:
-            assert engine.generate(PROMPTS[0], LONG)
-            monkeypatch.setattr("qcompile.runtime.ort_shared.available_bytes", lambda: 1000)
-            with pytest.raises(SessionError, match="no memory for a KV cache of 1 slots x 2048 tokens"):
-                engine.generate([[7] * 1500], LONG)
-            long_answer = SamplingParams(max_new_tokens=1500, ignore_eos=True)
-            cut = engine.generate([[7] * 1000], long_answer, raise_errors=False)[0]
-            assert cut.finish_reason == "error"
-            assert len(cut.token_ids) == 25
-            assert engine.generate(PROMPTS[0], LONG)[0].token_ids == expected[0]
-            monkeypatch.undo()
-            assert len(engine.generate([[7] * 1500], LONG)[0].token_ids) == 24
-
-    def test_scores_that_are_no_numbers(self, model: Path) -> None:
-        with Engine(model, threads=1) as engine:
-            session: Any = engine._session
-            forward = session.forward
-
-            def broken(*args: Any, **kwargs: Any) -> Any:
-                scores = forward(*args, **kwargs)
-                scores.values[-1, 5] = np.nan
-                return scores
-
-            session.forward = broken
-            with pytest.raises(SessionError, match="the model's scores are nan"):
-                engine.generate("x", LONG)
-
-
-def test_old_onnxruntime_gets_whole_prompts(
-    model: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before 1.20 GroupQueryAttention ignores the past of a chunk: nothing may be split or reused then."""
-    import onnxruntime
-
-    monkeypatch.setattr(onnxruntime, "__version__", "1.19.2")
-    with Engine(model, threads=1, prefill_chunk=4) as engine:
-        session: Any = engine._session
-        forward, shapes = session.forward, []
-
-        def recording(slot: int, ids: np.ndarray, past: list[int], *rest: Any) -> Any:
-            shapes.append((ids.shape[1], max(past)))
-            return forward(slot, ids, past, *rest)
-
-        session.forward = recording
-        for _ in range(2):
-            assert ids_of(engine.generate(PROMPTS, LONG)) == expected
-    assert all(past == 0 or length == 1 for length, past in shapes)
