@@ -23,7 +23,7 @@ _SHOWN_REJECTIONS = 5
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
 @click.option("--passes", default="fuse", show_default=True, help="Passes and groups, separated by commas.")
 @click.option("--skip", default="", help="Passes and groups to leave out.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to write  [default: MODEL-optimized, or MODEL-TARGET]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to write; by default beside MODEL.")
 @click.option(
     "--target", metavar="|".join(TARGETS), help="Where it will run  [default: ort; portable for bfloat16 models]"
 )
@@ -65,20 +65,22 @@ def command(
 
 
 def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> None:
-    """Print one row per pass that found something, then warnings and totals."""
+    """Print one row per pass that found something (nodes: left after it), then warnings and totals."""
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for column in ("pass", "matched", "rewritten", "proved", "largest error", "nodes", "seconds"):
-        table.add_column(column, justify="left" if column == "pass" else "right")
+    for column in ("pass", "matched", "changed", "proved", "error", "nodes", "seconds"):
+        table.add_column(column, justify="left" if column == "pass" else "right", no_wrap=column == "pass")
     for result in done.results:
-        if not (result.rewrites or result.rejected):
+        if not result.rewrites and (not result.rejected or result.name in GROUPS["canonicalize"]):
             continue
-        before, after = sum(result.ops_before.values()), sum(result.ops_after.values())
+        after = sum(result.ops_after.values())
         error = f"{result.max_error:.1e}" if result.proved else ""
-        cells = [result.matches, result.rewrites, result.proved or "", error, f"{before} → {after}"]
+        cells = [result.matches, result.rewrites, result.proved or "", error, after]
         table.add_row(result.name, *map(str, cells), f"{result.seconds:.2f}")
     console.print(table)
     for result in done.results:
-        for rejection in result.rejected[:_SHOWN_REJECTIONS]:
+        # Canonical spellings that do not apply are no news; `inspect --why` lists them.
+        notable = [r for r in result.rejected if result.name not in GROUPS["canonicalize"] or "rolled back" in r.reason]
+        for rejection in notable[:_SHOWN_REJECTIONS]:
             console.print(Text(f"{result.name}: {rejection.node}: {rejection.reason}", style="dim"))
     for warning in done.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))

@@ -107,10 +107,11 @@ def _projection(node: ir.Node) -> _Projection | None:
 
 def _quantize(graph: ir.Graph, projection: _Projection, block_size: int) -> None:
     p = projection
+    smallest = float(np.finfo(np.float16 if p.dtype == ir.DataType.FLOAT16 else np.float32).tiny)
 
     def scales(start: int, stop: int) -> np.ndarray:
         try:
-            return block_scales(p.rows(start, stop), block_size).astype(p.dtype.numpy())
+            return block_scales(p.rows(start, stop), block_size, smallest).astype(p.dtype.numpy())
         except QuantError as error:
             raise QuantError(f"{p.name}: {error}") from error
 

@@ -2,7 +2,8 @@
 
     scale = max|w| / 127,   q = round(w / scale),   w' = q * scale        (Jacob et al. 2018, eq. 1 with zero point 0)
 
-so |w - w'| <= scale / 2. A block of zeros gets scale 1 and q 0: a scale of 0 would divide to NaN.
+so |w - w'| <= scale / 2. A block of zeros, or of numbers too small for a normal scale, gets scale 1 and q 0: a scale of
+0 would divide to NaN.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import numpy as np
 from qcompile.errors import QuantError
 
 INT8_MAX = 127
+_TINY = float(np.finfo(np.float32).tiny)
 
 
-def block_scales(weight: np.ndarray, block_size: int) -> np.ndarray:
+def block_scales(weight: np.ndarray, block_size: int, smallest: float = _TINY) -> np.ndarray:
     """Return the scale of every block.
 
     Args:
         weight: Float [N, M], M divisible by `block_size`.
         block_size: Elements of a row that share a scale.
+        smallest: Smallest normal number of the type that will hold the scales.
 
     Returns:
         float32 [N, M / block_size].
@@ -32,14 +35,15 @@ def block_scales(weight: np.ndarray, block_size: int) -> np.ndarray:
     if not np.isfinite(largest).all():
         row = int(np.argwhere(~np.isfinite(largest))[0, 0])
         raise QuantError(f"row {row} has NaN or infinite weights; they cannot be quantized")
-    return np.where(largest == 0, np.float32(1), largest / np.float32(INT8_MAX)).astype(np.float32)
+    scales = largest / np.float32(INT8_MAX)
+    return np.asarray(np.where(scales < smallest, np.float32(1), scales), dtype=np.float32)
 
 
 def quantize_blocks(weight: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Return int8 [N, M] for float weight [N, M] and scales [N, M / block_size]."""
     block_size = weight.shape[1] // scales.shape[1]
     scaled = _blocks(weight, block_size).astype(np.float32) / scales[:, :, None]
-    return np.clip(np.rint(scaled), -INT8_MAX, INT8_MAX).astype(np.int8).reshape(weight.shape)
+    return np.asarray(np.clip(np.rint(scaled), -INT8_MAX, INT8_MAX), dtype=np.int8).reshape(weight.shape)
 
 
 def dequantize_blocks(quantized: np.ndarray, scales: np.ndarray) -> np.ndarray:
