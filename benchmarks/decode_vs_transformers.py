@@ -42,22 +42,21 @@ class Run(NamedTuple):
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("compiled", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--only", nargs="+", choices=list(PROMPTS), default=list(PROMPTS), help="Prompts.")
     parser.add_argument("--json", type=Path, help="Also write the JSON to this file.")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     reference = load_reference(arguments.checkpoint)
     with Engine(arguments.compiled, arguments.threads, max_batch_size=1, reuse_prefixes=False) as engine:
         results = [
-            compare(engine, reference, name, text, arguments.new_tokens, arguments.runs)
-            for name, text in PROMPTS.items()
+            compare(engine, reference, name, PROMPTS[name], arguments.new_tokens, arguments.runs)
+            for name in arguments.only
         ]
     report = {"machine": machine(arguments.threads), "compiled": str(arguments.compiled), "prompts": results}
     print_table(results)
@@ -77,9 +76,7 @@ def load_reference(checkpoint: Path) -> Any:
 
     source = open_checkpoint(str(checkpoint))
     fields = source.config.to_dict() | {"tie_word_embeddings": source.ties_head}
-    model = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(**fields), **options
-    )
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**fields), **options)
     tensors = dict(source.tensors)
     if source.ties_head:  # a GGUF may hold both; the export keeps the finer one for both
         tensors[EMBEDDING] = tensors.pop(HEAD, None) or tensors[EMBEDDING]

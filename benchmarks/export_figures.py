@@ -108,9 +108,7 @@ def make_checkpoint(directory: Path, seed: int) -> None:
         write_shard(directory / file_name, tensors, rng)
         weight_map |= {name: file_name for name, _ in tensors}
         print(f"{directory / file_name}: {len(tensors)} tensors", file=sys.stderr)
-    (directory / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def write_shard(path: Path, tensors: list[tuple[str, tuple[int, ...]]], rng: np.random.Generator) -> None:
@@ -198,9 +196,7 @@ def run_7b(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     real = commands.add_parser("real")
     real.add_argument("source", type=Path)

@@ -44,9 +44,7 @@ console = Console(highlight=False)
 
 def qcompile(*arguments: str | Path) -> None:
     """Show a qcompile command and run it, its output going to the terminal."""
-    console.print(
-        Text(f"$ {shlex.join(['qcompile', *map(_shown, arguments)])}", style="bold"), soft_wrap=True
-    )
+    console.print(Text(f"$ {shlex.join(['qcompile', *map(_shown, arguments)])}", style="bold"), soft_wrap=True)
     subprocess.run([sys.executable, "-m", "qcompile.cli.main", *map(str, arguments)], cwd=ROOT, check=True)
     console.print()
 
@@ -127,9 +125,7 @@ def fused_counts(report: Path) -> dict[str, int]:
 
 def main() -> None:
     """Run the steps and show the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="another Hugging Face directory or .gguf file")
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "demo", help="emptied first")
     parser.add_argument("--prompt", default=PROMPT)
@@ -150,9 +146,7 @@ def main() -> None:
     if is_reasoner:
         show_problem(small)
     elif options.checkpoint is None:
-        console.print(
-            "The weights are random (fixed seed), so the text means nothing; the checks above do.\n"
-        )
+        console.print("The weights are random (fixed seed), so the text means nothing; the checks above do.\n")
     agreement = {path.name: qcompile_json("verify", exported, path) for path in (fused, small)}
     models = {path.name: path for path in (exported, fused, small)}
     console.print(table_of(models, fused_counts(report), agreement))

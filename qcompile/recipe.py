@@ -65,9 +65,7 @@ def available_recipes() -> list[str]:
     try:
         folder = resources.files("qcompile.models")
     except ModuleNotFoundError:
-        raise FetchError(
-            "no recipes are installed: reinstall qcompile, or give the path of a recipe file"
-        ) from None
+        raise FetchError("no recipes are installed: reinstall qcompile, or give the path of a recipe file") from None
     return sorted(entry.name[: -len(".toml")] for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 

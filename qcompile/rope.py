@@ -54,9 +54,7 @@ class RopeParameters:
         theta = _theta(config, rope, where)
         if rope_type == "default":
             return cls("default", theta)
-        original = config.get("original_max_position_embeddings") or rope.get(
-            "original_max_position_embeddings"
-        )
+        original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
         original = _positive(original or max_positions, f"{where}: 'original_max_position_embeddings'")
         parameters = cls(
             rope_type=rope_type,
@@ -77,9 +75,7 @@ class RopeParameters:
             return self
         if self.rope_type != "yarn" or self.original_max_position_embeddings is None:
             raise ExportError(f"{where} has no key 'factor', which rope type {self.rope_type} needs")
-        return RopeParameters(
-            **{**self.__dict__, "factor": max_positions / self.original_max_position_embeddings}
-        )
+        return RopeParameters(**{**self.__dict__, "factor": max_positions / self.original_max_position_embeddings})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the `rope_parameters` spelling, absent keys left out."""
@@ -125,16 +121,12 @@ def _rope_dict(config: Mapping[str, Any], where: str) -> tuple[str, Mapping[str,
 def _supported_type(config: Mapping[str, Any], rope: Mapping[str, Any], key: str, where: str) -> str:
     rope_type = rope.get("rope_type", rope.get("type")) or "default"
     if rope_type not in ROPE_TYPES:
-        raise ExportError(
-            f"{where}: rope type {rope_type!r} is not supported; one of {', '.join(ROPE_TYPES)} is"
-        )
+        raise ExportError(f"{where}: rope type {rope_type!r} is not supported; one of {', '.join(ROPE_TYPES)} is")
     if rope.get("mrope_section"):
         raise ExportError(f"{where}: '{key}' has mrope_section (multimodal rope), which is not supported")
     for holder in (rope, config):
         if (holder.get("partial_rotary_factor") or 1) != 1:
-            raise ExportError(
-                f"{where}: partial_rotary_factor is not 1; partial rotary embedding is not supported"
-            )
+            raise ExportError(f"{where}: partial_rotary_factor is not 1; partial rotary embedding is not supported")
     return str(rope_type)
 
 

@@ -41,6 +41,7 @@ class SingleOp:
         self.op_type = node.op_type
         self.opset = opset
         self._key = _node_key(node)
+        self._has_attributes = any(a.value for a in node.attributes.values())
 
     def evaluate(self, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray] | None:
         """Return the outputs for these inputs, or None when the reference implementation cannot run them."""
@@ -52,11 +53,18 @@ class SingleOp:
         feeds = {f"i{i}": x for i, x in enumerate(inputs) if x is not None}
         try:
             with np.errstate(all="ignore"):
-                outputs = evaluator.run(None, feeds)
+                outputs = self._gather_nd(inputs) or evaluator.run(None, feeds)
         except _REFUSALS:
             return None
         arrays = [np.asarray(x) for x in outputs]
         return arrays if all(a.dtype.kind != "O" for a in arrays) else None
+
+    def _gather_nd(self, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray] | None:
+        """GatherND without batch dims, as torch indexes masks; the reference loops over every element."""
+        data, indices = (*inputs, None, None)[:2]
+        if self.op_type != "GatherND" or self._has_attributes or data is None or indices is None:
+            return None
+        return [data[tuple(np.moveaxis(indices, -1, 0))]]
 
     def infer(
         self, input_types: Sequence[TensorType | None], input_values: Sequence[np.ndarray | None]

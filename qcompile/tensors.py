@@ -67,9 +67,7 @@ class DataFile:
         while done < size_bytes:
             count = os.preadv(self._fd, [buffer[done:].data], offset + done)
             if count == 0:
-                raise GraphError(
-                    f"{self.path}: ends at byte {offset + done}, {size_bytes - done} more are wanted"
-                )
+                raise GraphError(f"{self.path}: ends at byte {offset + done}, {size_bytes - done} more are wanted")
             done += count
         return buffer
 

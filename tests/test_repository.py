@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from qcompile.cli.main import COMMANDS
+from qcompile.passes.registry import PASSES
+
 ROOT = Path(__file__).parents[1]
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40
@@ -142,6 +145,18 @@ def test_every_package_is_installed() -> None:
     listed = set(project["tool"]["setuptools"]["packages"])
     folders = {p.parent for p in tracked(".py") if p.is_relative_to(ROOT / "qcompile")}
     assert {relative(folder).replace("/", ".") for folder in folders} <= listed
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_readme_lists_every_pass(readme: str) -> None:
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    assert [name for name in PASSES if f"| `{name}` |" not in text] == []
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_readme_lists_every_command(readme: str) -> None:
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"`qcompile {name} " not in text] == []
 
 
 def test_the_licence_is_apache_2() -> None:

@@ -186,8 +186,7 @@ def write_tokenizer(directory: Path) -> None:
         "add_bos_token": False,
         "add_prefix_space": False,
         "added_tokens_decoder": {
-            str(token_id): {"content": token.content, "special": token.special}
-            for token_id, token in added.items()
+            str(token_id): {"content": token.content, "special": token.special} for token_id, token in added.items()
         },
         "bos_token": None,
         "chat_template": CHAT_TEMPLATE,

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Use prompts as they are, without the chat template.")
 @click.option("--sample", is_flag=True, help="Sample as the model's generation_config.json says.")
 @sampling_options
-@click.option(
-    "--max-batch-size", type=click.IntRange(1), default=8, show_default=True, help="Prompts at once."
-)
+@click.option("--max-batch-size", type=click.IntRange(1), default=8, show_default=True, help="Prompts at once.")
 @click.option("--no-stream", is_flag=True, help="Print the text when it is complete.")
 @click.option("--json", "as_json", is_flag=True, help="Print texts, token ids and timings as JSON.")
 def command(
@@ -91,8 +89,7 @@ def _encode(
         if not raw:
             click.echo("note: no chat template (a base model): prompts are used as they are", err=True)
     return [
-        _encode_one(engine, prompt, system, f"prompt {i + 1}", is_chat, variables)
-        for i, prompt in enumerate(prompts)
+        _encode_one(engine, prompt, system, f"prompt {i + 1}", is_chat, variables) for i, prompt in enumerate(prompts)
     ]
 
 

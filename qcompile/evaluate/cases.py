@@ -164,7 +164,7 @@ def _choices(record: dict[str, Any], case_id: str, case_type: str) -> dict[str, 
     if case_type != "choice":
         return {}
     if not isinstance(choices, dict) or not choices:
-        raise EvaluateError(f"case {case_id!r}: 'choices' must be an object such as {{\"A\": \"...\"}}")
+        raise EvaluateError(f'case {case_id!r}: \'choices\' must be an object such as {{"A": "..."}}')
     strange = [letter for letter in choices if letter not in _LETTERS]
     if strange:
         raise EvaluateError(f"case {case_id!r}: 'choices' has {strange[0]!r}; the letters are A, B, C, D")

@@ -182,17 +182,13 @@ def _entry(file: DataFile, name: str, dims: tuple[int, ...], code: int, offset: 
     try:
         kind = GGMLQuantizationType(code)
     except ValueError:
-        raise ExportError(
-            f"{where} has quantization type {code}, which the gguf package does not know"
-        ) from None
+        raise ExportError(f"{where} has quantization type {code}, which the gguf package does not know") from None
     block_length, block_bytes = GGML_QUANT_SIZES[kind]
     count = 1
     for dim in dims:
         count *= dim
     if count <= 0 or dims[0] % block_length:
-        raise ExportError(
-            f"{where} has dimensions {list(dims)}; rows of whole {kind.name} blocks are expected"
-        )
+        raise ExportError(f"{where} has dimensions {list(dims)}; rows of whole {kind.name} blocks are expected")
     size_bytes = count // block_length * block_bytes
     if offset + size_bytes > file.size_bytes:
         raise ExportError(

@@ -33,13 +33,10 @@ def model_config(header: GgufHeader, where: str) -> ModelConfig:
     fields = header.fields
     kind = fields.get("general.architecture")
     if kind not in _ARCHITECTURES:
-        raise ExportError(
-            f"{where}: architecture {kind!r} is not one qcompile builds from GGUF (qwen2, qwen3)"
-        )
+        raise ExportError(f"{where}: architecture {kind!r} is not one qcompile builds from GGUF (qwen2, qwen3)")
     if fields.get("split.count", 1) not in {0, 1}:
         raise ExportError(
-            f"{where}: is one part of {fields['split.count']}; merge them first (llama.cpp's "
-            "gguf-split --merge)"
+            f"{where}: is one part of {fields['split.count']}; merge them first (llama.cpp's gguf-split --merge)"
         )
     record: dict[str, Any] = {"architectures": [_ARCHITECTURES[kind]], "model_type": kind}
     for word, key in _SIZES.items():

@@ -55,9 +55,7 @@ class GgufTensor:
         self.stored_as = entry.kind.name
         self.dtype = np.dtype(_PLAIN.get(entry.kind, np.float32))
         self.column_multiple, self._block_bytes = GGML_QUANT_SIZES[entry.kind]
-        self._dequantize = (
-            None if entry.kind in _PLAIN else getattr(quants, entry.kind.name).dequantize_blocks
-        )
+        self._dequantize = None if entry.kind in _PLAIN else getattr(quants, entry.kind.name).dequantize_blocks
 
     def block(self, rows: slice, columns: slice) -> Array:
         """Return float values of a sub-matrix; column bounds fall on block boundaries."""
@@ -114,9 +112,7 @@ def open_gguf(path: Path, *, tie: bool = True) -> Checkpoint:
     )
 
 
-def _named_tensors(
-    file: DataFile, entries: Mapping[str, GgufEntry], notes: list[str]
-) -> dict[str, SourceTensor]:
+def _named_tensors(file: DataFile, entries: Mapping[str, GgufEntry], notes: list[str]) -> dict[str, SourceTensor]:
     tensors: dict[str, SourceTensor] = {}
     unknown = []
     for gguf_name, entry in entries.items():
@@ -132,9 +128,7 @@ def _named_tensors(
             )
         tensors[name] = GgufTensor(file, name, entry)
     if "rope_freqs.weight" in unknown:
-        raise ExportError(
-            f"{file.path}: has rope_freqs.weight (per-frequency rope factors), which is not supported"
-        )
+        raise ExportError(f"{file.path}: has rope_freqs.weight (per-frequency rope factors), which is not supported")
     if unknown:
         notes.append(f"{len(unknown)} tensors of the file are not used: {', '.join(sorted(unknown)[:3])}")
     return tensors

@@ -107,6 +107,4 @@ class GraphBuilder:
             opset_imports={"": OPSET},
             name=self.name,
         )
-        return ir.Model(
-            graph, ir_version=IR_VERSION, producer_name="qcompile", producer_version=producer_version
-        )
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="qcompile", producer_version=producer_version)

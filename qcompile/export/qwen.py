@@ -92,9 +92,7 @@ class _Decoder:
     def _vector(self, name: str, length: int) -> ir.Value:
         return self.g.weight(weights.as_stored(self.checkpoint.tensor(name, (length,)), self.dtype, name))
 
-    def _projection(
-        self, x: ir.Value, name: str, weight: str, sizes: tuple[int, int], *, bias: bool
-    ) -> ir.Value:
+    def _projection(self, x: ir.Value, name: str, weight: str, sizes: tuple[int, int], *, bias: bool) -> ir.Value:
         """Return x @ W^T (+ b) for a stored weight [out, in]; sizes is (in, out)."""
         in_size, out_size = sizes
         source: SourceTensor = self.checkpoint.tensor(f"{weight}.weight", (out_size, in_size))
@@ -115,9 +113,7 @@ class _Decoder:
         two = g.constant("const.two", 2.0, FLOAT)
         eps = g.constant("const.rms_norm_eps", self.config.rms_norm_eps, FLOAT)
         square = g.op("Pow", [wide, two], f"{name}.square", dims)
-        mean = g.op(
-            "ReduceMean", [square, g.shape_constant("const.last_axis", [-1])], f"{name}.mean", row, keepdims=1
-        )
+        mean = g.op("ReduceMean", [square, g.shape_constant("const.last_axis", [-1])], f"{name}.mean", row, keepdims=1)
         root = g.op("Sqrt", [g.op("Add", [mean, eps], f"{name}.eps", row)], f"{name}.rms", row)
         inverse = g.op("Reciprocal", [root], f"{name}.inverse_rms", row)
         normed = g.cast(g.op("Mul", [wide, inverse], f"{name}.normed", dims), self.dtype, f"{name}.narrow")
@@ -132,9 +128,7 @@ class _Decoder:
         past = g.op("Sub", [total, length], "mask.past_length", [])
         keys = g.op("Range", [zero, total, one], "mask.key_index", [T])
         queries = g.op("Range", [past, total, one], "mask.query_index", [S])
-        column = g.op(
-            "Unsqueeze", [queries, g.shape_constant("const.axis_1", [1])], "mask.query_column", [S, 1]
-        )
+        column = g.op("Unsqueeze", [queries, g.shape_constant("const.axis_1", [1])], "mask.query_column", [S, 1])
         causal = g.op("LessOrEqual", [keys, column], "mask.causal", [S, T], dtype=ir.DataType.BOOL)
         real = g.cast(attention_mask, ir.DataType.BOOL, "mask.not_padding")
         axes = g.shape_constant("const.axes_1_2", [1, 2])
@@ -170,9 +164,7 @@ class _Decoder:
         up = self._projection(x, f"{name}.up_proj", f"{stored}.up_proj", (hidden, ffn), bias=False)
         silu = g.op("Mul", [gate, g.op("Sigmoid", [gate], f"{name}.sigmoid", dims)], f"{name}.silu", dims)
         product = g.op("Mul", [silu, up], f"{name}.product", dims)
-        return self._projection(
-            product, f"{name}.down_proj", f"{stored}.down_proj", (ffn, hidden), bias=False
-        )
+        return self._projection(product, f"{name}.down_proj", f"{stored}.down_proj", (ffn, hidden), bias=False)
 
     def _attention(
         self, i: int, x: ir.Value, past: tuple[ir.Value, ir.Value], shared: _Shared
@@ -200,9 +192,7 @@ class _Decoder:
         masked = g.op("Add", [scores, shared.mask], f"{name}.masked_scores", [B, heads, S, T])
         weight = g.op("Softmax", [masked], f"{name}.softmax", [B, heads, S, T], axis=-1)
         weight = g.cast(weight, self.dtype, f"{name}.softmax.narrow")
-        mixed = g.op(
-            "MatMul", [weight, self._repeated(value, f"{name}.v")], f"{name}.mixed", [B, heads, S, d]
-        )
+        mixed = g.op("MatMul", [weight, self._repeated(value, f"{name}.v")], f"{name}.mixed", [B, heads, S, d])
         mixed = g.op("Transpose", [mixed], f"{name}.mixed_t", [B, S, heads, d], perm=[0, 2, 1, 3])
         flat = g.shape_constant("const.merge_heads", [0, 0, heads * d])
         mixed = g.op("Reshape", [mixed, flat], f"{name}.merged", [B, S, heads * d])
@@ -238,9 +228,7 @@ class _Decoder:
         negated = g.op("Neg", [second], f"{name}.negated_half", half)
         turned = g.op("Concat", [negated, first], f"{name}.rotate_half", dims, axis=-1)
         straight = g.op("Mul", [x, shared.cos], f"{name}.cos_part", dims)
-        return g.op(
-            "Add", [straight, g.op("Mul", [turned, shared.sin], f"{name}.sin_part", dims)], name, dims
-        )
+        return g.op("Add", [straight, g.op("Mul", [turned, shared.sin], f"{name}.sin_part", dims)], name, dims)
 
     def _repeated(self, x: ir.Value, name: str) -> ir.Value:
         """Return keys or values [B,K,T,d] as [B,H,T,d], each head H/K times."""

@@ -24,17 +24,13 @@ def rotary_angles(
     positions = g.cast(position_ids, FLOAT, "rotary.positions")
     last_axis = g.shape_constant("const.last_axis", [-1])
     column = g.op("Unsqueeze", [positions, last_axis], "rotary.position_column", [B, S, 1])
-    inv_freq = (
-        _dynamic_inv_freq(g, config, position_ids) if _is_dynamic(config) else _fixed_inv_freq(g, config)
-    )
+    inv_freq = _dynamic_inv_freq(g, config, position_ids) if _is_dynamic(config) else _fixed_inv_freq(g, config)
     angles = g.op("Mul", [column, inv_freq], "rotary.angles", [B, S, d // 2])
     both = g.op("Concat", [angles, angles], "rotary.both_halves", [B, S, d], axis=-1)
     return _wave(g, config, both, "Cos", dtype), _wave(g, config, both, "Sin", dtype)
 
 
-def _wave(
-    g: GraphBuilder, config: ModelConfig, angles: ir.Value, op_type: str, dtype: ir.DataType
-) -> ir.Value:
+def _wave(g: GraphBuilder, config: ModelConfig, angles: ir.Value, op_type: str, dtype: ir.DataType) -> ir.Value:
     name = f"rotary.{op_type.lower()}"
     dims: Dims = [B, S, config.head_dim]
     scaling = config.rope_parameters.attention_scaling()
@@ -65,13 +61,9 @@ def _dynamic_inv_freq(g: GraphBuilder, config: ModelConfig, position_ids: ir.Val
     last = g.op("ReduceMax", [position_ids], "rotary.ntk.last_position", [], keepdims=0)
     last = g.cast(last, FLOAT, "rotary.ntk.last_position_float")
     length = g.op("Add", [last, scalar("one", 1.0)], "rotary.ntk.length", [])
-    length = g.op(
-        "Max", [length, scalar("max_position_embeddings", float(longest))], "rotary.ntk.used_length", []
-    )
+    length = g.op("Max", [length, scalar("max_position_embeddings", float(longest))], "rotary.ntk.used_length", [])
     stretch = g.op("Mul", [length, scalar("factor", rope.factor)], "rotary.ntk.scaled_length", [])
-    stretch = g.op(
-        "Div", [stretch, scalar("max_position_embeddings", float(longest))], "rotary.ntk.ratio", []
-    )
+    stretch = g.op("Div", [stretch, scalar("max_position_embeddings", float(longest))], "rotary.ntk.ratio", [])
     stretch = g.op("Sub", [stretch, scalar("factor_less_one", rope.factor - 1)], "rotary.ntk.stretch", [])
     growth = g.op("Pow", [stretch, scalar("exponent", d / (d - 2))], "rotary.ntk.growth", [])
     base = g.op("Mul", [growth, scalar("theta", rope.rope_theta)], "rotary.ntk.base", [])

@@ -44,9 +44,7 @@ class SafetensorsTensor:
 
     column_multiple = 1
 
-    def __init__(
-        self, file: DataFile, name: str, stored_as: str, shape: tuple[int, ...], offset: int
-    ) -> None:
+    def __init__(self, file: DataFile, name: str, stored_as: str, shape: tuple[int, ...], offset: int) -> None:
         self.file, self.name, self.stored_as, self.shape, self.offset = file, name, stored_as, shape, offset
         self.dtype = _DTYPES[stored_as]
 
@@ -139,9 +137,7 @@ def read_safetensors(path: Path) -> Mapping[str, SafetensorsTensor]:
     except OSError as error:
         raise ExportError(f"{path}: cannot be opened: {error.strerror or error}") from None
     if file.size_bytes < 8:
-        raise ExportError(
-            f"{path}: {file.size_bytes} bytes; a safetensors file starts with its header's length"
-        )
+        raise ExportError(f"{path}: {file.size_bytes} bytes; a safetensors file starts with its header's length")
     header_bytes = int(file.read(0, 8).view("<u8")[0])
     if header_bytes > min(_MAX_HEADER_BYTES, file.size_bytes - 8):
         raise ExportError(
@@ -152,9 +148,7 @@ def read_safetensors(path: Path) -> Mapping[str, SafetensorsTensor]:
     try:
         header = json.loads(file.read(8, header_bytes).tobytes())
     except (ValueError, RecursionError) as error:
-        raise ExportError(
-            f"{path}: the safetensors header is not JSON ({error}); download the file again"
-        ) from None
+        raise ExportError(f"{path}: the safetensors header is not JSON ({error}); download the file again") from None
     if not isinstance(header, dict):
         raise ExportError(f"{path}: the safetensors header is not a JSON object; download the file again")
     header.pop("__metadata__", None)
@@ -177,20 +171,15 @@ def _tensor(file: DataFile, name: str, entry: Any, start: int) -> SafetensorsTen
     for dim in shape:
         size_bytes *= dim
     if last - first != size_bytes:
-        raise ExportError(
-            f"{where}: {last - first} bytes for {stored_as} {list(shape)}, which needs {size_bytes}"
-        )
+        raise ExportError(f"{where}: {last - first} bytes for {stored_as} {list(shape)}, which needs {size_bytes}")
     if start + last > file.size_bytes:
         raise ExportError(
-            f"{where} ends at byte {start + last}, the file has {file.size_bytes}: it is truncated; "
-            "download it again"
+            f"{where} ends at byte {start + last}, the file has {file.size_bytes}: it is truncated; download it again"
         )
     return SafetensorsTensor(file, name, stored_as, shape, start + first)
 
 
-def _ties_head(
-    config: ModelConfig, tensors: Mapping[str, SourceTensor], directory: Path, notes: list[str]
-) -> bool:
+def _ties_head(config: ModelConfig, tensors: Mapping[str, SourceTensor], directory: Path, notes: list[str]) -> bool:
     """Decide as transformers does: tied when the config says so, unless both are stored and differ."""
     if not config.tie_word_embeddings:
         if HEAD not in tensors:

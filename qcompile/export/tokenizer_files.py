@@ -23,14 +23,10 @@ def tokenizer_files(directory: Path, notes: list[str]) -> dict[str, bytes | Path
             read_json_object(directory / name, max_bytes=_MAX_TOKENIZER_BYTES)
             files[name] = directory / name
     if "tokenizer.json" not in files:
-        notes.append(
-            "no tokenizer.json: the result can be optimized and verified, `generate` and `chat` need it"
-        )
+        notes.append("no tokenizer.json: the result can be optimized and verified, `generate` and `chat` need it")
     tokenizer_config: dict[str, Any] = {}
     if (directory / "tokenizer_config.json").is_file():
-        tokenizer_config = read_json_object(
-            directory / "tokenizer_config.json", max_bytes=_MAX_TOKENIZER_BYTES
-        )
+        tokenizer_config = read_json_object(directory / "tokenizer_config.json", max_bytes=_MAX_TOKENIZER_BYTES)
         files["tokenizer_config.json"] = directory / "tokenizer_config.json"
     template = _chat_template(directory, tokenizer_config)
     if template is not None:

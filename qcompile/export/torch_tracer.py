@@ -90,7 +90,7 @@ def _load(source: str, dtype: str, notes: list[str]) -> tuple[Any, dict[str, byt
     if path.is_file():
         checkpoint = open_gguf(path)
         notes.extend(checkpoint.notes)
-        return _model_of(checkpoint, dtype), dict(checkpoint.files), checkpoint.config.to_dict()
+        return model_of(checkpoint, dtype), dict(checkpoint.files), checkpoint.config.to_dict()
     if not path.is_dir():
         if not is_hub_id(source):
             raise ExportError(f"{source}: no such file or directory, and not a hub id (owner/name)")
@@ -121,7 +121,7 @@ def _pretrained(path: Path, dtype: str) -> Any:
     return model.eval()
 
 
-def _model_of(checkpoint: Checkpoint, dtype: str) -> Any:
+def model_of(checkpoint: Checkpoint, dtype: str) -> Any:
     """Return a transformers model with a checkpoint's tensors (a GGUF file has no other way in)."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -215,10 +215,7 @@ def _example(shape: ModelShape, dtype: Any) -> tuple[Any, Any, Any, list[tuple[A
     import torch
 
     size = (_BATCH, shape.num_key_value_heads, _PAST, shape.head_dim)
-    past = [
-        (torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype))
-        for _ in range(shape.num_hidden_layers)
-    ]
+    past = [(torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype)) for _ in range(shape.num_hidden_layers)]
     return (
         torch.ones(_BATCH, _NEW, dtype=torch.int64),
         torch.ones(_BATCH, _PAST + _NEW, dtype=torch.int64),

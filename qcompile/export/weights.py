@@ -45,9 +45,7 @@ def _rows(source: SourceTensor, dtype: ir.DataType, start: int, stop: int) -> Ar
     step = max(1, _BAND_BYTES // (4 * width))
     for first in range(start, stop, step):
         last = min(first + step, stop)
-        out[first - start : last - start] = _converted(
-            source.block(slice(first, last), slice(0, width)), source, dtype
-        )
+        out[first - start : last - start] = _converted(source.block(slice(first, last), slice(0, width)), source, dtype)
     return out
 
 
@@ -81,8 +79,7 @@ def _converted(values: Array, source: SourceTensor, dtype: ir.DataType) -> Array
         converted = values.astype(wanted)
     if dtype == ir.DataType.FLOAT16 and np.isinf(converted).any() and not np.isinf(values).any():
         raise ExportError(
-            f"tensor '{source.name}' has values beyond float16's range (65504); export with --dtype "
-            "bf16 or fp32"
+            f"tensor '{source.name}' has values beyond float16's range (65504); export with --dtype bf16 or fp32"
         )
     return converted
 

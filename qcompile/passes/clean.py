@@ -44,7 +44,6 @@ class _Counting(Pass):
             delegate()(context.model)
         gone = before - len(graph) - len(graph.initializers)
         result.rewrites = result.matches = max(gone, 0)
-        context.forget_analysis()
 
 
 class DeduplicateInitializers(Pass):
@@ -98,7 +97,6 @@ class LiftConstants(Pass):
         ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(context.model)
         result.rewrites = before - sum(n.op_type == "Constant" for n in context.model.graph)
         result.matches = before
-        context.forget_analysis()
 
 
 def _identity(value: ir.Value) -> tuple[object, ...] | None:

@@ -110,7 +110,10 @@ def _lower(context: PassContext, node: ir.Node, table: RopeTable | None, inputs:
     rows: list[ir.Value | None] = [packed, None, None] if packed is not None else list(node.inputs[:3])
     tables: list[ir.Value | None] = []
     if table is not None:
-        tables = [_table_constant(graph, "rope.cos", table.cos, dtype), _table_constant(graph, "rope.sin", table.sin, dtype)]
+        tables = [
+            _table_constant(graph, "rope.cos", table.cos, dtype),
+            _table_constant(graph, "rope.sin", table.sin, dtype),
+        ]
     else:
         rows[0] = _rotated(graph, node, 0, new_nodes)
         rows[1] = _rotated(graph, node, 1, new_nodes)

@@ -21,9 +21,7 @@ class ChatTemplate:
         TokenizerError: The text is no jinja2 template.
     """
 
-    def __init__(
-        self, source: str, special_tokens: Optional[Mapping[str, str]] = None, origin: str = ""
-    ) -> None:
+    def __init__(self, source: str, special_tokens: Optional[Mapping[str, str]] = None, origin: str = "") -> None:
         from jinja2 import TemplateError
 
         from .template_sandbox import GenerationTag, MeteredSandbox
@@ -93,9 +91,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # jinja2's own tojson escapes HTML characters; models were trained on plain JSON
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:

@@ -105,9 +105,7 @@ class Engine:
                 then.
             SessionError: The back end failed.
         """
-        finished = [
-            d.completion for d in self.stream(prompts, params, raise_errors) if d.completion is not None
-        ]
+        finished = [d.completion for d in self.stream(prompts, params, raise_errors) if d.completion is not None]
         return sorted(finished, key=lambda completion: completion.index)
 
     def stream(
@@ -131,9 +129,7 @@ class Engine:
         Raises:
             TokenizerError: The model has no chat template, or the template raised.
         """
-        several = (
-            conversations if conversations and not isinstance(conversations[0], Mapping) else [conversations]
-        )
+        several = conversations if conversations and not isinstance(conversations[0], Mapping) else [conversations]
         prompts = [self.encode_chat(messages, **template_variables) for messages in several]  # type: ignore[arg-type]
         return self.generate(prompts, params)
 
@@ -340,9 +336,7 @@ class Engine:
 
 def _open_session(path: Path, manifest: Manifest, threads: Optional[int], check_hash: bool) -> Session:
     if manifest.target not in _ORT_TARGETS:
-        raise SessionError(
-            f"{path}: compiled for '{manifest.target}'; this runtime runs {' and '.join(_ORT_TARGETS)}"
-        )
+        raise SessionError(f"{path}: compiled for '{manifest.target}'; this runtime runs {' and '.join(_ORT_TARGETS)}")
     return open_ort_session(path, manifest, threads, check_hash)
 
 

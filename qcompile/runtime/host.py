@@ -37,9 +37,7 @@ def _physical_cores(cpus: Set[int], sysfs: Path = _CPU_SYSFS) -> int:
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo"), root: Path = _CGROUP) -> Optional[int]:
     """Return the memory that can still be taken without swapping, or None where that cannot be known."""
-    found = [
-        int(line.split()[1]) << 10 for line in _read(meminfo).splitlines() if line.startswith("MemAvailable:")
-    ]
+    found = [int(line.split()[1]) << 10 for line in _read(meminfo).splitlines() if line.startswith("MemAvailable:")]
     for directory in _cgroup_directories(root):
         limit, used = _read(directory / "memory.max"), _read(directory / "memory.current")
         if limit.isdigit() and used.isdigit():
@@ -62,11 +60,7 @@ def _cgroup_quota(root: Path = _CGROUP) -> Optional[float]:
 
 def _cgroup_directories(root: Path) -> List[Path]:
     """Return this process's cgroup v2 directory and all above it; in a container the root is its own."""
-    own = [
-        line[3:].strip("/")
-        for line in _read(Path("/proc/self/cgroup")).splitlines()
-        if line.startswith("0::")
-    ]
+    own = [line[3:].strip("/") for line in _read(Path("/proc/self/cgroup")).splitlines() if line.startswith("0::")]
     leaf = root / own[0] if own else root
     return [d for d in (leaf, *leaf.parents) if d == root or root in d.parents]
 

@@ -24,9 +24,7 @@ class KVCache:
         reuse_prefixes: Whether to look for the beginning of new prompts in what slots hold.
     """
 
-    def __init__(
-        self, session: Session, max_slots: int, max_capacity: int, reuse_prefixes: bool = True
-    ) -> None:
+    def __init__(self, session: Session, max_slots: int, max_capacity: int, reuse_prefixes: bool = True) -> None:
         self._session = session
         self._max_slots = max_slots
         self._max_capacity = max_capacity

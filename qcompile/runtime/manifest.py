@@ -108,9 +108,7 @@ class Manifest:
         path = Path(directory) / MANIFEST_NAME
         try:
             if path.stat().st_size > _MAX_MANIFEST_BYTES:
-                raise ManifestError(
-                    f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes; not a qcompile manifest"
-                )
+                raise ManifestError(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes; not a qcompile manifest")
             record = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ManifestError(
@@ -148,21 +146,15 @@ def check_file(directory: Path, entry: FileEntry, *, check_hash: bool = True) ->
         ManifestError: The name leaves the directory, the file is missing, or size or hash changed.
     """
     if Path(entry.name).name != entry.name or entry.name in {"", ".", ".."}:
-        raise ManifestError(
-            f"{directory}: the manifest names '{entry.name}'; only plain file names are allowed"
-        )
+        raise ManifestError(f"{directory}: the manifest names '{entry.name}'; only plain file names are allowed")
     path = directory / entry.name
     if not path.is_file():
         raise ManifestError(f"{path}: missing; copy the whole directory, or compile the model again")
     size_bytes = path.stat().st_size
     if size_bytes != entry.size_bytes:
-        raise ManifestError(
-            f"{path}: {size_bytes} bytes, the manifest says {entry.size_bytes}; compile it again"
-        )
+        raise ManifestError(f"{path}: {size_bytes} bytes, the manifest says {entry.size_bytes}; compile it again")
     if check_hash and sha256_of(path) != entry.sha256:
-        raise ManifestError(
-            f"{path}: sha256 differs from the manifest; the file was changed, compile it again"
-        )
+        raise ManifestError(f"{path}: sha256 differs from the manifest; the file was changed, compile it again")
     return path
 
 
@@ -172,8 +164,7 @@ def _manifest_from(record: Any, path: Path) -> Manifest:
     version = record.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ManifestError(
-            f"{path}: schema_version is {version!r}, this qcompile reads {SCHEMA_VERSION}; "
-            "compile the model again"
+            f"{path}: schema_version is {version!r}, this qcompile reads {SCHEMA_VERSION}; compile the model again"
         )
     try:
         values = {f.name: record[f.name] for f in fields(Manifest) if f.name in record}
@@ -198,9 +189,7 @@ def _shape_from(record: Dict[str, Any]) -> ModelShape:
 
 def _file_from(record: Dict[str, Any]) -> FileEntry:
     entry = FileEntry(**record)
-    if not (
-        isinstance(entry.name, str) and isinstance(entry.size_bytes, int) and isinstance(entry.sha256, str)
-    ):
+    if not (isinstance(entry.name, str) and isinstance(entry.size_bytes, int) and isinstance(entry.sha256, str)):
         raise TypeError(f"file entry {record!r}")
     return entry
 

@@ -139,9 +139,7 @@ class OrtGraph:
             )
         for name in self.past:
             dims = inputs[name].shape
-            if len(dims) != 4 or any(
-                isinstance(d, int) and d != w for d, w in ((dims[1], heads), (dims[3], size))
-            ):
+            if len(dims) != 4 or any(isinstance(d, int) and d != w for d, w in ((dims[1], heads), (dims[3], size))):
                 raise SessionError(f"{self.path}: '{name}' has shape {dims}, wanted [B, {heads}, T, {size}]")
 
     def _element_type(self, value: Any) -> ElementType:

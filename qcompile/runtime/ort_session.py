@@ -42,14 +42,10 @@ def open_ort_session(
     """
     entry = manifest.graph("decoder")
     if entry.io.kv_cache not in _SESSIONS:
-        raise SessionError(
-            f"{directory}: kv_cache is '{entry.io.kv_cache}'; this runtime knows {', '.join(_SESSIONS)}"
-        )
+        raise SessionError(f"{directory}: kv_cache is '{entry.io.kv_cache}'; this runtime knows {', '.join(_SESSIONS)}")
     unknown = [n for n in entry.io.inputs if n not in _KNOWN_INPUTS and not n.startswith("past_key_values.")]
     if unknown:
-        raise SessionError(
-            f"{directory}: graph input '{unknown[0]}' is unknown to this runtime; update qcompile"
-        )
+        raise SessionError(f"{directory}: graph input '{unknown[0]}' is unknown to this runtime; update qcompile")
     path = check_file(directory, entry.file, check_hash=check_hash)
     for data in entry.data:
         check_file(directory, data, check_hash=check_hash)

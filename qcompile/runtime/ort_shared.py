@@ -52,9 +52,7 @@ class SharedCacheSession:
         self._check_memory(shape)
         self._decode_steps.clear()
         try:
-            for i in range(
-                len(self.graph.past)
-            ):  # one at a time: only one old buffer lives beside the new ones
+            for i in range(len(self.graph.past)):  # one at a time: only one old buffer lives beside the new ones
                 self._grow(i, shape)
         except MemoryError:  # buffers of either size hold what they held: the old reservation stands
             raise SessionError(self._memory_message(shape)) from None
@@ -104,9 +102,7 @@ class SharedCacheSession:
             return _BoundStep(self.graph, self._buffers, slice(first_slot, first_slot + n), s)
         key = (first_slot, n)
         if key not in self._decode_steps:
-            self._decode_steps[key] = _BoundStep(
-                self.graph, self._buffers, slice(first_slot, first_slot + n), 1
-            )
+            self._decode_steps[key] = _BoundStep(self.graph, self._buffers, slice(first_slot, first_slot + n), 1)
         return self._decode_steps[key]
 
     def _grow(self, i: int, shape: Tuple[int, ...]) -> None:
@@ -145,9 +141,7 @@ class _BoundStep:
             "input_ids": np.zeros((n, s), np.int64),
             "position_ids": np.zeros((n, s), np.int64),
             "seqlens_k": np.zeros(n, np.int32),
-            "total_sequence_length": np.zeros(
-                (1,) * graph.input_ranks.get("total_sequence_length", 0), np.int32
-            ),
+            "total_sequence_length": np.zeros((1,) * graph.input_ranks.get("total_sequence_length", 0), np.int32),
             "last_token_index": np.full(n, s - 1, np.int64),
         }
         for name, feed in self.feeds.items():

@@ -32,9 +32,7 @@ def one_each(params: Params, count: int) -> List[SamplingParams]:
     Raises:
         RequestError: A list of another length, or not SamplingParams.
     """
-    given: List[Any] = (
-        list(params) if isinstance(params, (list, tuple)) else [params or SamplingParams()] * count
-    )
+    given: List[Any] = list(params) if isinstance(params, (list, tuple)) else [params or SamplingParams()] * count
     if len(given) != count:
         raise RequestError(f"{len(given)} sampling params for {count} prompts; give one, or one per prompt")
     for one in given:
@@ -55,9 +53,7 @@ def check_prompt(ids: Any, vocab_size: int, max_tokens: int, index: int) -> List
     if len(ids) == 0:
         raise RequestError(f"{where} is empty: it has no tokens")
     if len(ids) >= max_tokens:
-        raise RequestError(
-            f"{where} has {len(ids)} tokens, the context holds {max_tokens} with the answer; shorten it"
-        )
+        raise RequestError(f"{where} has {len(ids)} tokens, the context holds {max_tokens} with the answer; shorten it")
     for token_id in ids:
         if not isinstance(token_id, (int, np.integer)) or not 0 <= token_id < vocab_size:
             raise RequestError(f"{where}: token id {token_id!r}; the model has 0 to {vocab_size - 1}")

@@ -56,9 +56,7 @@ class Tokenizer:
         """
         if self._chat_template is None:
             if self._chat_source is None:
-                raise TokenizerError(
-                    "the model has no chat template (a base model?): give it the raw prompt instead"
-                )
+                raise TokenizerError("the model has no chat template (a base model?): give it the raw prompt instead")
             text, origin = self._chat_source
             self._chat_template = ChatTemplate(text, self.special_tokens, origin)
         return self._chat_template
@@ -143,10 +141,7 @@ def _load(path: Path) -> Any:
 
 def _is_byte_level(tokenizer: Any) -> bool:
     """Whether decoding is joining the bytes of the pieces: asked of the decoder itself."""
-    return (
-        tokenizer.decoder is not None
-        and tokenizer.decoder.decode(["Ġa", "ä½", "ł", "Ġ", "é"]) == " a你 \ufffd"
-    )
+    return tokenizer.decoder is not None and tokenizer.decoder.decode(["Ġa", "ä½", "ł", "Ġ", "é"]) == " a你 \ufffd"
 
 
 def _special_tokens(config: Mapping[str, Any]) -> Dict[str, str]:

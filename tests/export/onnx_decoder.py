@@ -15,12 +15,16 @@ Cache = list[tuple[np.ndarray, np.ndarray]]
 class OnnxDecoder:
     """One exported graph (float32 or float16) with its KV cache."""
 
-    def __init__(self, graph: Path, config: ModelConfig, dtype: Any = np.float32) -> None:
+    def __init__(self, graph: Path, config: ModelConfig, dtype: Any = np.float32, *, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.config, self.dtype = config, dtype
         self.cache: Cache = []
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        self.cache = []
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Run ids [B,S] with mask [B,T] and positions [B,S]; returns logits [B,S,V]."""
@@ -45,11 +49,24 @@ class TorchDecoder:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        self.torch = torch
         self.model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32, attn_implementation=attention, local_files_only=True
         ).eval()
+        self.torch = torch
         self.cache: Any = None
+
+    @classmethod
+    def of(cls, model: Any) -> "TorchDecoder":
+        """Return a decoder for a model that is already in memory."""
+        import torch
+
+        decoder = cls.__new__(cls)
+        decoder.model, decoder.torch, decoder.cache = model, torch, None
+        return decoder
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        self.cache = None
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Run ids [B,S] with mask [B,T] and positions [B,S]; returns logits [B,S,V]."""

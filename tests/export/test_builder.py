@@ -27,9 +27,7 @@ def exported(tmp_path: Path, source: Path, **options: Any) -> tuple[Path, ModelC
     return tmp_path / "out" / "model.onnx", ModelConfig.from_file(source / "config.json")
 
 
-def largest_difference(
-    tmp_path: Path, source: Path, mask: list[list[int]], offset: int = 0, **options: Any
-) -> float:
+def largest_difference(tmp_path: Path, source: Path, mask: list[list[int]], offset: int = 0, **options: Any) -> float:
     """Return the largest logit difference to transformers over prefill and decode, at real tokens."""
     graph, config = exported(tmp_path, source, **options)
     ours, theirs = OnnxDecoder(graph, config), TorchDecoder(source)
@@ -54,9 +52,7 @@ def test_stored_reference_outputs(tmp_path: Path, name: str) -> None:
         feeds = {value.name: reference[f"{case}/{value.name}"] for value in session.get_inputs()}
         wanted = [value.name for value in session.get_outputs()]
         for output, array in zip(wanted, session.run(wanted, feeds), strict=True):
-            np.testing.assert_allclose(
-                array, reference[f"{case}/{output}"], atol=2e-5, err_msg=f"{case} {output}"
-            )
+            np.testing.assert_allclose(array, reference[f"{case}/{output}"], atol=2e-5, err_msg=f"{case} {output}")
 
 
 # against transformers itself
@@ -65,9 +61,7 @@ def test_stored_reference_outputs(tmp_path: Path, name: str) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("mask", [FULL, LEFT, RIGHT], ids=["full", "left", "right"])
-def test_prefill_and_decode_equal_transformers(
-    tmp_path: Path, model_type: str, mask: list[list[int]]
-) -> None:
+def test_prefill_and_decode_equal_transformers(tmp_path: Path, model_type: str, mask: list[list[int]]) -> None:
     pytest.importorskip("torch")
     source = write_tiny_checkpoint(tmp_path / "in", model_type)
     assert largest_difference(tmp_path, source, mask) < 5e-5
@@ -166,9 +160,7 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
     tensors = random_tensors(config)
     tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = 1e5
     write_safetensors(source / "model.safetensors", tensors, "float32")
-    with pytest.raises(
-        ExportError, match=r"'model\.layers\.1\.mlp\.down_proj\.weight' .*float16.*--dtype bf16"
-    ):
+    with pytest.raises(ExportError, match=r"'model\.layers\.1\.mlp\.down_proj\.weight' .*float16.*--dtype bf16"):
         export_checkpoint(str(source), tmp_path / "out", dtype="fp16")
     assert not (tmp_path / "out").exists()
 
@@ -223,9 +215,7 @@ def test_declared_shapes_are_what_runs(tmp_path: Path, model: ir.Model) -> None:
 
     known = {"batch_size": 2, "sequence_length": 3, "past_sequence_length": 4, "total_sequence_length": 7}
     wanted = {
-        str(value.name): [
-            known.get(str(dim), dim) if not isinstance(dim, int) else dim for dim in value.shape.dims
-        ]
+        str(value.name): [known.get(str(dim), dim) if not isinstance(dim, int) else dim for dim in value.shape.dims]
         for node in model.graph
         for value in node.outputs
         if value.shape is not None and value.dtype == ir.DataType.FLOAT
@@ -244,9 +234,7 @@ def test_declared_shapes_are_what_runs(tmp_path: Path, model: ir.Model) -> None:
     for value in session.get_inputs():
         dims = [known.get(dim, dim) for dim in value.shape]
         is_float = value.type == "tensor(float)"
-        feeds[value.name] = (
-            rng.standard_normal(dims).astype(np.float32) if is_float else np.ones(dims, np.int64)
-        )
+        feeds[value.name] = rng.standard_normal(dims).astype(np.float32) if is_float else np.ones(dims, np.int64)
     names = list(wanted)
     for name, array in zip(names, session.run(names, feeds), strict=True):
         assert list(array.shape) == wanted[name], name

@@ -33,9 +33,7 @@ TEXTS = (
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    write_gguf(
-        tmp_path / "tiny.gguf", gguf_config("qwen2", num_hidden_layers=1), kinds={"proj.weight": "Q8_0"}
-    )
+    write_gguf(tmp_path / "tiny.gguf", gguf_config("qwen2", num_hidden_layers=1), kinds={"proj.weight": "Q8_0"})
     return tmp_path / "tiny.gguf"
 
 
@@ -64,9 +62,7 @@ def test_values_are_what_the_gguf_package_dequantizes(tmp_path: Path, kind: str)
         np.testing.assert_array_equal(part, wanted[3:20, multiple : 64 + multiple])
 
 
-@pytest.mark.parametrize(
-    "kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0"]
-)
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0"])
 def test_block_formats_the_package_cannot_write(tmp_path: Path, kind: str) -> None:
     """Random blocks (finite scales) of formats that llama.cpp writes and the package only reads."""
     path = tmp_path / "tiny.gguf"
@@ -133,9 +129,7 @@ def test_config_out_of_metadata(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_rope_scaling_out_of_metadata(
-    tmp_path: Path, fields: dict[str, Any], wanted: tuple[str, Any]
-) -> None:
+def test_rope_scaling_out_of_metadata(tmp_path: Path, fields: dict[str, Any], wanted: tuple[str, Any]) -> None:
     write_gguf(tmp_path / "tiny.gguf", gguf_config(), fields=fields)
     rope = open_gguf(tmp_path / "tiny.gguf").config.rope_parameters
     assert (rope.rope_type, rope.factor) == wanted
@@ -194,9 +188,7 @@ def test_transformers_reads_the_tokenizer(small: Path, tmp_path: Path) -> None:
     for text in TEXTS:
         assert tokenizer(text)["input_ids"] == build_tokenizer().encode(text).ids
     messages = [{"role": "user", "content": "hi"}]
-    assert tokenizer.apply_chat_template(messages, tokenize=False).endswith(
-        "<|im_start|>user\nhi<|im_end|>\n"
-    )
+    assert tokenizer.apply_chat_template(messages, tokenize=False).endswith("<|im_start|>user\nhi<|im_end|>\n")
 
 
 def test_a_bos_token_is_put_in_front_where_the_model_wants_it(tmp_path: Path) -> None:
@@ -282,9 +274,7 @@ def test_every_truncation_is_told(small: Path, tmp_path: Path) -> None:
     lengths = [*range(64), *range(64, header_end, 997), header_end, len(raw) // 2, len(raw) - 1]
     for length in lengths:
         small.write_bytes(raw[:length])
-        with pytest.raises(
-            ExportError, match=r"tiny\.gguf.*(truncated|is not a GGUF file|can hold)"
-        ) as caught:
+        with pytest.raises(ExportError, match=r"tiny\.gguf.*(truncated|is not a GGUF file|can hold)") as caught:
             export_checkpoint(str(small), tmp_path / "out")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -35,9 +35,7 @@ def response(status: int) -> httpx.Response:
         ("a\\b", False),
     ],
 )
-def test_what_counts_as_a_hub_id(
-    source: str, is_id: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_counts_as_a_hub_id(source: str, is_id: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     assert is_hub_id(source) == is_id

@@ -177,9 +177,7 @@ def test_a_truncated_shard_is_named(sharded: Path) -> None:
     ],
 )
 def test_a_damaged_index(sharded: Path, index: dict[str, Any], reason: str) -> None:
-    (sharded.parent / "outside.safetensors").write_bytes(
-        (sharded / "model-00001-of-00003.safetensors").read_bytes()
-    )
+    (sharded.parent / "outside.safetensors").write_bytes((sharded / "model-00001-of-00003.safetensors").read_bytes())
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ExportError, match=reason):
         open_directory(sharded)
@@ -244,9 +242,7 @@ def test_the_template_gets_a_file_of_its_own(checkpoint: Path, tmp_path: Path) -
         ({}, None, None),
     ],
 )
-def test_where_the_template_comes_from(
-    checkpoint: Path, config: Any, file: str | None, wanted: str | None
-) -> None:
+def test_where_the_template_comes_from(checkpoint: Path, config: Any, file: str | None, wanted: str | None) -> None:
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(config))
     if file is not None:
         (checkpoint / "chat_template.jinja").write_text(file)

@@ -53,9 +53,7 @@ def write_gguf(
         fields: Further metadata; None leaves out a key that would be written.
     """
     writer = gguf.GGUFWriter(path, config["model_type"])
-    for key, value in (
-        _metadata(config) | (_tokenizer_metadata() if tokenizer else {}) | (fields or {})
-    ).items():
+    for key, value in (_metadata(config) | (_tokenizer_metadata() if tokenizer else {}) | (fields or {})).items():
         _add(writer, key, value)
     tensors = random_tensors(config)
     if head is not None:

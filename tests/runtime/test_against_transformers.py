@@ -37,9 +37,7 @@ def pair(request: pytest.FixtureRequest, compiled: Callable[..., Path]) -> tuple
 def greedy(model: Any, ids: list[int], count: int, **options: Any) -> list[int]:
     given = torch.tensor([ids])
     plain = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    output = model.generate(
-        given, attention_mask=torch.ones_like(given), max_new_tokens=count, **plain, **options
-    )
+    output = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=count, **plain, **options)
     return list(output[0, len(ids) :].tolist())
 
 
@@ -50,9 +48,7 @@ def test_greedy_text(pair: Any, style: str) -> None:
     with Engine(directories[style], threads=1) as engine:
         prompts = [engine.encode_chat(conversation) for conversation in CONVERSATIONS]
         for conversation, ids in zip(CONVERSATIONS, prompts, strict=True):
-            rendered = tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, return_dict=False
-            )
+            rendered = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
             assert ids == list(rendered)
         for ids, completion in zip(prompts, engine.generate(prompts, params), strict=True):
             expected = greedy(model, ids, 64)
@@ -74,9 +70,7 @@ def test_raw_prompts(pair: Any) -> None:
         for text in ("The quick brown", "你好", "<|im_start|>user\n"):
             ids = tokenizer(text)["input_ids"]
             assert engine.tokenizer.encode(text) == ids
-            assert engine.generate(text, SamplingParams(max_new_tokens=20))[0].token_ids == greedy(
-                model, ids, 20
-            )
+            assert engine.generate(text, SamplingParams(max_new_tokens=20))[0].token_ids == greedy(model, ids, 20)
 
 
 def test_logprobs(pair: Any) -> None:
@@ -114,9 +108,7 @@ def test_the_tokens_that_can_be_drawn(top_k: int, top_p: float, min_p: float, pe
     if min_p:
         scores = processors.MinPLogitsWarper(min_p)(None, scores)
     expected = torch.softmax(scores[0], dim=-1).numpy()
-    params = SamplingParams(
-        temperature=0.7, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty, seed=1
-    )
+    params = SamplingParams(temperature=0.7, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty, seed=1)
     count = 6000
     drawn = np.zeros(30)
     sampler = Sampler(params, seen)

@@ -75,9 +75,7 @@ def test_strftime_now() -> None:
 
 
 def test_a_template_that_raises() -> None:
-    template = ChatTemplate(
-        "{{ raise_exception('roles must\nalternate') }}", origin="dir/chat_template.jinja"
-    )
+    template = ChatTemplate("{{ raise_exception('roles must\nalternate') }}", origin="dir/chat_template.jinja")
     with pytest.raises(TokenizerError) as caught:
         template.render(USER)
     assert str(caught.value) == "dir/chat_template.jinja: the template raised: roles must alternate"

@@ -38,9 +38,7 @@ def test_fields_of_later_versions_are_passed_over(tmp_path: Path, record: dict[s
     assert load(tmp_path, {**record, "new_field": 1}).target == "ort"
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b"\xff\xff", b'{"schema_version": 1}', b"[" * 100_000]
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xff", b'{"schema_version": 1}', b"[" * 100_000])
 def test_what_is_no_manifest(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(ManifestError, match=r"qcompile\.json: "):
         load(tmp_path, content)
@@ -53,9 +51,7 @@ def test_another_schema(tmp_path: Path, record: dict[str, Any], version: object)
 
 
 def test_missing(tmp_path: Path) -> None:
-    with pytest.raises(
-        ManifestError, match=r"no qcompile\.json; a compiled-model directory is what `qcompile export`"
-    ):
+    with pytest.raises(ManifestError, match=r"no qcompile\.json; a compiled-model directory is what `qcompile export`"):
         Manifest.load(tmp_path)
 
 

@@ -123,8 +123,7 @@ def test_a_failing_step_is_one_line_and_leaves_the_session_usable(tmp_path: Path
 
 def test_one_line() -> None:
     raw = RuntimeError(
-        "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : "
-        "/onnxruntime_src/onnxruntime/core/a.cc:12 void f()\n bad  thing"
+        "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : /onnxruntime_src/onnxruntime/core/a.cc:12 void f()\n bad  thing"
     )
     assert one_line(raw) == "void f() bad thing"
     assert one_line(RuntimeError()) == "RuntimeError"

@@ -114,9 +114,7 @@ def test_repetition_penalty_as_hugging_face() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(0, 2**32 - 1), st.floats(0.01, 1.0), st.floats(0.1, 3.0), st.integers(0, 60), st.floats(0, 1)
-)
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 1.0), st.floats(0.1, 3.0), st.integers(0, 60), st.floats(0, 1))
 def test_what_can_be_drawn_is_what_a_plain_reference_allows(
     seed: int, top_p: float, temperature: float, top_k: int, min_p: float
 ) -> None:

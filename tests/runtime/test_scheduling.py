@@ -99,9 +99,7 @@ def test_random_traffic(model: Path, data: st.DataObject, reuse: bool, can_exten
     arrivals = data.draw(st.integers(1, 14))
     for _ in range(arrivals):
         base = data.draw(st.sampled_from(bases))
-        prompt = base[: data.draw(st.integers(1, len(base)))] + data.draw(
-            st.lists(st.integers(0, 3), max_size=3)
-        )
+        prompt = base[: data.draw(st.integers(1, len(base)))] + data.draw(st.lists(st.integers(0, 3), max_size=3))
         count = data.draw(st.integers(1, 12))
         number = engine.add_request(prompt, SamplingParams(max_new_tokens=count, ignore_eos=True))
         wanted[number] = answer(prompt, count)

@@ -150,9 +150,7 @@ def test_close_twice(session: Session) -> None:
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_both_cache_styles_give_the_same_scores(
-    compiled: Callable[..., Path], model_type: str, dtype: str
-) -> None:
+def test_both_cache_styles_give_the_same_scores(compiled: Callable[..., Path], model_type: str, dtype: str) -> None:
     sessions = [open_session(compiled, *style, dtype, model_type) for style in STYLES]
     rows = []
     for session in sessions:

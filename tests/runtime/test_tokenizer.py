@@ -59,9 +59,7 @@ def test_bos_is_put_once_where_the_model_wants_it(own_model: Path) -> None:
 
 
 def test_stray_bytes_are_refused(model: Path) -> None:
-    with pytest.raises(
-        RequestError, match="not valid UTF-8: character 2 is the stray byte or surrogate 0xdcff"
-    ):
+    with pytest.raises(RequestError, match="not valid UTF-8: character 2 is the stray byte or surrogate 0xdcff"):
         load(model).encode("ab\udcff")
 
 

@@ -79,9 +79,7 @@ def write_manifest(
             "head_dim": head_dim,
             "max_position_embeddings": config["max_position_embeddings"],
         },
-        "graphs": [
-            {"role": "decoder", "file": entry("model.onnx"), "data": [entry("model.onnx.data")], "io": io}
-        ],
+        "graphs": [{"role": "decoder", "file": entry("model.onnx"), "data": [entry("model.onnx.data")], "io": io}],
         "files": [entry(name) for name in AUXILIARY if (compiled / name).is_file()],
         "config": config,
     }
@@ -157,9 +155,7 @@ class _Decoder:
         h = self.op("Mul", self.op("Mul", gate, self.op("Sigmoid", gate)), up)
         return self.op("Add", x, self._linear(h, f"{name}.mlp.down_proj")), key, value
 
-    def _shared_attention(
-        self, q: ir.Value, k: ir.Value, v: ir.Value, *past: ir.Value
-    ) -> tuple[ir.Value, ...]:
+    def _shared_attention(self, q: ir.Value, k: ir.Value, v: ir.Value, *past: ir.Value) -> tuple[ir.Value, ...]:
         lengths = (self.inputs["seqlens_k"], self.inputs["total_sequence_length"])
         return tuple(
             self.tape.op_multi_out(
@@ -216,9 +212,7 @@ class _Decoder:
         return self.op("Reshape", x, self._ints([0, self.H, -1, self.d]))
 
     def _heads(self, x: ir.Value, heads: int) -> ir.Value:
-        return self.op(
-            "Transpose", self.op("Reshape", x, self._ints([0, 0, heads, self.d])), perm=[0, 2, 1, 3]
-        )
+        return self.op("Transpose", self.op("Reshape", x, self._ints([0, 0, heads, self.d])), perm=[0, 2, 1, 3])
 
     def _head_norm(self, x: ir.Value, weight: str, heads: int) -> ir.Value:
         x = self._norm(self.op("Reshape", x, self._ints([0, 0, heads, self.d])), weight)
@@ -237,9 +231,7 @@ class _Decoder:
 
     def _tables(self) -> None:
         steps = np.arange(0, self.d, 2) / self.d
-        angles = np.outer(
-            np.arange(self.config["max_position_embeddings"]), self.config["rope_theta"] ** -steps
-        )
+        angles = np.outer(np.arange(self.config["max_position_embeddings"]), self.config["rope_theta"] ** -steps)
         self._cos = self._constant("cos", np.cos(angles).astype(self.np_type))
         self._sin = self._constant("sin", np.sin(angles).astype(self.np_type))
 
@@ -257,9 +249,7 @@ class _Decoder:
     def _constant(self, name: str, array: Any) -> ir.Value:
         if name not in self.initializers:
             tensor = ir.tensor(np.asarray(array), name=name)
-            value = ir.Value(
-                name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
-            )
+            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
             self.initializers[name] = value
         return self.initializers[name]
 
