@@ -78,7 +78,9 @@ def save_model(model: Any, tokenizer_from: str | Path, directory: str | Path) ->
     """Write a Hugging Face directory with bf16 weights; a tied head is stored once, as the embedding."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
+    }
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     temporary = directory / "model.safetensors.tmp"
@@ -89,7 +91,9 @@ def save_model(model: Any, tokenizer_from: str | Path, directory: str | Path) ->
         config.pop(name, None)
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     end = model.config.eos_token_id
-    GenerationConfig(eos_token_id=end, pad_token_id=model.config.pad_token_id, do_sample=False).save_pretrained(directory)
+    GenerationConfig(eos_token_id=end, pad_token_id=model.config.pad_token_id, do_sample=False).save_pretrained(
+        directory
+    )
     source = WEIGHTS if str(tokenizer_from) in SHAPES else Path(tokenizer_from)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json", "merges.txt"):
         if (source / name).exists() and source.resolve() != directory.resolve():

@@ -71,7 +71,9 @@ def render_fractions(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
         left, right = best[0] * pair[1], pair[0] * best[1]
         sign = "<" if left < right else ">"
         is_better = (left < right) == (kind == "largest")
-        line = f"{best[0]}/{best[1]} ? {pair[0]}/{pair[1]}: {best[0]}*{pair[1]}={left} {sign} {pair[0]}*{best[1]}={right}"
+        line = (
+            f"{best[0]}/{best[1]} ? {pair[0]}/{pair[1]}: {best[0]}*{pair[1]}={left} {sign} {pair[0]}*{best[1]}={right}"
+        )
         best = pair if is_better else best
         lines.append(f"{line} -> {best[0]}/{best[1]}")
     text = f"Which of the fractions {', '.join(f'{a}/{b}' for a, b in pairs)} is the {kind}?"

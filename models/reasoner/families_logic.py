@@ -35,9 +35,7 @@ def _consistent(claims: tuple[tuple[str, int], ...]) -> list[tuple[bool, ...]]:
 def draw_knights(rng: Rng, is_hard: bool) -> tuple[Any, ...]:
     size = 3 if is_hard else 2
     while True:
-        claims = tuple(
-            (rng.choice(list(_CLAIMS)), rng.choice([j for j in range(size) if j != i])) for i in range(size)
-        )
+        claims = tuple((rng.choice(list(_CLAIMS)), rng.choice([j for j in range(size) if j != i])) for i in range(size))
         if len(_consistent(claims)) == 1:
             return tuple(rng.sample(range(len(PEOPLE)), size)), claims
 

@@ -40,31 +40,31 @@ def render_letters(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
         "upper": "把下列字母改成大写",
         "shift": "把每个字母换成字母表中的下一个（z 换成 a）",
     }[kind]
-    if kind in ("reverse", "sort"):
-        lines = " ".join(f"{i}{letter}" for i, letter in enumerate(result, 1))
-    else:
-        lines = " ".join(f"{a}{b}" for a, b in zip(letters, result, strict=True))
+    lines = "".join(f"{i} {letter}" for i, letter in enumerate(letters, 1))
+    if kind == "reverse":
+        lines += "\n" + "".join(f"{i} {letters[i - 1]}" for i in range(len(letters), 0, -1))
     text = f"{chinese}：{shown}" if is_chinese else f"{english}: {shown}"
     return Draft(text, lines, " ".join(result))
 
 
 def draw_count(rng: Rng, is_hard: bool) -> tuple[Any, ...]:
-    pool = rng.sample(_LETTERS, 4)
-    size = rng.randint(11, 16) if is_hard else rng.randint(6, 10)
-    letters = tuple(rng.choice(pool) for _ in range(size))
-    return letters, rng.choice(letters)
+    values = tuple(rng.sample(range(1, 100), rng.randint(9, 12) if is_hard else rng.randint(4, 7)))
+    return values, rng.choice(("even", "odd", "above", "below")), rng.randint(20, 80)
 
 
 def render_count(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
-    letters, wanted = parameters
+    values, kind, bound = parameters
     marks, count = [], 0
-    for letter in letters:
-        count += letter == wanted
-        marks.append(f"{letter}{count}")
-    shown = " ".join(letters)
-    text = f"How many times does the letter {wanted} occur in: {shown}"
+    for x in values:
+        fits = {"even": x % 2 == 0, "odd": x % 2 == 1, "above": x > bound, "below": x < bound}[kind]
+        count += fits
+        marks.append(f"{x}+{count}" if fits else f"{x}-")
+    english = {"even": "even", "odd": "odd", "above": f"greater than {bound}", "below": f"less than {bound}"}[kind]
+    chinese = {"even": "偶数", "odd": "奇数", "above": f"大于 {bound} 的数", "below": f"小于 {bound} 的数"}[kind]
+    shown = f"[{', '.join(map(str, values))}]"
+    text = f"How many numbers of the list {shown} are {english}?"
     if is_chinese:
-        text = f"字母 {wanted} 在下列字母中出现了多少次：{shown}"
+        text = f"列表 {shown} 中有多少个{chinese}？"
     return Draft(text, " ".join(marks), str(count))
 
 

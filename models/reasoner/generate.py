@@ -109,9 +109,7 @@ class Generator:
         shape = (rows, config.num_key_value_heads, width, head_dim)
 
         def cache() -> list[Tensor]:
-            return [
-                torch.zeros(shape, device=self._device, dtype=self._dtype) for _ in range(config.num_hidden_layers)
-            ]
+            return [torch.zeros(shape, device=self._device, dtype=self._dtype) for _ in range(config.num_hidden_layers)]
 
         def whole(*size: int) -> Tensor:
             return torch.zeros(size, device=self._device, dtype=torch.long)

@@ -127,7 +127,8 @@ def finish(family: Family, draft: Draft, *, is_chinese: bool, is_hard: bool, rng
 def _solution(case_type: str, draft: Draft, choices: dict[str, str], answer: str) -> str:
     steps = draft.steps
     if case_type == "choice":
-        steps = f"{steps}\n{draft.answer}: {answer}"
+        listed = "\n".join(f"{text}={letter}" for letter, text in choices.items())
+        steps = f"{steps}\n{listed}\n{draft.answer}={answer}"
     final = {
         "choice": f"Answer: {answer}",
         "math": f"Answer: \\boxed{{{answer}}}",

@@ -1,6 +1,7 @@
 """The whole training of the bundled model inside limited time on one GPU, in one process.
 
     python -m models.reasoner.schedule base --work W --out R --seconds 560   # SFT of both, distillation, scores
+    python -m models.reasoner.schedule long --work W --out R --seconds 530 --source DIR   # more SFT, then GRPO
     python -m models.reasoner.schedule grpo --work W --out R --seconds 400 --source weights   # reinforcement learning
 
 A second process makes the training rows meanwhile. Weights leave in parts of 15 MiB (R/NAME.safetensors.0, .1), logs and
@@ -22,7 +23,13 @@ from typing import Any
 from models.reasoner.settings import Settings
 
 STEPS = {"student-sft": 900, "teacher-sft": 1900, "student-distill": 1000}
-_FOLDERS = {"student-sft": "sft", "teacher-sft": "teacher", "student-distill": "distill", "student-grpo": "grpo"}
+_FOLDERS = {
+    "student-sft": "sft",
+    "teacher-sft": "teacher",
+    "student-distill": "distill",
+    "student-grpo": "grpo",
+    "student-long": "long",
+}
 _PART_BYTES = 15 << 20
 _START = time.monotonic()
 
@@ -31,14 +38,14 @@ def _say(text: str) -> None:
     print(f"[{time.monotonic() - _START:6.1f} s] {text}", flush=True)
 
 
-def make_rows(work: Path) -> None:
-    """Write the rows of the three supervised stages, in the order in which they are needed."""
+def make_rows(work: Path, recipes: list[str]) -> None:
+    """Write the rows of supervised stages, in the order in which they are needed."""
     from models.reasoner import corpus
 
-    for recipe, steps in STEPS.items():
+    for recipe in recipes:
         settings = Settings.load(recipe, [])
         rows = corpus.solved(
-            steps * settings.batch_size,
+            settings.num_rows or STEPS[recipe] * settings.batch_size,
             seed=settings.seed,
             hard_share=settings.hard_share,
             batch_size=settings.batch_size,
@@ -48,6 +55,14 @@ def make_rows(work: Path) -> None:
         rows.save_to_disk(str(temporary))
         temporary.rename(work / "rows" / recipe)
         _say(f"rows for {recipe}: {len(rows)}")
+
+
+def _start_rows(work: Path, recipes: list[str]) -> "subprocess.Popen[bytes]":
+    (work / "rows").mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "models.reasoner.schedule", "rows", "--work", str(work)]
+    command += ["--recipes", ",".join(recipes)]
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    return subprocess.Popen(command, env=environment)
 
 
 def _await_rows(work: Path, recipe: str, producer: "subprocess.Popen[bytes]") -> str:
@@ -121,9 +136,7 @@ def join(parts: Path, work: Path, template: Path) -> None:
 
 def base(work: Path, out: Path, seconds: float) -> None:
     """Student SFT, teacher SFT, distillation, then GRPO for the time that is left."""
-    (work / "rows").mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "models.reasoner.schedule", "rows", "--work", str(work)]
-    producer = subprocess.Popen(command, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"})
+    producer = _start_rows(work, list(STEPS))
     results: dict[str, Any] = {}
     rows = _await_rows(work, "student-sft", producer)
     sft = _stage("student-sft", work, {"rows": rows, "steps": STEPS["student-sft"], "limit_s": 150.0})
@@ -145,6 +158,24 @@ def base(work: Path, out: Path, seconds: float) -> None:
         _score(work / "grpo" / "model", results, out)
 
 
+def longer(work: Path, out: Path, seconds: float, source: Path) -> None:
+    """More supervised training of a student, about half of the time, then reinforcement learning."""
+    producer = _start_rows(work, ["student-long"])
+    import torch  # noqa: F401 - takes long; meanwhile the rows are made
+
+    import models.reasoner.train  # noqa: F401
+
+    results: dict[str, Any] = {}
+    rows = _await_rows(work, "student-long", producer)
+    student = _stage("student-long", work, {"rows": rows, "model": str(source), "limit_s": 0.5 * seconds})
+    pack(work, out, ("long",))
+    _score(student, results, out)
+    left = seconds - (time.monotonic() - _START)
+    model = _stage("student-grpo", work, {"model": str(student), "limit_s": left - 30})
+    pack(work, out, ("long", "grpo"))
+    _score(model, results, out)
+
+
 def grpo(work: Path, out: Path, seconds: float, source: Path, overrides: list[str]) -> None:
     """Reinforcement learning from a finished student; both are scored."""
     results: dict[str, Any] = {}
@@ -159,9 +190,10 @@ def grpo(work: Path, out: Path, seconds: float, source: Path, overrides: list[st
 def main() -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Train the bundled model within limited time.")
-    parser.add_argument("action", choices=("base", "grpo", "rows", "join"))
+    parser.add_argument("action", choices=("base", "long", "grpo", "rows", "join"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--recipes", default="", help="rows: whose rows to make")
     parser.add_argument("--seconds", type=float, default=560)
     parser.add_argument("--source", type=Path, help="grpo: the model to start from")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
@@ -172,15 +204,17 @@ def main() -> None:
     try:
         if options.action == "base":
             base(options.work, options.out, options.seconds)
+        elif options.action == "long":
+            longer(options.work, options.out, options.seconds, options.source)
         elif options.action == "grpo":
             grpo(options.work, options.out, options.seconds, options.source, options.overrides)
         elif options.action == "rows":
-            make_rows(options.work)
+            make_rows(options.work, options.recipes.split(","))
         else:
             join(options.out, options.work, Path(__file__).parent / "weights")
     except Exception:
         traceback.print_exc()
-        if options.action in ("base", "grpo"):
+        if options.action in ("base", "long", "grpo"):
             pack(options.work, options.out, ())
         raise SystemExit(1) from None
 

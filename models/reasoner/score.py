@@ -41,9 +41,7 @@ def score(model: Any, tokenizer: Any, name: str, *, device: Any, max_new_tokens:
     right = [check_answer(case, text).is_correct is True for case, text in zip(cases, contents, strict=True)]
     formats = sum(parse_content(text).is_format_ok for text in contents)
     cut = sum(answer[-1] != tokenizer.eos_token_id for answer in answers)
-    by_type = {
-        kind: sum(ok for ok, case in zip(right, cases, strict=True) if case.type == kind) for kind in CASE_TYPES
-    }
+    by_type = {kind: sum(ok for ok, case in zip(right, cases, strict=True) if case.type == kind) for kind in CASE_TYPES}
     return {
         "set": name,
         "cases": len(cases),

@@ -17,8 +17,9 @@ class Settings:
         stage: sft, distill or grpo.
         model: A directory in Hugging Face form, or student, teacher, micro for a new model.
         teacher: distill: the teacher's directory.
+        num_rows: Rows to train on, again and again; 0 makes a new row for every use.
         rows: A dataset saved earlier by `corpus.solved`; empty makes the rows first.
-        steps: Optimizer steps. The learning rate follows them, so a time limit that strikes leaves it high.
+        steps: Optimizer steps; the learning rate follows them, or the time limit when that comes first.
         batch_size: Sequences per device and forward pass.
         accumulate: Forward passes per step; for GRPO the completions of a step are batch_size * accumulate.
         hard_share: Share of hard problems in the training data.
@@ -34,6 +35,7 @@ class Settings:
     stage: str = "sft"
     model: str = "student"
     teacher: str = ""
+    num_rows: int = 0
     rows: str = ""
     steps: int = 100
     batch_size: int = 512

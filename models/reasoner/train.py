@@ -82,7 +82,7 @@ def training_rows(settings: Settings, tokenizer: Any, teacher: Any) -> Dataset:
     if settings.stage == "grpo":
         count = settings.steps * settings.batch_size * settings.accumulate // settings.group
         return corpus.asked(count, seed=settings.seed, hard_share=settings.hard_share)
-    count = settings.steps * settings.batch_size * settings.accumulate
+    count = settings.num_rows or settings.steps * settings.batch_size * settings.accumulate
     own = teacher_answers(settings, teacher, tokenizer) if settings.stage == "distill" else None
     fresh = _fresh_rows(settings, count - (len(own) if own is not None else 0))
     if own is None:
@@ -116,7 +116,9 @@ def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
     teacher = load_model(settings.teacher) if settings.stage == "distill" else None
     rows = training_rows(settings, tokenizer, teacher)
     print(f"{settings.stage}: {num_parameters(model) / 1e6:.2f}M parameters, {len(rows)} rows", flush=True)
-    print(f"Total parameters: {model.num_parameters() / 1e9:.2f}B; data took {time.monotonic() - start:.1f} s", flush=True)
+    print(
+        f"Total parameters: {model.num_parameters() / 1e9:.2f}B; data took {time.monotonic() - start:.1f} s", flush=True
+    )
     if settings.compile_layers:
         torch._dynamo.config.recompile_limit = 64  # teacher and student, with and without gradients
         for layer in [*model.model.layers, *(teacher.model.layers if teacher is not None else ())]:

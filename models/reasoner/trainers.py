@@ -1,6 +1,7 @@
 """The three stages as TRL trainers: SFT, distillation (SFT with a divergence from a teacher), GRPO."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,47 @@ def collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
         ids[index, :size] = torch.as_tensor(row["input_ids"], dtype=torch.long)
         labels[index, :size] = torch.as_tensor(row["labels"], dtype=torch.long)
     return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+
+
+class TimedRate:
+    """Warm-up and cosine as a factor of the learning rate, by steps or by time, whichever is further.
+
+    So a run that meets its time limit early still ends with a small rate.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._start = settings, 0.0
+
+    def __call__(self, step: int) -> float:
+        """The factor for a step."""
+        settings = self._settings
+        if step < settings.warmup:
+            self._start = time.monotonic()
+            return (step + 1) / (settings.warmup + 1)
+        progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+        if settings.limit_s:
+            spent = time.monotonic() - self._start
+            progress = max(progress, spent / max(1.0, settings.limit_s - self.warmup_s))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return settings.min_lr_share + (1 - settings.min_lr_share) * cosine
+
+    warmup_s = 0.0
+
+
+def _schedule_by_time(trainer: Any, settings: Settings) -> None:
+    """Give a trainer the timed rate in place of its own schedule."""
+    rate, begin = TimedRate(settings), time.monotonic()
+
+    def create(num_training_steps: int, optimizer: Any = None) -> Any:
+        def factor(step: int) -> float:
+            if step <= settings.warmup:
+                rate.warmup_s = time.monotonic() - begin
+            return rate(step)
+
+        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or trainer.optimizer, factor)
+        return trainer.lr_scheduler
+
+    trainer.create_scheduler = create
 
 
 class DistillTrainer(SFTTrainer):  # type: ignore[misc]
@@ -162,6 +204,7 @@ def sft_trainer(settings: Settings, model: Any, tokenizer: Any, rows: Dataset, o
         more = {"teacher": teacher, "alpha": settings.kd_alpha, "temperature": settings.kd_temperature}
         trainer = DistillTrainer(**shared, **more)
     trainer.remove_callback(PrinterCallback)
+    _schedule_by_time(trainer, settings)
     return trainer
 
 
@@ -191,6 +234,7 @@ def grpo_trainer(settings: Settings, model: Any, tokenizer: Any, rows: Dataset, 
         rollout_func=FastRollout(settings) if settings.rollout == "fast" else None,
     )
     trainer.remove_callback(PrinterCallback)
+    _schedule_by_time(trainer, settings)
     return trainer
 
 
