@@ -124,10 +124,10 @@ ATTACKS = {
         "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = [n.s, n.s]|join %}{% endfor %}"
     ),
     "doubling by replace": (
-        "{% set n = namespace(s='a') %}{% for i in 'abcdefghi' %}{% set n.s = n.s.replace('a', n.s) %}{% endfor %}"
+        "{% set n = namespace(s='aa') %}{% for i in 'abcdefghi' %}{% set n.s = n.s.replace('a', n.s) %}{% endfor %}"
     ),
     "doubling by the filter": (
-        "{% set n = namespace(s='a') %}{% for i in 'abcdefghi' %}{% set n.s = n.s|replace('a', n.s) %}{% endfor %}"
+        "{% set n = namespace(s='aa') %}{% for i in 'abcdefghi' %}{% set n.s = n.s|replace('a', n.s) %}{% endfor %}"
     ),
     "str.join": "{% set s = 'a' * 9999 %}{{ s.join(s) }}",
     "width": "{{ '%99999999999d' % 1 }}",
