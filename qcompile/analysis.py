@@ -138,6 +138,8 @@ class _Question:
         assert self.op is not None
         if node.op_type in {"Shape", "Size"}:
             return [_shape_of(node, inputs)]
+        if node.op_type == "CastLike":
+            return [_cast_like(*inputs)]
         if all(s is None or s.value is not None for s in inputs):
             known = self._evaluate(inputs, types)
             if known is not None:
@@ -180,6 +182,14 @@ def _constant_spec(value: ir.Value) -> Spec | None:
     shape = tuple(int(d) for d in tensor.shape.numpy())
     small = math.prod(shape) <= MAX_READ_ELEMENTS and tensor.dtype not in _OPAQUE_DTYPES
     return Spec(tensor.dtype, shape, tensor.numpy() if small else None)
+
+
+def _cast_like(value: Spec | None, like: Spec | None) -> Spec | None:
+    """CastLike looks at the dtype of its second input only: a constant stays one beside an activation."""
+    if value is None or like is None:
+        return None
+    array = value.value.astype(like.dtype.numpy()) if value.value is not None else None
+    return Spec(like.dtype, value.shape, array)
 
 
 def _shape_of(node: ir.Node, inputs: Sequence[Spec | None]) -> Spec | None:

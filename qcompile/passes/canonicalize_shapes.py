@@ -3,6 +3,7 @@
     Reshape(x, computed shape)                   -> Reshape(x, [0, 0, H, d])    0 copies a dim, -1 takes the rest
     Expand(x, shape), Reshape(x), Cast(x), ...   -> x                           where shape and dtype stay the same
     Mul(Expand(x, shape), y)                     -> Mul(x, y)                   where y broadcasts x anyway
+    Cast(Cast(x, float32), float16)              -> x                           x: float16
     Reshape(Reshape(x))                          -> one Reshape, or x
     Transpose(Transpose(x))                      -> one Transpose, or x
     Reshape(Transpose(Reshape(x, [-1,T,d])))     -> Transpose(x, [0,1,3,2])     how torch swaps the last two axes
@@ -22,10 +23,29 @@ from qcompile.passes.base import Pass, PassContext, PassResult
 from qcompile.passes.change import Change, apply_change, detach, finish_rewrites, named_constant
 from qcompile.passes.proof import Rewrite
 
+_EXACT_CASTS = {
+    (ir.DataType.FLOAT16, ir.DataType.FLOAT),
+    (ir.DataType.BFLOAT16, ir.DataType.FLOAT),
+    (ir.DataType.FLOAT16, ir.DataType.DOUBLE),
+    (ir.DataType.BFLOAT16, ir.DataType.DOUBLE),
+    (ir.DataType.FLOAT, ir.DataType.DOUBLE),
+    (ir.DataType.INT32, ir.DataType.INT64),
+}
 # Control values (masks, angles) vanish with the fusions that read them; only what stays beside the fusions is tidied.
-_FOR_CONTROL_TOO = {"Cast", "Expand"}
+_FOR_CONTROL_TOO = {"Cast", "Expand", "Concat"}
 _BROADCASTING = {"Add", "Sub", "Mul", "Div", "MatMul", "And", "Or", "Where", "Min", "Max", "Equal", "Less", "Greater"}
-_NO_OP_CANDIDATES = {"Reshape", "Expand", "Cast", "Identity", "Transpose", "Slice", "Unsqueeze", "Squeeze", "Flatten"}
+_NO_OP_CANDIDATES = {
+    "Concat",
+    "Reshape",
+    "Expand",
+    "Cast",
+    "Identity",
+    "Transpose",
+    "Slice",
+    "Unsqueeze",
+    "Squeeze",
+    "Flatten",
+}
 
 
 class CanonicalizeShapes(Pass):
@@ -50,7 +70,10 @@ def _changes(node: ir.Node, context: PassContext) -> list[Change]:
     """Return what can be done with one node: one change, or one for each reader of an Expand."""
     if node.op_type not in _FOR_CONTROL_TOO and context.analysis.values(node.outputs[0]) is not None:
         return []
-    change = _bypass(node, context) or _swap_last_axes(node, context) or _merge(node, context)
+    if node.op_type == "Concat" and len(node.inputs) > 1:
+        return []
+    change = _bypass(node, context) or _cast_round_trip(node, context)
+    change = change or _swap_last_axes(node, context) or _merge(node, context)
     change = change or _constant_target(node, context)
     return [change] if change is not None else _broadcast_anyway(node, context)
 
@@ -90,6 +113,18 @@ def _bypass(node: ir.Node, context: PassContext) -> Change | None:
     return Change("bypass", node, Rewrite([node], [output], [identity], identity.outputs))
 
 
+def _cast_round_trip(node: ir.Node, context: PassContext) -> Change | None:
+    """A Cast to a wider float type and back: the value itself."""
+    inner = _producer(node.inputs[0], "Cast") if node.op_type == "Cast" else None
+    value, output = inner.inputs[0] if inner is not None else None, node.outputs[0]
+    if inner is None or value is None or output.is_graph_output() or not _same_shape(value, output, context):
+        return None
+    narrow, wide = context.analysis.spec(value, 0), context.analysis.spec(inner.outputs[0], 0)
+    if narrow is None or wide is None or (narrow.dtype, wide.dtype) not in _EXACT_CASTS:
+        return None
+    return _private_change("cast-round-trip", [node, inner], ir.node("Identity", [value]))
+
+
 def _broadcast_anyway(node: ir.Node, context: PassContext) -> list[Change]:
     """Expand in front of operators that broadcast to the same shape: they read what is expanded."""
     value, output = node.inputs[0], node.outputs[0]
@@ -119,7 +154,7 @@ def _same_shape(value: ir.Value, output: ir.Value, context: PassContext) -> bool
 
 
 def _swap_last_axes(node: ir.Node, context: PassContext) -> Change | None:
-    """Reshape(Transpose(Reshape(x, [-1, T, d]), [0, 2, 1]), [B, H, d, T]) -> Transpose(x, [0, 1, 3, 2])."""
+    """Reshape(Transpose(Reshape(x, [B*H, T, d]), [0, 2, 1]), [B, H, d, T]) -> Transpose(x as [B, H, T, d], [0, 1, 3, 2])."""
     transpose = _producer(node.inputs[0], "Transpose") if node.op_type == "Reshape" else None
     inner = _producer(transpose.inputs[0], "Reshape") if transpose is not None else None
     if transpose is None or inner is None or _permutation(transpose) != [0, 2, 1]:
@@ -127,12 +162,21 @@ def _swap_last_axes(node: ir.Node, context: PassContext) -> Change | None:
     value = inner.inputs[0]
     before = context.analysis.specs(value) if value is not None else None
     after = context.analysis.specs(node.outputs[0])
-    if value is None or before is None or after is None or len(before[0].shape) != 4:
+    flat = context.analysis.specs(inner.outputs[0])
+    if value is None or before is None or after is None or flat is None or len(after[0].shape) != 4:
         return None
-    if any((*a.shape[:2], a.shape[3], a.shape[2]) != b.shape for a, b in zip(before, after, strict=True)):
+    heads = [Spec(s.dtype, (*s.shape[:2], s.shape[3], s.shape[2])) for s in after]
+    if any(a.shape[2:] != b.shape[1:] for a, b in zip(heads, flat, strict=True)):
         return None
-    swapped = ir.node("Transpose", [value], {"perm": [0, 1, 3, 2]})
-    return _private_change("swap-last-axes", [node, transpose, inner], swapped)
+    new_nodes: list[ir.Node] = []
+    if any(a.shape != b.shape for a, b in zip(before, heads, strict=True)):
+        template = target_template(before, heads)
+        if template is None:
+            return None
+        new_nodes.append(ir.node("Reshape", [value, shape_constant(context.model.graph, template)]))
+        value = new_nodes[0].outputs[0]
+    new_nodes.append(ir.node("Transpose", [value], {"perm": [0, 1, 3, 2]}))
+    return _private_change("swap-last-axes", [node, transpose, inner], *new_nodes)
 
 
 def _merge(node: ir.Node, context: PassContext) -> Change | None:
@@ -185,7 +229,7 @@ def shape_constant(graph: ir.Graph, target: Sequence[int]) -> ir.Value:
     return named_constant(graph, name, np.array(target, dtype=np.int64))
 
 
-def _private_change(rule: str, old_nodes: list[ir.Node], new: ir.Node) -> Change:
+def _private_change(rule: str, old_nodes: list[ir.Node], *new_nodes: ir.Node) -> Change:
     """A change that replaces the first of `old_nodes` and drops the others when nobody else reads them."""
     root = old_nodes[0]
     gone, last = [root], root
@@ -196,7 +240,10 @@ def _private_change(rule: str, old_nodes: list[ir.Node], new: ir.Node) -> Change
         last = node
     # The proof compares whole chains even when an inner node stays because others read it.
     return Change(
-        rule, root, Rewrite(old_nodes, [root.outputs[0]], [new], new.outputs), kept=tuple(old_nodes[len(gone) :])
+        rule,
+        root,
+        Rewrite(old_nodes, [root.outputs[0]], new_nodes, new_nodes[-1].outputs),
+        kept=tuple(old_nodes[len(gone) :]),
     )
 
 

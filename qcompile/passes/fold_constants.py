@@ -34,7 +34,9 @@ class FoldConstants(Pass):
         constant: set[ir.Value] = set()
         shape_only: set[ir.Value] = set()
         for node in list(graph):
-            inputs = [v for v in node.inputs if v is not None]
+            # Of what it casts like, CastLike reads the dtype only.
+            operands = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
+            inputs = [v for v in operands if v is not None]
             from_constants = bool(inputs) and all(v.const_value is not None or v in constant for v in inputs)
             from_shapes = node.op_type == "Shape" or all(
                 v.const_value is not None or v in constant or v in shape_only for v in inputs
