@@ -79,7 +79,7 @@ def load_reference(checkpoint: Path) -> Any:
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**fields), **options)
     tensors = dict(source.tensors)
     if source.ties_head:  # a GGUF may hold both; the export keeps the finer one for both
-        tensors[EMBEDDING] = tensors.pop(HEAD, None) or tensors[EMBEDDING]
+        tensors[EMBEDDING] = tensors.pop(HEAD) if HEAD in tensors else tensors[EMBEDDING]
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.sampling_options import sampling_options, sampling_params, template_variables
 from qcompile.runtime.errors import RequestError, TokenizerError
 
@@ -40,7 +41,7 @@ def command(directory: Path, system: str | None, *, greedy: bool, as_json: bool,
         options["temperature"] = 0.0
     from qcompile.runtime import Engine
 
-    with Engine(directory, options["threads"], 1, options["max_model_len"]) as engine:
+    with runtime_notes(), Engine(directory, options["threads"], 1, options["max_model_len"]) as engine:
         if not engine.tokenizer.has_chat_template:
             raise TokenizerError(
                 f"{directory}: no chat template (a base model?); `qcompile generate --raw` continues a text"

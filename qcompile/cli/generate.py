@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qcompile.cli.prompt_source import Conversation, PromptText, read_prompts
+from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.sampling_options import sampling_options, sampling_params, template_variables
 from qcompile.runtime.errors import RequestError
 
@@ -59,7 +60,10 @@ def command(
     from qcompile.runtime import Engine
 
     started = time.perf_counter()
-    with Engine(directory, options["threads"], max_batch_size, options["max_model_len"]) as engine:
+    with (
+        runtime_notes(),
+        Engine(directory, options["threads"], max_batch_size, options["max_model_len"]) as engine,
+    ):
         load_s = time.perf_counter() - started
         params = sampling_params(engine, options, sample=options["sample"])
         ids = _encode(engine, texts, options["system"], raw=options["raw"], variables=variables)

@@ -5,7 +5,6 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from .errors import RequestError, TokenizerError
 
-_BASE_CHARS = 4_000_000
 _MAX_TEMPLATE_CHARS = 1_000_000
 
 
@@ -61,9 +60,8 @@ class ChatTemplate:
         conversation = check_messages(messages)
         names: Dict[str, Any] = {"tools": None, "documents": None, **self._special_tokens, **variables}
         names.update(messages=conversation, add_generation_prompt=add_generation_prompt)
-        max_chars = _BASE_CHARS + 4 * sum(len(str(message.get("content", ""))) for message in conversation)
         try:
-            return self._environment.render(self._template, names, max_chars)
+            return self._environment.render(self._template, names)
         except (TemplateError, RecursionError, MemoryError) as error:
             raise TokenizerError(f"{self.origin}: the template raised: {_one_line(error)}") from None
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:

@@ -45,6 +45,7 @@ class Engine:
             max_position_embeddings. Memory follows what is really used: the KV cache starts at 1024 tokens
             per slot and doubles when a request needs more; a growth beyond 4096 is logged.
         prefill_chunk: The most prompt tokens computed at once, and so between two tokens of running requests.
+            256 by measurement (0.5B model, fp32, CPU): larger chunks are no faster, 64 takes a quarter longer.
         reuse_prefixes: Keep the KV entries of past requests for prompts that begin alike (conversations, a
             shared system prompt).
         check_hash: Compare the sha256 of graph and weights with the manifest.
@@ -62,13 +63,15 @@ class Engine:
         threads: Optional[int] = None,
         max_batch_size: int = 8,
         max_model_len: Optional[int] = None,
-        prefill_chunk: int = 512,
+        prefill_chunk: int = 256,
         reuse_prefixes: bool = True,
         check_hash: bool = True,
     ) -> None:
-        numbers = {"threads": threads, "max_batch_size": max_batch_size, "prefill_chunk": prefill_chunk}
-        for name, value in {**numbers, "max_model_len": max_model_len}.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
+        numbers = {"max_batch_size": max_batch_size, "prefill_chunk": prefill_chunk}
+        optional = {"threads": threads, "max_model_len": max_model_len}
+        numbers.update({name: value for name, value in optional.items() if value is not None})
+        for name, value in numbers.items():
+            if not isinstance(value, int) or value < 1:
                 raise RequestError(f"{name}: a positive integer is wanted, got {value!r}")
         self.path = Path(path)
         self.manifest = Manifest.load(self.path)

@@ -326,6 +326,13 @@ def test_the_context(model: Path) -> None:
     assert "beyond the model's 2048 positions" in run(model, "x", "--max-model-len", 9999).stderr
 
 
+def test_a_cache_that_grows_is_said(tmp_path: Path) -> None:
+    directory = compile_tiny(tmp_path, max_position_embeddings=16384)
+    result = run(directory, "word " * 2500, "--max-new-tokens", 3)
+    assert result.exit_code == 0
+    assert "note: KV cache grows to 16384 tokens per slot (up to 16384)\n" in result.stderr
+
+
 def test_template_variables(own_model: Path) -> None:
     rewrite(own_model, "chat_template.jinja", b"{{ messages[0].content }}{{ 'on' if think else 'off' }}{{ style }}")
     with Engine(own_model, threads=1) as engine:

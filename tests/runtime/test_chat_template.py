@@ -144,6 +144,27 @@ ATTACKS = {
     "batch": "{{ [1] | batch(10**9, 1) | list }}",
     "wordwrap": "{{ ('a ' * 9999) | wordwrap(1, wrapstring='b' * 99999) }}",
     "map of range": "{{ range(99999) | map('string') | map('center', 99999) | list | length }}",
+    "nested lists": "{% set n = namespace(x=[1]) %}{% for i in [1]*60 %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+    "nested tuples": "{% set n = namespace(x=1) %}{% for i in [1]*60 %}{% set n.x = (n.x, n.x) %}{% endfor %}{{ n.x }}",
+    "nested dicts": "{% set n = namespace(x=1) %}{% for i in [1]*60 %}{% set n.x = {1: n.x, 2: n.x} %}{% endfor %}",
+    "comparison": (
+        "{% set n = namespace(x=[1], y=[1]) %}{% for i in [1]*60 %}"
+        "{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}{% endfor %}{{ n.x == n.y }}"
+    ),
+    "shared lists": "{% set x = [0] * 9999 %}{% set y = [x] * 9999 %}{{ [y] * 9999 | tojson }}",
+    "large strings in a list": "{% set x = ['a' * 999999] * 9999 %}{{ x | string | length }}",
+    "nested width": "{{ '{:{a}{b}}'.format('x', a=99999, b=99999) }}",
+    "many formats": "{{ ('%s' * 9999) % (('a' * 9999,) * 9999) }}",
+    "repeated field": "{{ ('{0}' * 99999).format('a' * 99999) }}",
+    "literal text in a block": (
+        "{% set s %}{% for i in range(99999) %}" + "x" * 5000 + "{% endfor %}{% endset %}{{ s | length }}"
+    ),
+    "literal text in a macro": (
+        "{% macro f() %}{% for i in range(99999) %}" + "x" * 5000 + "{% endfor %}{% endmacro %}{{ f() | length }}"
+    ),
+    "slow loop": (
+        "{% set s = 'a' * 999999 %}{% for i in range(99999) %}{% if (s ~ 'b') in s %}{% endif %}{% endfor %}"
+    ),
     "block set": "{% set s %}{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}{% endset %}",
     "import": "{% import 'os' as os %}",
     "include": "{% include '/etc/passwd' %}",
@@ -179,7 +200,7 @@ def test_after_a_refusal_the_next_rendering_has_a_full_budget() -> None:
     for _ in range(2):
         with pytest.raises(TokenizerError, match="loop rounds and calls"):
             template.render([{"role": "user", "content": "50"}])
-        assert len(template.render([{"role": "user", "content": "3"}])) == 3 * 99999
+        assert len(template.render([{"role": "user", "content": "1"}])) == 99999
 
 
 def test_long_messages_are_no_attack() -> None:
@@ -190,6 +211,21 @@ def test_long_messages_are_no_attack() -> None:
         )
         == f"<{text}>"
     )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ('system ' * 200 + '%s|%s') % (messages[0].content, 1) }}",
+        "{{ ('{} ' + 'x' * 5000).format(messages[0].content) }}",
+        "{{ messages[0].content | indent(4) | wordwrap(79) | replace('word', 'w') }}",
+        "{{ messages | tojson(indent=2) }}{{ '%d' % 1700000000 }}{{ 5000000 | default(9000000) }}",
+        "{{ messages[0].content.split(' ') | join('__') }}",
+    ],
+)
+def test_ordinary_work_on_long_messages_is_no_attack(source: str) -> None:
+    messages = [{"role": "user", "content": "word " * 200_000}]
+    assert len(ChatTemplate(source).render(messages)) > 100_000
 
 
 @pytest.mark.parametrize(
