@@ -8,7 +8,7 @@ What is written is complete or absent, and its manifest lists every pass with wh
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from qcompile.artifact import ArtifactWriter, find_graph, load_model
 from qcompile.errors import PassError, UnsupportedOpError, VerifyError
 from qcompile.fusion_counts import expected_counts, missing_fusions
 from qcompile.model_shape import describe_model
-from qcompile.passes import registry
 from qcompile.passes.base import Pass, PassContext, PassResult, op_histogram
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.proof import Prover
+from qcompile.passes.schedule import schedule
 from qcompile.runtime.manifest import Manifest, ModelShape
 from qcompile.surgeon import apply_surgery
 from qcompile.target import Target, default_target, target_named
@@ -104,19 +104,20 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
             cannot be written. Nothing is left behind.
     """
     say = report or (lambda what, done, total: None)
-    names = _selected(options)
+    if options.verify not in VERIFY_LEVELS:
+        raise PassError(f"--verify {options.verify}: wanted one of {', '.join(VERIFY_LEVELS)}")
     graph_path, manifest = find_graph(source)
     model = load_model(graph_path)
     target = _target(options, model)
+    plan = schedule(options.passes, options.skip, target.lowering)
     shape, config = describe_model(model, graph_path.parent, manifest)
     context = PassContext(model, None if options.verify == "off" else Prover())
     done = OptimizeReport(str(source), str(output), target.name, ops_before=op_histogram(model))
-    plan = _plan(names, target, shape, set(registry.expand(options.skip)))
     if options.surgery:
         context.model = apply_surgery(model, options.surgery)
         done.warnings.append(f"surgery {options.surgery} is yours: it was run as it is and not checked")
-    _run(plan, context, done, say)
-    _judge_counts(done, context.model, shape, names, options.strict)
+    _run([_instance(step, shape) for step in plan], context, done, say)
+    _judge_counts(done, expected_counts(shape, {step.name for step in plan}), options.strict)
     done.ops_after = op_histogram(context.model)
     if not options.dry_run:
         _write(context.model, output, done, _Origin(graph_path, manifest, shape, config), options, say)
@@ -131,13 +132,6 @@ class _Origin:
     manifest: Manifest | None
     shape: ModelShape
     config: dict[str, Any]
-
-
-def _selected(options: OptimizeOptions) -> list[str]:
-    if options.verify not in VERIFY_LEVELS:
-        raise PassError(f"--verify {options.verify}: wanted one of {', '.join(VERIFY_LEVELS)}")
-    skipped = set(registry.expand(options.skip))
-    return [name for name in registry.expand(options.passes) if name not in skipped]
 
 
 def _target(options: OptimizeOptions, model: ir.Model) -> Target:
@@ -156,41 +150,21 @@ def _target(options: OptimizeOptions, model: ir.Model) -> Target:
     return target
 
 
-def _plan(names: Iterable[str], target: Target, shape: ModelShape, skipped: set[str]) -> list[Pass]:
-    """Return the passes in running order; clean and canonicalize surround what was asked for."""
-    chosen = set(names) | set(target.lowering)
-    clean = [p for p in registry.CLEAN if p.name not in skipped]
-    tidy = [*registry.CANONICALIZE, *registry.CLEAN]
-    plan: list[type[Pass]] = [*clean]
-    if any(p.name in chosen for p in (*registry.FUSE, *registry.CANONICALIZE)):
-        plan += [p for p in (*tidy, *tidy) if p.name not in skipped]
-    for group in (registry.FUSE, registry.QUANTIZE, registry.LOWER):
-        for pass_class in group:
-            if pass_class.name not in chosen or pass_class.name in skipped:
-                continue
-            plan.append(pass_class)
-            if pass_class.name == "fuse-attention":
-                # Attention takes rows, not heads: what reshaped them around it now cancels out.
-                plan += [p for p in (registry.CanonicalizeShapes, registry.EliminateIdentities) if p in tidy]
-    plan += [p for p in clean if p is not registry.LiftConstants]
-    return [_instance(p, shape) for p in plan]
-
-
 def _instance(pass_class: type[Pass], shape: ModelShape) -> Pass:
     if pass_class is LowerAttentionToOrt:
         return LowerAttentionToOrt(shape.max_position_embeddings)
     return pass_class()
 
 
-def _run(plan: list[Pass], context: PassContext, done: OptimizeReport, say: Report) -> None:
+def _run(plan: Sequence[Pass], context: PassContext, done: OptimizeReport, say: Report) -> None:
     for index, step in enumerate(plan):
         say(step.name, index, len(plan))
         result = step(context)
         done.results.append(result)
 
 
-def _judge_counts(done: OptimizeReport, model: ir.Model, shape: ModelShape, names: Iterable[str], strict: bool) -> None:
-    done.expected = expected_counts(shape, set(names))
+def _judge_counts(done: OptimizeReport, expected: dict[str, int], strict: bool) -> None:
+    done.expected = expected
     seen = {name: done.count(name) for name in done.expected}
     shortfalls = missing_fusions(done.expected, seen)
     for result in done.results:

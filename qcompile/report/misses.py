@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import onnx_ir as ir
 from rich.console import RenderableType
@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.passes import registry
-from qcompile.passes.base import Pass, PassContext, Rejection
+from qcompile.passes.base import PassContext, Rejection
+from qcompile.passes.schedule import schedule_up_to
 from qcompile.report.numbers import printable
 from qcompile.report.sorted_copy import sorted_copy
 
@@ -25,29 +26,15 @@ def nearest_misses(model: ir.Model, name: str) -> list[Rejection]:
         PassError: The name is unknown.
     """
     wanted = set(registry.expand([name]))
-    plan = _plan(wanted)
-    last = max(index for index, step in enumerate(plan) if step.name in wanted)
     context = PassContext(sorted_copy(model), None)
     misses: dict[tuple[str, str, str], Rejection] = {}
-    for step in plan[: last + 1]:
+    for step in schedule_up_to(name):
         run = step()
         result = run(context)
         if step.name in wanted:
             for miss in (*result.rejected, *run.explain(context)):
                 misses.setdefault((miss.node, miss.rule, miss.reason), miss)
     return list(misses.values())
-
-
-def _plan(wanted: Collection[str]) -> list[type[Pass]]:
-    """Return the passes of a pipeline: all up to the fusions, of the later ones those wanted."""
-    tidy = [*registry.CANONICALIZE, *registry.CLEAN]
-    plan: list[type[Pass]] = [*registry.CLEAN, *tidy, *tidy]
-    for step in registry.FUSE:
-        plan.append(step)
-        if step.name == "fuse-attention":
-            # it takes rows, not heads: what reshaped them around it now cancels out
-            plan += [registry.CanonicalizeShapes, registry.EliminateIdentities]
-    return plan + [step for step in (*registry.QUANTIZE, *registry.LOWER) if step.name in wanted]
 
 
 def render_misses(name: str, misses: Sequence[Rejection]) -> RenderableType:
