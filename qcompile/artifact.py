@@ -3,12 +3,14 @@
     with ArtifactWriter(Path("out")) as artifact:
         artifact.save_graph(model)
         artifact.copy_auxiliary(source_directory)
-        artifact.commit(target="portable", shape=config.model_shape())
+        artifact.commit(Provenance("portable", config.shape()))
 
 Nothing appears at `out` before `commit`; leaving the block without it (an error, Ctrl-C) deletes the staging
 directory. An existing compiled-model directory is replaced; files in it that its manifest does not list are
 kept. Anything else in the way is refused.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import json
@@ -16,6 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,6 +53,7 @@ __all__ = [
     "GRAPH_NAME",
     "ArtifactWriter",
     "Progress",
+    "Provenance",
     "SavedModel",
     "find_graph",
     "graph_io_of",
@@ -110,6 +114,19 @@ def graph_io_of(model: ir.Model) -> GraphIO:
     )
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What a manifest says of a model beside its files; the fields are those of `Manifest`, `shape` is its `model`."""
+
+    target: str
+    shape: ModelShape
+    passes: tuple[dict[str, Any], ...] = ()
+    quantization: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    verification: dict[str, Any] = field(default_factory=dict)
+
+
 class ArtifactWriter:
     """Builds one compiled-model directory; use it as a context manager.
 
@@ -130,7 +147,7 @@ class ArtifactWriter:
         self._final = Path(os.path.realpath(directory))
         self.path = self._final
 
-    def __enter__(self) -> "ArtifactWriter":
+    def __enter__(self) -> ArtifactWriter:
         with _as_artifact_error(self.directory):
             # a mount point (a container's volume) cannot be renamed over: its staging is inside
             staged_for = self._final / "staging" if self._is_mounted() else self._final
@@ -183,52 +200,24 @@ class ArtifactWriter:
             if (source / name).is_file():
                 self.add_file(name, source / name)
 
-    def commit(
-        self,
-        *,
-        target: str,
-        shape: ModelShape,
-        passes: tuple[dict[str, Any], ...] = (),
-        quantization: dict[str, Any] | None = None,
-        source: dict[str, Any] | None = None,
-        config: dict[str, Any] | None = None,
-        verification: dict[str, Any] | None = None,
-    ) -> Manifest:
+    def commit(self, provenance: Provenance) -> Manifest:
         """Write the manifest and move the directory to its place."""
-        manifest = self.stage(
-            target=target,
-            shape=shape,
-            passes=passes,
-            quantization=quantization,
-            source=source,
-            config=config,
-            verification=verification,
-        )
+        manifest = self.stage(provenance)
         self.publish()
         return manifest
 
-    def stage(
-        self,
-        *,
-        target: str,
-        shape: ModelShape,
-        passes: tuple[dict[str, Any], ...] = (),
-        quantization: dict[str, Any] | None = None,
-        source: dict[str, Any] | None = None,
-        config: dict[str, Any] | None = None,
-        verification: dict[str, Any] | None = None,
-    ) -> Manifest:
+    def stage(self, provenance: Provenance) -> Manifest:
         """Write the manifest into the staging directory, so that the model can be tried before `publish`."""
         manifest = Manifest(
-            target=target,
-            model=shape,
+            target=provenance.target,
+            model=provenance.shape,
             graphs=tuple(self._graphs),
             files=tuple(self._files.values()),
-            passes=passes,
-            quantization=quantization or {},
-            source=source or {},
-            config=config or {},
-            verification=verification or {},
+            passes=provenance.passes,
+            quantization=provenance.quantization,
+            source=provenance.source,
+            config=provenance.config,
+            verification=provenance.verification,
             qcompile_version=__version__,
         )
         text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n"

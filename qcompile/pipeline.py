@@ -7,15 +7,14 @@ What is written is complete or absent, and its manifest lists every pass with wh
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from qcompile.artifact import ArtifactWriter, find_graph, load_model
+from qcompile.artifact import ArtifactWriter, Provenance, find_graph, load_model
 from qcompile.errors import PassError, UnsupportedOpError, VerifyError
 from qcompile.fusion_counts import expected_counts, missing_fusions
 from qcompile.model_shape import describe_model
@@ -186,8 +185,7 @@ def _write(
         done.size_bytes = saved.file.size_bytes + sum(entry.size_bytes for entry in saved.data)
         quantized = [t for result in done.results for t in result.detail.get("quantized", [])]
         earlier = origin.manifest
-        stage = functools.partial(
-            artifact.stage,
+        provenance = Provenance(
             target=done.target,
             shape=origin.shape,
             passes=(*(earlier.passes if earlier else ()), *(r.record() for r in done.results)),
@@ -195,10 +193,10 @@ def _write(
             source=earlier.source if earlier else {"path": str(origin.graph_path)},
             config=origin.config,
         )
-        stage()
+        artifact.stage(provenance)
         if options.verify == "full":
             done.agreement = compare_directories(origin.graph_path, artifact.path, say=say)
             if not done.agreement.holds(quantized=bool(quantized)):
                 raise VerifyError(f"{done.agreement.summary()}; nothing was written")
-            stage(verification=done.agreement.record())
+            artifact.stage(replace(provenance, verification=done.agreement.record()))
         artifact.publish()

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompile import weights_writer
-from qcompile.artifact import ArtifactWriter, find_graph, graph_io_of, load_model, save_model
+from qcompile.artifact import ArtifactWriter, Provenance, find_graph, graph_io_of, load_model, save_model
 from qcompile.errors import ArtifactError, GraphError
 from qcompile.runtime.manifest import MANIFEST_NAME, Manifest, check_file
 from tests.graphs_on_disk import SHAPE, file_size_limit, model_of, saved_weight, streamed, weight
@@ -104,7 +104,7 @@ def write_artifact(directory: Path, value: float = 1.0, **options: Any) -> Manif
     with ArtifactWriter(directory) as artifact:
         artifact.save_graph(model_of(ir.Tensor(np.full(4096, value, np.float32), name="w")))
         artifact.add_file("tokenizer.json", b"{}")
-        return artifact.commit(target="portable", shape=SHAPE, **options)
+        return artifact.commit(Provenance("portable", SHAPE, **options))
 
 
 def test_a_directory_is_complete_and_checks(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_mount_point_is_filled_from_inside(tmp_path: Path, monkeypatch: pytest
         assert artifact.path.parent == directory
         artifact.add_file("chat_template.jinja", b"old")
         artifact.save_graph(model_of(ir.Tensor(np.zeros(4096, np.float32), name="w")))
-        artifact.commit(target="portable", shape=SHAPE)
+        artifact.commit(Provenance("portable", SHAPE))
     (directory / "notes.txt").write_text("mine")
     (tmp_path / "victim").write_text("not ours")
     hostile = (directory / MANIFEST_NAME).read_text().replace("chat_template.jinja", "../victim")
@@ -243,7 +243,7 @@ def test_auxiliary_files_are_copied(tmp_path: Path) -> None:
     with ArtifactWriter(tmp_path / "out") as artifact:
         artifact.copy_auxiliary(tmp_path)
         artifact.save_graph(model_of(ir.Tensor(np.ones(4096, np.float32), name="w")))
-        manifest = artifact.commit(target="portable", shape=SHAPE)
+        manifest = artifact.commit(Provenance("portable", SHAPE))
     assert [entry.name for entry in manifest.files] == ["tokenizer.json"]
 
 

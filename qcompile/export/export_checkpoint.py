@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qcompile.artifact import ArtifactWriter, Progress
+from qcompile.artifact import ArtifactWriter, Progress, Provenance
 from qcompile.errors import ExportError
 from qcompile.export.checkpoint import Checkpoint
 from qcompile.export.gguf_source import open_gguf
@@ -73,12 +73,13 @@ def export_checkpoint(
         saved = artifact.save_graph(model, progress=progress)
         for name, content in checkpoint.files.items():
             artifact.add_file(name, content)
-        manifest = artifact.commit(
+        provenance = Provenance(
             target="portable",
             shape=checkpoint.config.shape(),
             source=checkpoint.description | {"dtype": dtype, "embeddings": embeddings, "notes": notes},
             config=checkpoint.config.to_dict(),
         )
+        manifest = artifact.commit(provenance)
     return ExportResult(
         manifest=manifest,
         num_nodes=len(model.graph),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.artifact import ArtifactWriter, Progress
+from qcompile.artifact import ArtifactWriter, Progress, Provenance
 from qcompile.errors import ExportError
 from qcompile.export.checkpoint import EMBEDDING, HEAD, Checkpoint
 from qcompile.export.export_checkpoint import ExportResult
@@ -59,12 +59,13 @@ def trace_checkpoint(
         saved = artifact.save_graph(model, progress=progress)
         for name, content in files.items():
             artifact.add_file(name, content)
-        manifest = artifact.commit(
+        provenance = Provenance(
             target="portable",
             shape=shape,
             source={"format": "torch", "path": source, "dtype": dtype, "via": "torch", "notes": notes},
             config=record,
         )
+        manifest = artifact.commit(provenance)
     return ExportResult(
         manifest=manifest,
         num_nodes=len(model.graph),
