@@ -9,73 +9,32 @@ Norms, softmax and their sums are computed in float32 whatever the dtype of the 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import onnx
-import onnx.parser
 import onnx_ir as ir
 
 from qcompile.errors import PassError
+from qcompile.fused_op import DOMAIN, DOMAIN_VERSION, MIN_OPSET, FusedOp, TensorType, same_as_first
 
-DOMAIN = "qcompile"
-DOMAIN_VERSION = 1
-# The definitions use ReduceMean, Split and Shape as opset 18 has them; later opsets read them the same way.
-MIN_OPSET = 18
-
-TensorType = tuple[ir.DataType, tuple[int, ...]]
-InferOutputs = Callable[[ir.Node, Sequence[TensorType]], list[TensorType]]
-
-
-@dataclass(frozen=True)
-class FusedOp:
-    """One fused operator.
-
-    Attributes:
-        name: Operator type in domain `qcompile`.
-        text: Its ONNX function, in ONNX text form.
-        outputs: Infers dtype and shape of every output from those of the inputs.
-    """
-
-    name: str
-    text: str
-    outputs: InferOutputs
-
-    @functools.cached_property
-    def num_outputs(self) -> int:
-        """Number of outputs."""
-        return len(self.proto(MIN_OPSET).output)
-
-    @property
-    def function(self) -> ir.Function:
-        """A fresh copy of the ONNX function that defines the operator."""
-        return ir.serde.deserialize_function(self.proto(MIN_OPSET))
-
-    def proto(self, opset: int) -> onnx.FunctionProto:
-        """Return the definition for models of this opset, 18 or later; shared, do not change it."""
-        return _parsed(self.text, max(opset, MIN_OPSET))
-
-    def infer(self, node: ir.Node, inputs: Sequence[TensorType | None]) -> list[TensorType]:
-        """Return dtype and shape of each output for concrete input types."""
-        present = [t for t in inputs if t is not None]
-        return self.outputs(node, present)
-
-    def register(self, model: ir.Model) -> None:
-        """Add the function and its domain to a model that calls it; its body is of the model's own opset."""
-        opset = model.graph.opset_imports.get("", MIN_OPSET)
-        function = ir.serde.deserialize_function(self.proto(opset))
-        model.functions.setdefault(function.identifier(), function)
-        model.graph.opset_imports.setdefault(DOMAIN, DOMAIN_VERSION)
-
-
-@functools.lru_cache(maxsize=256)
-def _parsed(text: str, opset: int) -> onnx.FunctionProto:
-    return onnx.parser.parse_function(f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">\n{text}')
-
-
-def _same_as_first(count: int) -> InferOutputs:
-    return lambda node, inputs: [inputs[0]] * count
+__all__ = [
+    "ADD_LAYER_NORM",
+    "ADD_RMS_NORM",
+    "ATTENTION",
+    "DOMAIN",
+    "DOMAIN_VERSION",
+    "FUSED_OPS",
+    "GELU",
+    "GELU_TANH",
+    "LAYER_NORM",
+    "LINEAR",
+    "LINEAR_W8",
+    "MIN_OPSET",
+    "RMS_NORM",
+    "ROTARY_EMBEDDING",
+    "SWI_GLU",
+    "FusedOp",
+    "fused_op",
+]
 
 
 def _linear(node: ir.Node, inputs: Sequence[TensorType]) -> list[TensorType]:
@@ -95,52 +54,26 @@ def _attention(node: ir.Node, inputs: Sequence[TensorType]) -> list[TensorType]:
     return [(dtype, q_shape), present, present]
 
 
-RMS_NORM = FusedOp(
-    "RmsNorm",
-    # y = x * rsqrt(mean(x^2, -1) + epsilon) * gamma        (Zhang & Sennrich 2019, eq. 4)
-    """
-    RmsNorm <epsilon> (x, gamma) => (y) {
-      x32 = Cast <to = 1> (x)
+def _rms_norm_of(x: str) -> str:
+    """RMS norm of a value: y = x * rsqrt(mean(x^2, -1) + epsilon) * gamma        (Zhang & Sennrich 2019, eq. 4)."""
+    return f"""
+      x32 = Cast <to = 1> ({x})
       square = Mul (x32, x32)
-      last = Constant <value = int64[1] {-1}> ()
+      last = Constant <value = int64[1] {{-1}}> ()
       mean = ReduceMean <keepdims = 1> (square, last)
       eps = Constant <value_float: float = @epsilon> ()
       variance = Add (mean, eps)
       deviation = Sqrt (variance)
       normal = Div (x32, deviation)
-      typed = CastLike (normal, x)
-      y = Mul (typed, gamma)
-    }""",
-    _same_as_first(1),
-)
+      typed = CastLike (normal, {x})
+      y = Mul (typed, gamma)"""
 
-ADD_RMS_NORM = FusedOp(
-    "AddRmsNorm",
-    # h = x + residual; y = RmsNorm(h)
-    """
-    AddRmsNorm <epsilon> (x, residual, gamma) => (y, h) {
-      h = Add (x, residual)
-      h32 = Cast <to = 1> (h)
-      square = Mul (h32, h32)
-      last = Constant <value = int64[1] {-1}> ()
-      mean = ReduceMean <keepdims = 1> (square, last)
-      eps = Constant <value_float: float = @epsilon> ()
-      variance = Add (mean, eps)
-      deviation = Sqrt (variance)
-      normal = Div (h32, deviation)
-      typed = CastLike (normal, h)
-      y = Mul (typed, gamma)
-    }""",
-    _same_as_first(2),
-)
 
-LAYER_NORM = FusedOp(
-    "LayerNorm",
-    # y = (x - mean(x)) / sqrt(var(x) + epsilon) * gamma + beta        (Ba et al. 2016, eq. 4)
-    """
-    LayerNorm <epsilon> (x, gamma, beta) => (y) {
-      x32 = Cast <to = 1> (x)
-      last = Constant <value = int64[1] {-1}> ()
+def _layer_norm_of(x: str) -> str:
+    """Layer norm of a value: y = (x - mean(x)) / sqrt(var(x) + epsilon) * gamma + beta        (Ba et al. 2016, eq. 4)."""
+    return f"""
+      x32 = Cast <to = 1> ({x})
+      last = Constant <value = int64[1] {{-1}}> ()
       mean = ReduceMean <keepdims = 1> (x32, last)
       centred = Sub (x32, mean)
       square = Mul (centred, centred)
@@ -149,34 +82,46 @@ LAYER_NORM = FusedOp(
       variance = Add (spread, eps)
       deviation = Sqrt (variance)
       normal = Div (centred, deviation)
-      typed = CastLike (normal, x)
+      typed = CastLike (normal, {x})
       scaled = Mul (typed, gamma)
-      y = Add (scaled, beta)
-    }""",
-    _same_as_first(1),
+      y = Add (scaled, beta)"""
+
+
+def _rotated(x: str, y: str) -> str:
+    """Rotate a value: y = x * cos + rotate_half(x) * sin        (Su et al. 2021, eq. 34, split halves)."""
+    return f"""
+      {y}_first, {y}_second = Split <axis = -1, num_outputs = 2> ({x})
+      {y}_negative = Neg ({y}_second)
+      {y}_turned = Concat <axis = -1> ({y}_negative, {y}_first)
+      {y}_straight = Mul ({x}, cos)
+      {y}_crossed = Mul ({y}_turned, sin)
+      {y} = Add ({y}_straight, {y}_crossed)"""
+
+
+RMS_NORM = FusedOp(
+    "RmsNorm",
+    f"RmsNorm <epsilon> (x, gamma) => (y) {{{_rms_norm_of('x')} }}",
+    same_as_first(1),
+)
+
+ADD_RMS_NORM = FusedOp(
+    "AddRmsNorm",
+    # h = x + residual; y = RmsNorm(h)
+    f"AddRmsNorm <epsilon> (x, residual, gamma) => (y, h) {{ h = Add (x, residual){_rms_norm_of('h')} }}",
+    same_as_first(2),
+)
+
+LAYER_NORM = FusedOp(
+    "LayerNorm",
+    f"LayerNorm <epsilon> (x, gamma, beta) => (y) {{{_layer_norm_of('x')} }}",
+    same_as_first(1),
 )
 
 ADD_LAYER_NORM = FusedOp(
     "AddLayerNorm",
     # h = x + residual; y = LayerNorm(h)
-    """
-    AddLayerNorm <epsilon> (x, residual, gamma, beta) => (y, h) {
-      h = Add (x, residual)
-      h32 = Cast <to = 1> (h)
-      last = Constant <value = int64[1] {-1}> ()
-      mean = ReduceMean <keepdims = 1> (h32, last)
-      centred = Sub (h32, mean)
-      square = Mul (centred, centred)
-      spread = ReduceMean <keepdims = 1> (square, last)
-      eps = Constant <value_float: float = @epsilon> ()
-      variance = Add (spread, eps)
-      deviation = Sqrt (variance)
-      normal = Div (centred, deviation)
-      typed = CastLike (normal, h)
-      scaled = Mul (typed, gamma)
-      y = Add (scaled, beta)
-    }""",
-    _same_as_first(2),
+    f"AddLayerNorm <epsilon> (x, residual, gamma, beta) => (y, h) {{ h = Add (x, residual){_layer_norm_of('h')} }}",
+    same_as_first(2),
 )
 
 LINEAR = FusedOp(
@@ -224,7 +169,7 @@ SWI_GLU = FusedOp(
       silu = Mul (gate, sigmoid)
       y = Mul (silu, up)
     }""",
-    _same_as_first(1),
+    same_as_first(1),
 )
 
 GELU = FusedOp(
@@ -244,7 +189,7 @@ GELU = FusedOp(
       half_x = Mul (x, half_like)
       y = Mul (half_x, sum)
     }""",
-    _same_as_first(1),
+    same_as_first(1),
 )
 
 GELU_TANH = FusedOp(
@@ -270,22 +215,14 @@ GELU_TANH = FusedOp(
       half_x = Mul (x, half_like)
       y = Mul (half_x, sum)
     }""",
-    _same_as_first(1),
+    same_as_first(1),
 )
 
 ROTARY_EMBEDDING = FusedOp(
     "RotaryEmbedding",
-    # y = x * cos + rotate_half(x) * sin; x [B,N,S,d], cos and sin [B,1,S,d]        (Su et al. 2021, eq. 34, split halves)
-    """
-    RotaryEmbedding (x, cos, sin) => (y) {
-      first, second = Split <axis = -1, num_outputs = 2> (x)
-      negative = Neg (second)
-      rotated = Concat <axis = -1> (negative, first)
-      straight = Mul (x, cos)
-      crossed = Mul (rotated, sin)
-      y = Add (straight, crossed)
-    }""",
-    _same_as_first(1),
+    # x [B,N,S,d], cos and sin [B,1,S,d]
+    f"RotaryEmbedding (x, cos, sin) => (y) {{{_rotated('x', 'y')} }}",
+    same_as_first(1),
 )
 
 ATTENTION = FusedOp(
@@ -314,20 +251,10 @@ ATTENTION = FusedOp(
       q_heads = Transpose <perm = [0, 2, 1, 3]> (q_rows)
       k_heads = Transpose <perm = [0, 2, 1, 3]> (k_rows)
       v_heads = Transpose <perm = [0, 2, 1, 3]> (v_rows)
-
-      q_first, q_second = Split <axis = -1, num_outputs = 2> (q_heads)
-      q_negative = Neg (q_second)
-      q_rotated = Concat <axis = -1> (q_negative, q_first)
-      q_straight = Mul (q_heads, cos)
-      q_crossed = Mul (q_rotated, sin)
-      q_rope = Add (q_straight, q_crossed)
-      k_first, k_second = Split <axis = -1, num_outputs = 2> (k_heads)
-      k_negative = Neg (k_second)
-      k_rotated = Concat <axis = -1> (k_negative, k_first)
-      k_straight = Mul (k_heads, cos)
-      k_crossed = Mul (k_rotated, sin)
-      k_rope = Add (k_straight, k_crossed)
-
+    """
+    + _rotated("q_heads", "q_rope")
+    + _rotated("k_heads", "k_rope")
+    + """
       present_key = Concat <axis = 2> (past_key, k_rope)
       present_value = Concat <axis = 2> (past_value, v_heads)
 
