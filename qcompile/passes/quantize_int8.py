@@ -15,15 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.errors import QuantError
 from qcompile.functions import DOMAIN, DOMAIN_VERSION
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
 from qcompile.passes.change import finish_rewrites, node_label
-from qcompile.quant.rtn import block_scales, quantize_blocks
+from qcompile.quant import WeightScheme, weight_quantizer
+from qcompile.quant.scheme import ScaleType
 from qcompile.tensors import StreamedTensor
 from qcompile.weights import columns_of, rows_of
 
 BLOCK_SIZES = (128, 64, 32, 16)
+_SCALE_TYPES: dict[ir.DataType, ScaleType] = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 RowsOfOutputs = Callable[[int, int], np.ndarray]
 
 
@@ -107,17 +108,14 @@ def _projection(node: ir.Node) -> _Projection | None:
 
 def _quantize(graph: ir.Graph, projection: _Projection, block_size: int) -> None:
     p = projection
-    smallest = float(np.finfo(np.float16 if p.dtype == ir.DataType.FLOAT16 else np.float32).tiny)
+    scheme = WeightScheme(8, block_size, scale_type=_SCALE_TYPES.get(p.dtype, "float32"))
+    quantize = weight_quantizer(scheme, name=p.name)
 
     def scales(start: int, stop: int) -> np.ndarray:
-        try:
-            return block_scales(p.rows(start, stop), block_size, smallest).astype(p.dtype.numpy())
-        except QuantError as error:
-            raise QuantError(f"{p.name}: {error}") from error
+        return quantize(p.rows(start, stop)).scales.astype(p.dtype.numpy())
 
     def quantized(start: int, stop: int) -> np.ndarray:
-        rows = p.rows(start, stop)
-        return quantize_blocks(rows, scales(start, stop).astype(np.float32))
+        return quantize(p.rows(start, stop)).codes
 
     shapes = ir.Shape([p.num_outputs, p.num_inputs]), ir.Shape([p.num_outputs, p.num_inputs // block_size])
     # A piece of q is four times smaller than the float rows it is made from: ask for small pieces.

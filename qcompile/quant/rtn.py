@@ -1,59 +1,75 @@
-"""Symmetric round-to-nearest int8, one scale per block of a row.
+"""Round to nearest: the scale of a group is the smallest that covers every value.
 
-    scale = max|w| / 127,   q = round(w / scale),   w' = q * scale        (Jacob et al. 2018, eq. 1 with zero point 0)
+    symmetric     scale = max|w| / q_max                       q = round(w / scale)
+    asymmetric    scale = (max(w, 0) - min(w, 0)) / (2^b - 1)  zero_point = round(-min(w, 0) / scale)
+                                                               q = round(w / scale) + zero_point
 
-so |w - w'| <= scale / 2. A block of zeros, or of numbers too small for a normal scale, gets scale 1 and q 0: a scale of
-0 would divide to NaN.
+(Jacob et al. 2018, eq. 1 and 2.) So |w - w'| <= scale / 2, and one step where the rounded zero point cuts the range. A
+group of zeros, or of numbers too small for a normal scale, gets scale 1 and the codes of zero: a scale of 0 would
+divide to NaN.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from qcompile.errors import QuantError
+from qcompile.quant.scheme import FloatArray, QuantizedWeight, WeightScheme
 
-INT8_MAX = 127
-_TINY = float(np.finfo(np.float32).tiny)
-
-
-def block_scales(weight: np.ndarray, block_size: int, smallest: float = _TINY) -> np.ndarray:
-    """Return the scale of every block.
-
-    Args:
-        weight: Float [N, M], M divisible by `block_size`.
-        block_size: Elements of a row that share a scale.
-        smallest: Smallest normal number of the type that will hold the scales.
-
-    Returns:
-        float32 [N, M / block_size].
-
-    Raises:
-        QuantError: M is not divisible, or a weight is NaN or infinite.
-    """
-    blocks = _blocks(weight, block_size)
-    largest = np.abs(blocks).max(axis=2).astype(np.float32)
-    if not np.isfinite(largest).all():
-        row = int(np.argwhere(~np.isfinite(largest))[0, 0])
-        raise QuantError(f"row {row} has NaN or infinite weights; they cannot be quantized")
-    scales = largest / np.float32(INT8_MAX)
-    return np.asarray(np.where(scales < smallest, np.float32(1), scales), dtype=np.float32)
+GroupScales = tuple[FloatArray, npt.NDArray[np.uint8] | None]
 
 
-def quantize_blocks(weight: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Return int8 [N, M] for float weight [N, M] and scales [N, M / block_size]."""
-    block_size = weight.shape[1] // scales.shape[1]
-    scaled = _blocks(weight, block_size).astype(np.float32) / scales[:, :, None]
-    return np.asarray(np.clip(np.rint(scaled), -INT8_MAX, INT8_MAX), dtype=np.int8).reshape(weight.shape)
+def round_to_nearest(weight: FloatArray, scheme: WeightScheme) -> QuantizedWeight:
+    """Quantize a checked weight [N, K]."""
+    groups = grouped(weight, scheme)
+    return encode(groups, *covering_scales(groups, scheme), scheme, weight.shape[1])
 
 
-def dequantize_blocks(quantized: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Return float32 [N, M]: q * scale."""
-    rows, columns = quantized.shape
-    blocks = quantized.reshape(rows, scales.shape[1], -1).astype(np.float32)
-    return np.asarray(blocks * scales[:, :, None], dtype=np.float32).reshape(rows, columns)
+def grouped(weight: FloatArray, scheme: WeightScheme) -> FloatArray:
+    """Return [N, G, g]: a weight cut into groups, the last one filled up with zeros."""
+    rows, num_inputs = weight.shape
+    group, count = scheme.group_of(num_inputs), scheme.num_groups(num_inputs)
+    missing = group * count - num_inputs
+    padded = np.pad(weight, ((0, 0), (0, missing))) if missing else weight
+    return padded.reshape(rows, count, group)
 
 
-def _blocks(weight: np.ndarray, block_size: int) -> np.ndarray:
-    if weight.ndim != 2 or block_size <= 0 or weight.shape[1] % block_size:
-        raise QuantError(f"a weight of shape {list(weight.shape)} has no blocks of {block_size} along its rows")
-    return weight.reshape(weight.shape[0], -1, block_size)
+def covering_scales(groups: FloatArray, scheme: WeightScheme) -> GroupScales:
+    """Return scales float32 [N, G] and zero points uint8 [N, G] (or None) that cover every value of [N, G, g]."""
+    high, low = groups.max(axis=2), groups.min(axis=2)
+    if scheme.symmetric:
+        return scheme.stored_scales(np.maximum(high, -low) / np.float32(scheme.code_range[1])), None
+    return scales_of_range(np.minimum(low, 0), np.maximum(high, 0), scheme)
+
+
+def scales_of_range(low: FloatArray, high: FloatArray, scheme: WeightScheme) -> GroupScales:
+    """Return asymmetric scales and zero points for ranges low <= 0 <= high."""
+    steps = np.float32(scheme.code_range[1])
+    scales = scheme.stored_scales(high / steps - low / steps)
+    with np.errstate(over="ignore"):
+        zero_points = np.clip(np.rint(-low / scales), 0, steps).astype(np.uint8)
+    return scales, zero_points
+
+
+def encode(
+    groups: FloatArray,
+    scales: FloatArray,
+    zero_points: npt.NDArray[np.uint8] | None,
+    scheme: WeightScheme,
+    num_inputs: int,
+) -> QuantizedWeight:
+    """Return the nearest codes of [N, G, g] for given scales."""
+    codes = nearest_codes(groups, scales[:, :, None], None if zero_points is None else zero_points[:, :, None], scheme)
+    flat = codes.reshape(len(groups), -1)[:, :num_inputs].astype(scheme.code_type)
+    return QuantizedWeight(flat, scales, zero_points, scheme)
+
+
+def nearest_codes(
+    values: FloatArray, scales: FloatArray, zero_points: npt.NDArray[np.uint8] | None, scheme: WeightScheme
+) -> FloatArray:
+    """Return the nearest codes as floats; scales and zero points broadcast against the values."""
+    codes = values / scales
+    np.rint(codes, out=codes)
+    if zero_points is not None:
+        codes += zero_points
+    return np.clip(codes, *scheme.code_range, out=codes)
