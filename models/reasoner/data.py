@@ -34,7 +34,7 @@ def make(rng: random.Random, family: Family, *, is_hard: bool, is_chinese: bool)
     parameters = family.draw(rng, is_hard)
     split = split_of(parameter_key(family.name, parameters))
     draft = family.render(parameters, is_chinese, rng)
-    problem = finish(family, draft, is_chinese=is_chinese, is_hard=is_hard, rng=rng)
+    problem = finish(family, draft, is_chinese=is_chinese, is_hard=is_hard)
     agrees = split_of("prompt " + normalised_prompt(problem.prompt, problem.choices)) == split
     return problem, split if agrees else ""
 

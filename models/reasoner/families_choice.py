@@ -6,7 +6,7 @@ from typing import Any
 
 from models.reasoner import columns
 from models.reasoner.families_math import sum_steps
-from models.reasoner.problem import Draft, Family
+from models.reasoner.problem import Draft, Family, compared, shuffled
 
 Rng = random.Random
 _DAYS = (
@@ -38,19 +38,22 @@ def _decimal(value: int, places: int, shown: int) -> str:
 
 def render_order(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
     texts, rank = parameters
-    texts = list(texts)
-    rng.shuffle(texts)
+    texts = shuffled(texts, rng)
     english = {1: "largest", 2: "second largest", 3: "second smallest", 4: "smallest"}[rank]
     chinese = {1: "最大", 2: "第二大", 3: "第二小", 4: "最小"}[rank]
     width = max(len(text.partition(".")[2]) for text in texts)
-    padded = {}
+    padded = []
     for text in texts:
         whole, _, part = text.partition(".")
-        padded[text] = f"{whole}.{part:0<{width}}" if width else whole
-    ordered = sorted(texts, key=float, reverse=True)
-    lines = [", ".join(padded[text] for text in texts), " > ".join(padded[text] for text in ordered)]
+        padded.append(f"{whole}.{part:0<{width}}" if width else whole)
+    ranked = sorted(zip(padded, "ABCD", strict=True), key=lambda pair: float(pair[0]), reverse=True)
+    lines = [
+        "\n".join(f"{letter} {text}" for letter, text in zip("ABCD", padded, strict=True)),
+        " > ".join(f"{text} {letter}" for text, letter in ranked),
+    ]
+    answer = texts["ABCD".index(ranked[rank - 1][1])]
     question = f"Which number is the {english}?"
-    return Draft(f"哪个数{chinese}？" if is_chinese else question, "\n".join(lines), ordered[rank - 1], tuple(texts))
+    return Draft(f"哪个数{chinese}？" if is_chinese else question, "\n".join(lines), answer, texts)
 
 
 def draw_fractions(rng: Rng, is_hard: bool) -> tuple[Any, ...]:
@@ -66,20 +69,19 @@ def draw_fractions(rng: Rng, is_hard: bool) -> tuple[Any, ...]:
 
 def render_fractions(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
     pairs, kind = parameters
-    best, lines = pairs[0], []
-    for pair in pairs[1:]:
+    pairs = rng.sample(pairs, 4)
+    best, held, lines = pairs[0], "A", []
+    for letter, pair in zip("BCD", pairs[1:], strict=True):
         left, right = best[0] * pair[1], pair[0] * best[1]
         sign = "<" if left < right else ">"
-        is_better = (left < right) == (kind == "largest")
-        line = (
-            f"{best[0]}/{best[1]} ? {pair[0]}/{pair[1]}: {best[0]}*{pair[1]}={left} {sign} {pair[0]}*{best[1]}={right}"
-        )
-        best = pair if is_better else best
-        lines.append(f"{line} -> {best[0]}/{best[1]}")
-    text = f"Which of the fractions {', '.join(f'{a}/{b}' for a, b in pairs)} is the {kind}?"
+        line = f"{held} {best[0]}/{best[1]} ? {letter} {pair[0]}/{pair[1]}: "
+        line += f"{best[0]}*{pair[1]}={left} {sign} {pair[0]}*{best[1]}={right}"
+        if (left < right) == (kind == "largest"):
+            best, held = pair, letter
+        lines.append(f"{line} -> {held}")
+    text = f"Which fraction is the {kind}?"
     if is_chinese:
-        which = "最大" if kind == "largest" else "最小"
-        text = f"分数 {'、'.join(f'{a}/{b}' for a, b in pairs)} 中哪个{which}？"
+        text = f"哪个分数{'最大' if kind == 'largest' else '最小'}？"
     return Draft(text, "\n".join(lines), f"{best[0]}/{best[1]}", tuple(f"{a}/{b}" for a, b in pairs))
 
 
@@ -94,8 +96,8 @@ def render_weekday(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
     step = 1 if way == "after" else -1
     walk = [names[(day + step * i) % 7] for i in range(rest + 1)]
     answer = walk[-1]
-    options = (answer, *rng.sample([name for name in names if name != answer], 3))
-    lines = [columns.divide(days, 7), " -> ".join(walk)]
+    options = shuffled([answer, *rng.sample([name for name in names if name != answer], 3)], rng)
+    lines = [columns.divide(days, 7), " -> ".join(walk), compared(options, answer)]
     text = f"Today is {names[day]}. What day of the week {'will it be in' if step > 0 else 'was it'} {days} days"
     text += "?" if step > 0 else " ago?"
     if is_chinese:
@@ -117,7 +119,8 @@ def render_options(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
     numbers, signs = parameters
     steps, total = sum_steps(numbers, signs)
     text = str(numbers[0]) + "".join(f" {s} {n}" for s, n in zip(signs, numbers[1:], strict=True))
-    options = (str(total), *_wrong_numbers(total, rng))
+    options = shuffled([str(total), *_wrong_numbers(total, rng)], rng)
+    steps = f"{steps}\n{compared(options, str(total), beside=True)}"
     return Draft(f"{text} 等于多少？" if is_chinese else f"What is {text}?", steps, str(total), options)
 
 
@@ -152,7 +155,8 @@ def render_sets(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
         text = f"A = {shown[0]}，B = {shown[1]}。{english} 有多少个元素？"
     else:
         text = f"A = {shown[0]} and B = {shown[1]}. How many elements does {english} have?"
-    return Draft(text, f"{line}\n{numbered}", size, (size, *(str(n) for n in rng.sample(near, 3))))
+    options = shuffled([size, *(str(n) for n in rng.sample(near, 3))], rng)
+    return Draft(text, f"{line}\n{numbered}\n{compared(options, size)}", size, options)
 
 
 FAMILIES = (

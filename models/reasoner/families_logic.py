@@ -5,7 +5,7 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
-from models.reasoner.problem import Draft, Family
+from models.reasoner.problem import Draft, Family, compared, shuffled
 
 Rng = random.Random
 PEOPLE = (
@@ -43,18 +43,19 @@ def draw_knights(rng: Rng, is_hard: bool) -> tuple[Any, ...]:
 def render_knights(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
     people, claims = parameters
     names = [PEOPLE[person][is_chinese] for person in people]
-    lines, answer = [], ()
-    for world in product((True, False), repeat=len(claims)):
-        line = "".join("KN"[not kind] for kind in world) + ":"
+    answer = _consistent(claims)[0]
+    others = [w for w in product((True, False), repeat=len(claims)) if w != answer]
+    worlds = rng.sample([answer, *rng.sample(others, 3)], 4)
+    lines = []
+    for letter, world in zip("ABCD", worlds, strict=True):
+        line = f"{letter} {''.join('KN'[not kind] for kind in world)}:"
         for speaker, claim in enumerate(claims):
             said = _claim_is_true(claim, speaker, world)
             line += f" {names[speaker]} {'TF'[not said]}"
             if said != world[speaker]:
-                lines.append(line + " no")
                 break
-        else:
-            lines.append(line + " ok")
-            answer = world
+        lines.append(f"{line} {'ok' if world == answer else 'no'}")
+        if world == answer:
             break
 
     def describe(world: tuple[bool, ...]) -> str:
@@ -63,8 +64,6 @@ def render_knights(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
             f"{n}{'是' if is_chinese else ':'}{kinds[not k]}" for n, k in zip(names, world, strict=True)
         )
 
-    others = [w for w in product((True, False), repeat=len(claims)) if w != answer]
-    options = [describe(w) for w in [answer, *rng.sample(others, 3)]]
     say = "{0}说：“{2}。”" if is_chinese else '{0} says: "{2}."'
     said_lines = [
         say.format(names[i], "", _CLAIMS[c[0]][1 + is_chinese].format("", names[c[1]])) for i, c in enumerate(claims)
@@ -73,7 +72,7 @@ def render_knights(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
         text = "骑士总说真话，骗子总说假话。" + "".join(said_lines) + "他们各是什么人？"
     else:
         text = f"Knights always tell the truth, knaves always lie. {' '.join(said_lines)} What are they?"
-    return Draft(text, "\n".join(lines), describe(answer), tuple(options))
+    return Draft(text, "\n".join(lines), describe(answer), tuple(describe(world) for world in worlds))
 
 
 Literal = tuple[int, bool]  # variable, is_negated
@@ -146,17 +145,18 @@ def render_satisfy(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
     def describe(world: tuple[bool, ...]) -> str:
         return ", ".join(f"{'pqr'[i]}={_letter(v)}" for i, v in enumerate(world))
 
+    options = rng.sample(worlds, 4)
     lines = []
-    for world in sorted(worlds, reverse=True):
+    for letter, world in zip("ABCD", options, strict=True):
         line, result = formula_steps(literals, operators, world)
-        lines.append(f"{describe(world)}: {line}")
+        lines.append(f"{letter} {describe(world)}: {line}")
         if result:
             break
     formula = formula_text(literals, operators)
     text = f"Which values make the formula {formula} true?"
     if is_chinese:
         text = f"哪一组取值使公式 {formula} 为真？"
-    return Draft(text, "\n".join(lines), describe(worlds[0]), tuple(describe(w) for w in worlds))
+    return Draft(text, "\n".join(lines), describe(worlds[0]), tuple(describe(w) for w in options))
 
 
 # A is <first> of B and B is <second> of C; up = parent, down = child, side = sibling.
@@ -216,12 +216,13 @@ def render_kinship(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
     first, last = PEOPLE[people[0]][is_chinese], PEOPLE[people[len(links)]][is_chinese]
     others = [words[is_chinese][women[0]] for key, words in _WORDS.items() if key != relation]
     question = f"{first}是{last}的什么人？" if is_chinese else f" What is {first} to {last}?"
-    return Draft(facts + question, steps, answer, (answer, *rng.sample(others, 3)))
+    options = shuffled([answer, *rng.sample(others, 3)], rng)
+    return Draft(facts + question, f"{steps}\n{compared(options, answer)}", answer, options)
 
 
 def render_kinship_short(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
     draft = render_kinship(parameters, is_chinese, rng)
-    return Draft(draft.prompt, draft.steps, draft.answer)
+    return Draft(draft.prompt, kinship_parts(parameters, is_chinese)[1], draft.answer)
 
 
 FAMILIES = (

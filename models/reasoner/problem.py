@@ -9,7 +9,7 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ class Draft:
         prompt: The question alone; the evaluation templates put the instructions around it.
         steps: The thinking.
         answer: What the checker compares with; for code, the program.
-        choices: For choice: the four options in letter order.
+        choices: For choice: the four options in letter order; the steps end with the letter of the answer.
         tests: For code: assert statements.
     """
 
@@ -101,14 +101,12 @@ def normalised_prompt(prompt: str, choices: dict[str, str] | None = None) -> str
     return re.sub(r"[\s,.;:!?'\"`，。；：！？、“”‘’]+", "", unicodedata.normalize("NFKC", text).casefold())
 
 
-def finish(family: Family, draft: Draft, *, is_chinese: bool, is_hard: bool, rng: random.Random) -> Problem:
+def finish(family: Family, draft: Draft, *, is_chinese: bool, is_hard: bool) -> Problem:
     """Put the letters on the options and the tags around the solution."""
     choices: dict[str, str] = {}
     answer = draft.answer
     if family.type == "choice":
-        options = list(draft.choices)
-        rng.shuffle(options)
-        choices = dict(zip("ABCD", options, strict=True))
+        choices = dict(zip("ABCD", draft.choices, strict=True))
         answer = next(letter for letter, text in choices.items() if text == draft.answer)
     return Problem(
         id="",
@@ -117,18 +115,37 @@ def finish(family: Family, draft: Draft, *, is_chinese: bool, is_hard: bool, rng
         language="zh" if is_chinese else "en",
         is_hard=is_hard,
         prompt=draft.prompt,
-        solution=_solution(family.type, draft, choices, answer),
+        solution=_solution(family.type, draft, answer),
         choices=choices,
         answer=answer,
         tests=draft.tests,
     )
 
 
-def _solution(case_type: str, draft: Draft, choices: dict[str, str], answer: str) -> str:
+def shuffled(options: Iterable[str], rng: random.Random) -> tuple[str, ...]:
+    """The options in random order."""
+    return tuple(rng.sample(list(options), 4))
+
+
+def compared(options: Iterable[str], answer: str, *, beside: bool = False) -> str:
+    """The options one a line, each marked as the answer or not, up to the answer.
+
+    The letter stands on the line: a small model finds it there, while looking an option up by several tokens is
+    what it learns last. `beside` writes the answer next to each option, for long numbers.
+    """
+    lines = []
+    for letter, option in zip("ABCD", options, strict=True):
+        shown = f"{letter} {option}/{answer}" if beside else f"{letter} {option}"
+        lines.append(f"{shown}{'+' if option == answer else '-'}")
+        if option == answer:
+            break
+    return "\n".join(lines)
+
+
+def _solution(case_type: str, draft: Draft, answer: str) -> str:
     steps = draft.steps
     if case_type == "choice":
-        listed = "\n".join(f"{text}={letter}" for letter, text in choices.items())
-        steps = f"{steps}\n{listed}\n{draft.answer}={answer}"
+        steps = f"{steps}\n{answer}"
     final = {
         "choice": f"Answer: {answer}",
         "math": f"Answer: \\boxed{{{answer}}}",

@@ -1,11 +1,12 @@
-"""The whole training of the bundled model inside limited time on one GPU, in one process.
+"""The whole training of the bundled model on one GPU in two commands of about ten minutes each.
 
-    python -m models.reasoner.schedule base --work W --out R --seconds 560   # SFT of both, distillation, scores
-    python -m models.reasoner.schedule long --work W --out R --seconds 530 --source DIR   # more SFT, then GRPO
-    python -m models.reasoner.schedule grpo --work W --out R --seconds 400 --source weights   # reinforcement learning
+    python -m models.reasoner.schedule teach  --work W --out R --seconds 570   # student SFT, teacher SFT
+    python -m models.reasoner.schedule finish --work W --out R --seconds 570   # distillation, GRPO
+    python -m models.reasoner.schedule grpo   --work W --out R --seconds 400 --source DIR   # GRPO alone
 
-A second process makes the training rows meanwhile. Weights leave in parts of 15 MiB (R/NAME.safetensors.0, .1), logs and
-scores as JSON, after every stage, so that an interruption loses no finished stage. `--join R` puts parts together.
+`finish` needs W as `teach` left it. A second process makes the training rows meanwhile. Weights leave in parts of 15 MiB
+(R/NAME.safetensors.0, .1), logs and scores as JSON, after every stage, so that an interruption loses no finished stage;
+`join --out R --work W` puts the parts together as W/NAME/model.
 """
 
 import argparse
@@ -16,36 +17,37 @@ import subprocess
 import sys
 import time
 import traceback
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from models.reasoner.settings import Settings
 
-STEPS = {"student-sft": 900, "teacher-sft": 1900, "student-distill": 1000}
 _FOLDERS = {
-    "student-sft": "sft",
-    "teacher-sft": "teacher",
-    "student-distill": "distill",
-    "student-grpo": "grpo",
-    "student-long": "long",
-}
+    "student-sft": "sft", "teacher-sft": "teacher", "student-distill": "distill", "student-grpo": "grpo",
+}  # fmt: skip
+_SUPERVISED = ("student-sft", "teacher-sft", "student-distill")
 _PART_BYTES = 15 << 20
 _START = time.monotonic()
 
 
 def _say(text: str) -> None:
-    print(f"[{time.monotonic() - _START:6.1f} s] {text}", flush=True)
+    print(f"[{_spent():6.1f} s] {text}", flush=True)
 
 
-def make_rows(work: Path, recipes: list[str]) -> None:
-    """Write the rows of supervised stages, in the order in which they are needed."""
+def _spent() -> float:
+    return time.monotonic() - _START
+
+
+def make_rows(work: Path) -> None:
+    """Write the rows of the supervised stages, in the order in which they are needed."""
     from models.reasoner import corpus
 
-    for recipe in recipes:
+    for recipe in _SUPERVISED:
+        if (work / "rows" / recipe).exists():
+            continue
         settings = Settings.load(recipe, [])
         rows = corpus.solved(
-            settings.num_rows or STEPS[recipe] * settings.batch_size,
+            settings.num_rows or settings.steps * settings.batch_size,
             seed=settings.seed,
             hard_share=settings.hard_share,
             batch_size=settings.batch_size,
@@ -57,12 +59,11 @@ def make_rows(work: Path, recipes: list[str]) -> None:
         _say(f"rows for {recipe}: {len(rows)}")
 
 
-def _start_rows(work: Path, recipes: list[str]) -> "subprocess.Popen[bytes]":
+def _start_rows(work: Path) -> "subprocess.Popen[bytes]":
     (work / "rows").mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "models.reasoner.schedule", "rows", "--work", str(work)]
-    command += ["--recipes", ",".join(recipes)]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    return subprocess.Popen(command, env=environment)
+    return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
 def _await_rows(work: Path, recipe: str, producer: "subprocess.Popen[bytes]") -> str:
@@ -74,21 +75,21 @@ def _await_rows(work: Path, recipe: str, producer: "subprocess.Popen[bytes]") ->
     return str(path)
 
 
-def _stage(recipe: str, work: Path, overrides: dict[str, Any]) -> Path:
-    """Run one stage in this process and free what it held."""
+def _stage(recipe: str, work: Path, overrides: list[str]) -> Path:
+    """Run one stage in this process, show how it went, and free what it held."""
     import torch
 
     from models.reasoner.train import train
 
     out = work / _FOLDERS[recipe]
-    model = train(replace(Settings.load(recipe, []), **overrides), out)
+    model = train(Settings.load(recipe, overrides), out)
     gc.collect()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
-    marks = steps[:: max(1, len(steps) // 5)] + steps[-2:-1]
-    keys = ("loss", "mean_token_accuracy", "kl", "reward", "rewards/accuracy_reward/mean", "completions/mean_length")
-    for step in marks:
-        shown = {key.rpartition("/")[0] or key: round(step[key], 4) for key in keys if key in step}
+    keys = ("loss", "kl", "grad_norm", "rewards/accuracy_reward/mean", "completions/mean_length", "entropy")
+    for step in steps[:: max(1, len(steps) // 6)]:
+        shown = {key.partition("/")[2] or key: step[key] for key in keys if key in step}
         _say(f"{recipe} step {step['step']} at {step['seconds']:.0f} s: {shown}")
     return model
 
@@ -121,100 +122,83 @@ def pack(work: Path, out: Path, stages: tuple[str, ...]) -> None:
     (out / "logs.json").write_text(json.dumps(logs))
 
 
-def join(parts: Path, work: Path, template: Path) -> None:
-    """Put the parts in `parts` together as WORK/STAGE/model, with the small files of `template`."""
+def join(parts: Path, work: Path) -> None:
+    """Put the parts in `parts` together as WORK/STAGE/model, with their config and the bundled tokenizer."""
+    tokenizer = Path(__file__).parent / "weights"
+    logs = json.loads((parts / "logs.json").read_text())
     for first in sorted(parts.glob("*.safetensors.0")):
         stage = first.name.partition(".")[0]
         directory = work / stage / "model"
         directory.mkdir(parents=True, exist_ok=True)
         content = b"".join(path.read_bytes() for path in sorted(parts.glob(f"{stage}.safetensors.*")))
         (directory / "model.safetensors").write_bytes(content)
-        for path in template.iterdir():
-            if path.suffix in (".json", ".jinja"):
-                (directory / path.name).write_bytes(path.read_bytes())
+        (directory / "config.json").write_text(logs[stage]["config"])
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            (directory / name).write_bytes((tokenizer / name).read_bytes())
 
 
-def base(work: Path, out: Path, seconds: float) -> None:
-    """Student SFT, teacher SFT, distillation, then GRPO for the time that is left."""
-    producer = _start_rows(work, list(STEPS))
+def teach(work: Path, out: Path, seconds: float) -> None:
+    """SFT of the student (the baseline of the results table), then of the teacher with the time that is left."""
+    producer = _start_rows(work)
     results: dict[str, Any] = {}
     rows = _await_rows(work, "student-sft", producer)
-    sft = _stage("student-sft", work, {"rows": rows, "steps": STEPS["student-sft"], "limit_s": 150.0})
+    student = _stage("student-sft", work, [f"rows={rows}", "limit_s=170"])
     pack(work, out, ("sft",))
-    rows = _await_rows(work, "teacher-sft", producer)
-    teacher = _stage("teacher-sft", work, {"rows": rows, "steps": STEPS["teacher-sft"], "limit_s": 210.0})
-    _score(sft, results, out)
-    _score(teacher, results, out)
-    rows = _await_rows(work, "student-distill", producer)
-    left = seconds - (time.monotonic() - _START)
-    overrides = {"rows": rows, "model": str(sft), "teacher": str(teacher), "steps": STEPS["student-distill"]}
-    distilled = _stage("student-distill", work, overrides | {"limit_s": left - 50})
-    pack(work, out, ("sft", "distill"))
-    _score(distilled, results, out)
-    left = seconds - (time.monotonic() - _START)
-    if left > 50:
-        _stage("student-grpo", work, {"model": str(distilled), "steps": 40, "limit_s": left - 40})
-        pack(work, out, ("sft", "distill"))
-        _score(work / "grpo" / "model", results, out)
-
-
-def longer(work: Path, out: Path, seconds: float, source: Path) -> None:
-    """More supervised training of a student, about half of the time, then reinforcement learning."""
-    producer = _start_rows(work, ["student-long"])
-    import torch  # noqa: F401 - takes long; meanwhile the rows are made
-
-    import models.reasoner.train  # noqa: F401
-
-    results: dict[str, Any] = {}
-    rows = _await_rows(work, "student-long", producer)
-    student = _stage("student-long", work, {"rows": rows, "model": str(source), "limit_s": 0.5 * seconds})
-    pack(work, out, ("long",))
     _score(student, results, out)
-    left = seconds - (time.monotonic() - _START)
-    model = _stage("student-grpo", work, {"model": str(student), "limit_s": left - 30})
-    pack(work, out, ("long", "grpo"))
-    _score(model, results, out)
+    rows = _await_rows(work, "teacher-sft", producer)
+    teacher = _stage("teacher-sft", work, [f"rows={rows}", f"limit_s={seconds - _spent() - 30}"])
+    _score(teacher, results, out)
+    pack(work, out, ("sft",))
 
 
-def grpo(work: Path, out: Path, seconds: float, source: Path, overrides: list[str]) -> None:
-    """Reinforcement learning from a finished student; both are scored."""
+def finish(work: Path, out: Path, seconds: float) -> None:
+    """Distillation of the student, then GRPO; about half of the time each."""
+    producer = _start_rows(work)
     results: dict[str, Any] = {}
-    own = Settings.load("student-grpo", overrides)
-    changed = {name: getattr(own, name) for name in Settings.__dataclass_fields__}
-    changed |= {"model": str(source), "limit_s": seconds - 45 - (time.monotonic() - _START)}
-    model = _stage("student-grpo", work, changed)
-    pack(work, out, ("grpo",))
-    _score(model, results, out)
+    rows = _await_rows(work, "student-distill", producer)
+    models = [f"model={work / 'sft' / 'model'}", f"teacher={work / 'teacher' / 'model'}", f"rows={rows}"]
+    student = _stage("student-distill", work, [*models, f"limit_s={0.52 * (seconds - _spent()) - 35}"])
+    pack(work, out, ("distill",))
+    _score(student, results, out)
+    grpo(work, out, seconds, student, [], results)
+
+
+def grpo(
+    work: Path, out: Path, seconds: float, source: Path, overrides: list[str], results: dict[str, Any] | None = None
+) -> None:
+    """Reinforcement learning from a finished student, to the end of the time."""
+    found = {} if results is None else results
+    limit = seconds - _spent() - 35
+    model = _stage("student-grpo", work, [f"model={source}", f"limit_s={limit}", *overrides])
+    pack(work, out, ("distill", "grpo") if (work / "distill" / "model").exists() else ("grpo",))
+    _score(model, found, out)
 
 
 def main() -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Train the bundled model within limited time.")
-    parser.add_argument("action", choices=("base", "long", "grpo", "rows", "join"))
+    parser.add_argument("action", choices=("teach", "finish", "grpo", "rows", "join"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--recipes", default="", help="rows: whose rows to make")
-    parser.add_argument("--seconds", type=float, default=560)
+    parser.add_argument("--seconds", type=float, default=570)
     parser.add_argument("--source", type=Path, help="grpo: the model to start from")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     options = parser.parse_args()
     for directory in (options.work, options.out):
         directory.mkdir(parents=True, exist_ok=True)
     os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    actions = {
+        "teach": lambda: teach(options.work, options.out, options.seconds),
+        "finish": lambda: finish(options.work, options.out, options.seconds),
+        "grpo": lambda: grpo(options.work, options.out, options.seconds, options.source, options.overrides),
+        "rows": lambda: make_rows(options.work),
+        "join": lambda: join(options.out, options.work),
+    }
     try:
-        if options.action == "base":
-            base(options.work, options.out, options.seconds)
-        elif options.action == "long":
-            longer(options.work, options.out, options.seconds, options.source)
-        elif options.action == "grpo":
-            grpo(options.work, options.out, options.seconds, options.source, options.overrides)
-        elif options.action == "rows":
-            make_rows(options.work, options.recipes.split(","))
-        else:
-            join(options.out, options.work, Path(__file__).parent / "weights")
+        actions[options.action]()
     except Exception:
         traceback.print_exc()
-        if options.action in ("base", "long", "grpo"):
+        if options.action not in ("rows", "join"):
             pack(options.work, options.out, ())
         raise SystemExit(1) from None
 

@@ -1,6 +1,7 @@
 """The three stages as TRL trainers: SFT, distillation (SFT with a divergence from a teacher), GRPO."""
 
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from models.reasoner.generate import Generator
 from models.reasoner.rewards import accuracy_reward, format_reward
 from models.reasoner.settings import Settings
 
+_logger = logging.getLogger(__name__)
 _LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _PAD_TO = 32
 
@@ -40,6 +42,21 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         if self._limit_s and time.monotonic() - self._start > self._limit_s:
             control.should_training_stop = True
         return control
+
+
+class FiniteGuard(TrainerCallback):  # type: ignore[misc]
+    """Drop an update whose gradients are not finite.
+
+    Seen once in GRPO on an H100: one step's gradient was NaN with a finite loss, and every weight after it.
+    """
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Runs after clipping, which has made all gradients NaN when one is."""
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if gradients and not bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()):
+            _logger.warning("step %d: gradients are not finite; the update is dropped", state.global_step + 1)
+            for gradient in gradients:
+                gradient.zero_()
 
 
 def collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
@@ -195,7 +212,7 @@ def sft_trainer(settings: Settings, model: Any, tokenizer: Any, rows: Dataset, o
         "train_dataset": rows.with_format("numpy"),
         "processing_class": tokenizer,
         "data_collator": lambda batch: collate(batch, tokenizer.pad_token_id),
-        "callbacks": [StepLog(out / "steps.jsonl", settings.limit_s)],
+        "callbacks": [StepLog(out / "steps.jsonl", settings.limit_s), FiniteGuard()],
         "peft_config": _lora(settings),
     }
     if teacher is None:
@@ -229,7 +246,7 @@ def grpo_trainer(settings: Settings, model: Any, tokenizer: Any, rows: Dataset, 
         train_dataset=rows,
         processing_class=tokenizer,
         reward_funcs=[format_reward, accuracy_reward],
-        callbacks=[StepLog(out / "steps.jsonl", settings.limit_s)],
+        callbacks=[StepLog(out / "steps.jsonl", settings.limit_s), FiniteGuard()],
         peft_config=_lora(settings),
         rollout_func=FastRollout(settings) if settings.rollout == "fast" else None,
     )
