@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from qcompile.errors import PassError
 from qcompile.fused_op import DOMAIN, DOMAIN_VERSION, MIN_OPSET, FusedOp, TensorType, same_as_first
+from qcompile.quantized_functions import QUANTIZED_OPS
 
 __all__ = [
     "ADD_LAYER_NORM",
@@ -27,7 +28,6 @@ __all__ = [
     "GELU_TANH",
     "LAYER_NORM",
     "LINEAR",
-    "LINEAR_W8",
     "MIN_OPSET",
     "RMS_NORM",
     "ROTARY_EMBEDDING",
@@ -40,11 +40,6 @@ __all__ = [
 def _linear(node: ir.Node, inputs: Sequence[TensorType]) -> list[TensorType]:
     (dtype, x_shape), (_, weight_shape) = inputs[0], inputs[1]
     return [(dtype, (*x_shape[:-1], weight_shape[1]))]
-
-
-def _linear_w8(node: ir.Node, inputs: Sequence[TensorType]) -> list[TensorType]:
-    (dtype, x_shape), (_, weight_shape) = inputs[0], inputs[1]
-    return [(dtype, (*x_shape[:-1], weight_shape[0]))]
 
 
 def _attention(node: ir.Node, inputs: Sequence[TensorType]) -> list[TensorType]:
@@ -133,31 +128,6 @@ LINEAR = FusedOp(
       y = Add (product, bias)
     }""",
     _linear,
-)
-
-LINEAR_W8 = FusedOp(
-    "LinearW8",
-    # y = x W^T with W[n, m] = scales[n, m / block_size] * weight[n, m]; weight int8 [N, M], scales [N, M / block_size]
-    """
-    LinearW8 <block_size> (x, weight, scales) => (y) {
-      block = Constant <value_int: int = @block_size> ()
-      minus_one = Constant <value = int64[1] {-1}> ()
-      axis0 = Constant <value = int64[1] {0}> ()
-      block_1d = Unsqueeze (block, axis0)
-      zero = Constant <value = int64[1] {0}> ()
-      blocked_shape = Concat <axis = 0> (zero, minus_one, block_1d)
-      blocked = Reshape (weight, blocked_shape)
-      float_blocks = CastLike (blocked, scales)
-      axis2 = Constant <value = int64[1] {2}> ()
-      wide_scales = Unsqueeze (scales, axis2)
-      scaled = Mul (float_blocks, wide_scales)
-      flat_shape = Shape (weight)
-      flat = Reshape (scaled, flat_shape)
-      typed = CastLike (flat, x)
-      transposed = Transpose <perm = [1, 0]> (typed)
-      y = MatMul (x, transposed)
-    }""",
-    _linear_w8,
 )
 
 SWI_GLU = FusedOp(
@@ -307,12 +277,12 @@ FUSED_OPS: dict[str, FusedOp] = {
         LAYER_NORM,
         ADD_LAYER_NORM,
         LINEAR,
-        LINEAR_W8,
         SWI_GLU,
         GELU,
         GELU_TANH,
         ROTARY_EMBEDDING,
         ATTENTION,
+        *QUANTIZED_OPS,
     )
 }
 
