@@ -45,15 +45,28 @@ class LayerNormalization(FusionRule):
     def pattern(self, op: Any, x: Any, gamma: Any, beta: Any) -> Any:
         return op.LayerNormalization(x, gamma, beta, _outputs=["y"])
 
-    def require(self, x: ir.Value, gamma: ir.Value, beta: ir.Value | None, y: ir.Value, **_: Any) -> None:
+    def require(self, x: ir.Value, gamma: ir.Value, beta: ir.Value, y: ir.Value, **_: Any) -> None:
         require_last_axis(self, x, y)
         require_row_weight(self, x, gamma, "gamma")
-        if beta is None:
-            raise Reject("it has no beta")
         require_row_weight(self, x, beta, "beta")
 
     def rewrite(self, op: Any, x: ir.Value, gamma: ir.Value, beta: ir.Value, y: ir.Value, **_: Any) -> Any:
         return self.emit(op, x, gamma, beta, epsilon=norm_epsilon(y))
+
+
+class LayerNormalizationWithoutBeta(FusionRule):
+    """The standard operator without a beta: not fused, and said to be so."""
+
+    landmark = "LayerNormalization"
+
+    def pattern(self, op: Any, x: Any, gamma: Any) -> Any:
+        return op.LayerNormalization(x, gamma)
+
+    def require(self, **_: Any) -> None:
+        raise Reject("it has no beta")
+
+    def rewrite(self, op: Any, x: ir.Value, gamma: ir.Value, **_: Any) -> Any:
+        return op.LayerNormalization(x, gamma)
 
 
 class FuseLayerNorm(RulePass):
@@ -61,4 +74,4 @@ class FuseLayerNorm(RulePass):
 
     name = "fuse-layer-norm"
     summary = "(x - mean) / sqrt(var + eps) * gamma + beta -> LayerNorm"
-    rules = (LayerNormChain, LayerNormalization)
+    rules = (LayerNormChain, LayerNormalization, LayerNormalizationWithoutBeta)
