@@ -14,7 +14,7 @@ Factors are not moved across a MatMul: in float16 that decides whether attention
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -22,34 +22,40 @@ import onnx_ir as ir
 from qcompile.passes.rule import Reject, RulePass, SpellingRule, is_weight, require_near, scalar
 
 
-class PowToMul(SpellingRule):
-    """Pow(x, 2) -> x * x."""
+class PowRule(SpellingRule):
+    """Pow(x, c) for one c."""
+
+    exponent: ClassVar[float]
 
     def pattern(self, op: Any, x: Any, exponent: Any) -> Any:
         return op.Pow(x, exponent)
 
     def require(self, exponent: ir.Value, **_: Any) -> None:
-        require_near(exponent, 2.0, "exponent", 0.0)
+        require_near(exponent, self.exponent, "exponent", 0.0)
+
+
+class PowToMul(PowRule):
+    """Pow(x, 2) -> x * x."""
+
+    exponent = 2.0
 
     def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
         return op.Mul(x, x)
 
 
-class PowToCube(PowToMul):
+class PowToCube(PowRule):
     """Pow(x, 3) -> (x * x) * x."""
 
-    def require(self, exponent: ir.Value, **_: Any) -> None:
-        require_near(exponent, 3.0, "exponent", 0.0)
+    exponent = 3.0
 
     def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
         return op.Mul(op.Mul(x, x), x)
 
 
-class PowToReciprocalRoot(PowToMul):
+class PowToReciprocalRoot(PowRule):
     """Pow(x, -1/2) -> Reciprocal(Sqrt(x))."""
 
-    def require(self, exponent: ir.Value, **_: Any) -> None:
-        require_near(exponent, -0.5, "exponent", 0.0)
+    exponent = -0.5
 
     def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
         return op.Reciprocal(op.Sqrt(x))
@@ -106,24 +112,33 @@ class DivByConstantToMul(SpellingRule):
         return op.Mul(x, op.initializer(ir.tensor(inverse), name=f"{c.name}.inverse"))
 
 
-class LogisticToSigmoid(SpellingRule):
+class LogisticRule(SpellingRule):
+    """What is divided by 1 + Exp(-x)."""
+
+    def require(self, one: ir.Value, **_: Any) -> None:
+        require_near(one, 1.0, "what is added", 0.0)
+
+
+class LogisticToSigmoid(LogisticRule):
     """1 / (1 + Exp(-x)) -> Sigmoid(x)."""
 
     def pattern(self, op: Any, x: Any, one: Any) -> Any:
         return op.Reciprocal(op.Add(op.Exp(op.Neg(x)), one))
 
-    def require(self, one: ir.Value, **_: Any) -> None:
-        require_near(one, 1.0, "what is added", 0.0)
-
     def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
         return op.Sigmoid(x)
 
 
-class DivByLogisticToSilu(LogisticToSigmoid):
+class DivByLogisticToSilu(LogisticRule):
     """x / (1 + Exp(-x)) -> x * Sigmoid(x); the dividend may be another value than x."""
 
     def pattern(self, op: Any, x: Any, one: Any, y: Any) -> Any:
         return op.Div(y, op.Add(op.Exp(op.Neg(x)), one))
+
+    def require(self, one: ir.Value, **bindings: Any) -> None:
+        super().require(one)
+        if is_weight(bindings["y"]):
+            raise Reject("1 / (1 + Exp(-x)) is a Sigmoid alone")
 
     def rewrite(self, op: Any, x: ir.Value, y: ir.Value, **_: Any) -> Any:
         return op.Mul(y, op.Sigmoid(x))

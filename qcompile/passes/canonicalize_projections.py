@@ -17,13 +17,10 @@ from qcompile.passes.rule import FusionRule, OrValue, Reject, RulePass, Spelling
 from qcompile.weights import transposed
 
 
-class GemmToMatMul(SpellingRule):
-    """Gemm(x, W, b) -> MatMul(x, W) + b."""
+class GemmRule(SpellingRule):
+    """A Gemm that is a projection by a weight, with or without a bias."""
 
-    def pattern(self, op: Any, x: Any, weight: Any, bias: Any) -> Any:
-        return op.Gemm(x, weight, bias, _outputs=["y"])
-
-    def require(self, weight: ir.Value, bias: ir.Value | None, y: ir.Value, **_: Any) -> None:
+    def require(self, weight: ir.Value, y: ir.Value, bias: ir.Value | None = None, **_: Any) -> None:
         attributes = _attributes(y)
         if any(attributes[name].as_float() != 1.0 for name in ("alpha", "beta") if name in attributes):
             raise Reject("alpha or beta is not 1")
@@ -34,7 +31,9 @@ class GemmToMatMul(SpellingRule):
         if bias is not None and len(self.specs(bias)[0].shape) != 1:
             raise Reject("the bias is not [N]")
 
-    def rewrite(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None, y: ir.Value, **_: Any) -> Any:
+    def rewrite(
+        self, op: Any, x: ir.Value, weight: ir.Value, y: ir.Value, bias: ir.Value | None = None, **_: Any
+    ) -> Any:
         trans = _attributes(y).get("transB")
         if trans is not None and trans.as_int():
             weight = _transposed(op, weight)
@@ -42,17 +41,18 @@ class GemmToMatMul(SpellingRule):
         return product if bias is None else op.Add(product, bias)
 
 
-class GemmWithoutBias(GemmToMatMul):
+class GemmToMatMul(GemmRule):
+    """Gemm(x, W, b) -> MatMul(x, W) + b."""
+
+    def pattern(self, op: Any, x: Any, weight: Any, bias: Any) -> Any:
+        return op.Gemm(x, weight, bias, _outputs=["y"])
+
+
+class GemmWithoutBias(GemmRule):
     """Gemm(x, W) -> MatMul(x, W)."""
 
     def pattern(self, op: Any, x: Any, weight: Any) -> Any:
         return op.Gemm(x, weight, _outputs=["y"])
-
-    def require(self, weight: ir.Value, y: ir.Value, **bindings: Any) -> None:
-        super().require(weight=weight, bias=None, y=y, **bindings)
-
-    def rewrite(self, op: Any, x: ir.Value, weight: ir.Value, y: ir.Value, **_: Any) -> Any:
-        return super().rewrite(op, x=x, weight=weight, bias=None, y=y)
 
 
 class TransposedWeight(SpellingRule):

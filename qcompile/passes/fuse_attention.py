@@ -13,6 +13,7 @@ Source: Vaswani et al. 2017, eq. 1; Ainslie et al. 2023; repeat_kv of transforme
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any
 
@@ -41,12 +42,43 @@ def repeat_kv(op: Any, x: Any, expanded: Any, joined: Any) -> Any:
     return OrValue([op.Reshape(wide, joined), x])
 
 
-class Attention(FusionRule):
-    """The primitive chain, from the transposed rows of q, k and v to the joined heads."""
+class CausalAttention(FusionRule):
+    """Heads in their layout, a causal mask and a scale, whatever nodes compute with them."""
 
     emits = ATTENTION
-    landmark = "Softmax"
     rows_that_matter = True
+
+    def require(self, mask: ir.Value, **bindings: Any) -> None:
+        bound: dict[str, list[int]] = {}
+        layout = {"q": "B S H d", "k": "B S K d", "v": "B S K d", "past_key": "B K P d", "past_value": "B K P d"}
+        for name, letters in layout.items():
+            self.dims(bound, bindings[name], letters)
+        if bound["H"][0] % bound["K"][0]:
+            raise Reject(f"{bound['H'][0]} heads do not share {bound['K'][0]} kv heads evenly")
+        if _attention_mask(self.model) is None:
+            raise Reject("the graph has no input attention_mask [B, T] of integers")
+        require_causal(self, mask)
+
+    def rewrite(self, op: Any, **bindings: Any) -> Any:
+        flat = shape_constant(self.model.graph, [0, 0, -1])
+        rows = [op.Reshape(bindings[name], flat) for name in ("q", "k", "v")]
+        mask = _attention_mask(self.model)
+        if mask is not None and mask.dtype != ir.DataType.INT64:
+            mask = op.Cast(mask, to=ir.DataType.INT64)
+        others = [bindings[name] for name in ("past_key", "past_value", "cos", "sin")]
+        heads = [self.specs(bindings[name])[0].shape[2] for name in ("q", "k")]
+        scale = self.scale(**bindings)
+        return self.emit(op, *rows, *others, mask, num_heads=heads[0], kv_num_heads=heads[1], scale=scale)
+
+    @abc.abstractmethod
+    def scale(self, *operands: Any, **bindings: Any) -> float:
+        """Return the factor of the scores q k^T."""
+
+
+class Attention(CausalAttention):
+    """The primitive chain, from the transposed rows of q, k and v to the joined heads."""
+
+    landmark = "Softmax"
 
     def pattern(
         self,
@@ -91,20 +123,33 @@ class Attention(FusionRule):
             raise Reject("NaN is not replaced by 0")
         if blocked is not None and scalar(blocked, "score of hidden keys") > -1e4:
             raise Reject(f"hidden keys get the score {scalar(blocked)}, which is not low enough to hide them")
-        _scale(bindings)
-        _require_layout(self, bindings)
-        require_causal(self, mask)
+        self.scale(**bindings)
+        super().require(mask, **bindings)
 
-    def rewrite(self, op: Any, **bindings: Any) -> Any:
-        return _emit(self, op, bindings, _scale(bindings))
+    def scale(self, **bindings: Any) -> float:
+        """Return the product of the factors at q, at k and at their product; those that are absent are 1."""
+        values = [bindings.get(name) for name in ("q_scale", "k_scale", "scale")]
+        return math.prod(scalar(value, "attention scale") for value in values if value is not None)
 
 
-class AttentionOperator(FusionRule):
-    """The Attention operator of opset 23 on rotated, cached and repeated heads."""
+class AttentionOperatorRule(CausalAttention):
+    """The Attention operator of opset 23."""
 
-    emits = ATTENTION
     landmark = "Attention"
-    rows_that_matter = True
+
+    def require(self, mask: ir.Value, **bindings: Any) -> None:
+        _require_plain(bindings["mixed"])
+        super().require(mask, **bindings)
+
+    def scale(self, q: ir.Value, mixed: ir.Value, **_: Any) -> float:
+        """Return the operator's own scale, by default 1 / sqrt(d)."""
+        node = mixed.producer()
+        scale = node.attributes.get("scale") if node is not None else None
+        return scale.as_float() if scale is not None else float(self.specs(q)[0].shape[3]) ** -0.5
+
+
+class AttentionOperator(AttentionOperatorRule):
+    """On rotated, cached and repeated heads."""
 
     def pattern(
         self,
@@ -130,17 +175,9 @@ class AttentionOperator(FusionRule):
         mixed = op.Attention(q_rope, keys, values, mask, _outputs=["mixed"])
         return op.Reshape(op.Transpose(mixed, perm=_HEADS_FIRST), flat), present_key, present_value
 
-    def require(self, mask: ir.Value, mixed: ir.Value, **bindings: Any) -> None:
-        _require_plain(mixed)
-        _require_layout(self, bindings)
-        require_causal(self, mask)
 
-    def rewrite(self, op: Any, mixed: ir.Value, **bindings: Any) -> Any:
-        return _emit(self, op, bindings, _operator_scale(self, mixed, bindings["q"]))
-
-
-class AttentionOperatorWithCache(AttentionOperator):
-    """The Attention operator of opset 23 that appends to the cache itself."""
+class AttentionOperatorWithCache(AttentionOperatorRule):
+    """Appending to the cache itself."""
 
     def pattern(
         self, op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any, cos: Any, sin: Any, mask: Any, flat: Any
@@ -153,15 +190,6 @@ class AttentionOperatorWithCache(AttentionOperator):
         )
         return op.Reshape(op.Transpose(mixed, perm=_HEADS_FIRST), flat), present_key, present_value
 
-    def require(self, mask: ir.Value, mixed: ir.Value, **bindings: Any) -> None:
-        super().require(mask=mask, mixed=mixed, **{k: v for k, v in bindings.items() if not k.startswith("present")})
-
-
-def _scale(bindings: dict[str, Any]) -> float:
-    """Return the product of the factors at q, at k and at their product; those that are absent are 1."""
-    values = [bindings.get(name) for name in ("q_scale", "k_scale", "scale")]
-    return math.prod(scalar(value, "attention scale") for value in values if value is not None)
-
 
 def _require_plain(mixed: ir.Value) -> None:
     """Reject an Attention operator that does more than softmax(q k^T * scale + mask) v."""
@@ -173,34 +201,6 @@ def _require_plain(mixed: ir.Value) -> None:
             raise Reject(f"its {name} is {attribute.value}")
     if len(node.outputs) > 3 and node.outputs[3].uses():
         raise Reject("its scores are read too")
-
-
-def _operator_scale(rule: FusionRule, mixed: ir.Value, q: ir.Value) -> float:
-    node = mixed.producer()
-    scale = node.attributes.get("scale") if node is not None else None
-    return scale.as_float() if scale is not None else float(rule.specs(q)[0].shape[3]) ** -0.5
-
-
-def _require_layout(rule: FusionRule, bindings: dict[str, Any]) -> None:
-    bound: dict[str, list[int]] = {}
-    layout = {"q": "B S H d", "k": "B S K d", "v": "B S K d", "past_key": "B K P d", "past_value": "B K P d"}
-    for name, letters in layout.items():
-        rule.dims(bound, bindings[name], letters)
-    if bound["H"][0] % bound["K"][0]:
-        raise Reject(f"{bound['H'][0]} heads do not share {bound['K'][0]} kv heads evenly")
-    if _attention_mask(rule.model) is None:
-        raise Reject("the graph has no input attention_mask [B, T] of integers")
-
-
-def _emit(rule: FusionRule, op: Any, bindings: dict[str, Any], scale: float) -> Any:
-    flat = shape_constant(rule.model.graph, [0, 0, -1])
-    rows = [op.Reshape(bindings[name], flat) for name in ("q", "k", "v")]
-    mask = _attention_mask(rule.model)
-    if mask is not None and mask.dtype != ir.DataType.INT64:
-        mask = op.Cast(mask, to=ir.DataType.INT64)
-    others = [bindings[name] for name in ("past_key", "past_value", "cos", "sin")]
-    heads = [rule.specs(bindings[name])[0].shape[2] for name in ("q", "k")]
-    return rule.emit(op, *rows, *others, mask, num_heads=heads[0], kv_num_heads=heads[1], scale=scale)
 
 
 def _attention_mask(model: ir.Model) -> ir.Value | None:

@@ -24,14 +24,11 @@ def normalized(op: Any, x: Any, eps: Any) -> Any:
     return op.Mul(x, op.Reciprocal(op.Sqrt(op.Add(mean, eps))))
 
 
-class RmsNorm(FusionRule):
-    """The chain in the dtype of the graph."""
+class RmsNormChain(FusionRule):
+    """The chain of primitive operators."""
 
     emits = RMS_NORM
     landmark = "ReduceMean"
-
-    def pattern(self, op: Any, x: Any, gamma: Any, eps: Any) -> Any:
-        return op.Mul(normalized(op, x, eps), gamma)
 
     def require(self, x: ir.Value, gamma: ir.Value, eps: ir.Value, **_: Any) -> None:
         if _is_centred(x):
@@ -43,7 +40,14 @@ class RmsNorm(FusionRule):
         return self.emit(op, x, gamma, epsilon=scalar(eps))
 
 
-class RmsNormInFloat32(RmsNorm):
+class RmsNorm(RmsNormChain):
+    """The chain in the dtype of the graph."""
+
+    def pattern(self, op: Any, x: Any, gamma: Any, eps: Any) -> Any:
+        return op.Mul(normalized(op, x, eps), gamma)
+
+
+class RmsNormInFloat32(RmsNormChain):
     """The chain between Cast(x, float32) and a Cast back, in half-precision graphs."""
 
     def pattern(self, op: Any, x: Any, gamma: Any, eps: Any, to: Any) -> Any:

@@ -8,6 +8,7 @@ Source: Su et al. 2021, eq. 34, in the split-halves order of GPT-NeoX that Qwen 
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,26 @@ from qcompile.passes.change import named_constant
 from qcompile.passes.rule import FusionRule, Reject, RulePass, constant
 
 
-class RotaryFromSlices(FusionRule):
-    """rotate_half written with two Slices."""
+class RotaryChain(FusionRule):
+    """The chain of primitive operators around two halves of x, however they were cut."""
 
     emits = ROTARY_EMBEDDING
     landmark = "Neg"
+
+    def require(self, x: ir.Value, cos: ir.Value, sin: ir.Value, **_: Any) -> None:
+        _half(self, x)
+        for angles in (cos, sin):
+            for a, b in zip(self.specs(x), self.specs(angles), strict=True):
+                batch, _heads, length, head = a.shape
+                if b.shape not in {(batch, 1, length, head), (1, 1, length, head)}:
+                    raise Reject(f"'{angles.name}' is {list(b.shape)}, wanted [{batch} or 1, 1, {length}, {head}]")
+
+    def rewrite(self, op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, **_: Any) -> Any:
+        return self.emit(op, x, cos, sin)
+
+
+class RotaryFromSlices(RotaryChain):
+    """rotate_half written with two Slices."""
 
     def pattern(
         self,
@@ -39,59 +55,40 @@ class RotaryFromSlices(FusionRule):
     ) -> Any:
         second = op.Slice(x, second_start, second_end, second_axis, _allow_other_inputs=True)
         first = op.Slice(x, first_start, first_end, first_axis, _allow_other_inputs=True)
-        rotated = op.Concat(op.Neg(second), first, axis=-1)
-        return op.Add(op.Mul(x, cos), op.Mul(rotated, sin))
+        return rotated(op, x, first, second, cos, sin)
 
     def require(self, x: ir.Value, cos: ir.Value, sin: ir.Value, **bindings: Any) -> None:
+        super().require(x, cos, sin)
         half = _half(self, x)
         bounds = [_bound(bindings[name]) for name in ("first_start", "first_end", "second_start")]
         if bounds != [0, half, half]:
             raise Reject(f"the halves are cut at {bounds}, wanted [0, {half}, {half}]")
-        _require_angles(self, x, cos, sin)
-
-    def rewrite(self, op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, **_: Any) -> Any:
-        return self.emit(op, x, cos, sin)
 
 
-class RotaryFromSplit(FusionRule):
+class RotaryFromSplit(RotaryChain):
     """rotate_half written with one Split."""
-
-    emits = ROTARY_EMBEDDING
-    landmark = "Neg"
 
     def pattern(self, op: Any, x: Any, cos: Any, sin: Any) -> Any:
         first, second = op.Split(x, _allow_other_inputs=True, _outputs=2)
-        rotated = op.Concat(op.Neg(second), first, axis=-1)
-        return op.Add(op.Mul(x, cos), op.Mul(rotated, sin))
-
-    def require(self, x: ir.Value, cos: ir.Value, sin: ir.Value, **_: Any) -> None:
-        _half(self, x)
-        _require_angles(self, x, cos, sin)
-
-    def rewrite(self, op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, **_: Any) -> Any:
-        return self.emit(op, x, cos, sin)
+        return rotated(op, x, first, second, cos, sin)
 
 
-class RotaryOperator(FusionRule):
-    """RotaryEmbedding of opset 23 with cos and sin [B, S, d/2]."""
+class RotaryOperatorRule(FusionRule):
+    """RotaryEmbedding of opset 23 on split halves of the whole head."""
 
     emits = ROTARY_EMBEDDING
     landmark = "RotaryEmbedding"
 
-    def pattern(self, op: Any, x: Any, cos: Any, sin: Any) -> Any:
-        return op.RotaryEmbedding(x, cos, sin, _outputs=["y"])
-
     def require(self, x: ir.Value, cos: ir.Value, sin: ir.Value, y: ir.Value, **_: Any) -> None:
         half = _whole_head(self, x, y)
         for angles in (cos, sin):
-            for a, b in zip(self.specs(x), self.specs(angles), strict=True):
-                if b.shape not in {(a.shape[0], a.shape[2], half), (1, a.shape[2], half)}:
-                    raise Reject(f"'{angles.name}' is {list(b.shape)}, wanted [{a.shape[0]}, {a.shape[2]}, {half}]")
+            self.require_angles(x, angles, half)
 
-    def rewrite(self, op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, **_: Any) -> Any:
-        return self.emit(op, x, *(self._both_halves(op, angles) for angles in (cos, sin)))
+    @abc.abstractmethod
+    def require_angles(self, x: ir.Value, angles: ir.Value, half: int) -> None:
+        """Reject unless cos or sin is laid out as the operator wants it."""
 
-    def _both_halves(self, op: Any, half: ir.Value) -> Any:
+    def both_halves(self, op: Any, half: ir.Value) -> Any:
         """Return [B, 1, S, d] from [B, S, d/2]; queries and keys share it."""
         for concat, _ in half.uses():
             if concat.op_type == "Concat" and list(concat.inputs) == [half, half] and concat.graph is not None:
@@ -102,23 +99,40 @@ class RotaryOperator(FusionRule):
         return op.Unsqueeze(op.Concat(half, half, axis=-1), axis)
 
 
-class RotaryOperatorByPosition(RotaryOperator):
-    """RotaryEmbedding of opset 23 with tables [positions, d/2] and position_ids [B, S]."""
+class RotaryOperator(RotaryOperatorRule):
+    """With cos and sin [B, S, d/2]."""
+
+    def pattern(self, op: Any, x: Any, cos: Any, sin: Any) -> Any:
+        return op.RotaryEmbedding(x, cos, sin, _outputs=["y"])
+
+    def require_angles(self, x: ir.Value, angles: ir.Value, half: int) -> None:
+        for a, b in zip(self.specs(x), self.specs(angles), strict=True):
+            if b.shape not in {(a.shape[0], a.shape[2], half), (1, a.shape[2], half)}:
+                raise Reject(f"'{angles.name}' is {list(b.shape)}, wanted [{a.shape[0]}, {a.shape[2]}, {half}]")
+
+    def rewrite(self, op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, **_: Any) -> Any:
+        return self.emit(op, x, *(self.both_halves(op, angles) for angles in (cos, sin)))
+
+
+class RotaryOperatorByPosition(RotaryOperatorRule):
+    """With tables [positions, d/2] and position_ids [B, S]."""
 
     def pattern(self, op: Any, x: Any, cos: Any, sin: Any, positions: Any) -> Any:
         return op.RotaryEmbedding(x, cos, sin, positions, _outputs=["y"])
 
-    def require(self, x: ir.Value, cos: ir.Value, sin: ir.Value, y: ir.Value, **_: Any) -> None:
-        half = _whole_head(self, x, y)
-        for table in (cos, sin):
-            shape = self.specs(table)[0].shape
-            if len(shape) != 2 or shape[1] != half:
-                raise Reject(f"'{table.name}' is {list(shape)}, wanted [positions, {half}]")
+    def require_angles(self, x: ir.Value, angles: ir.Value, half: int) -> None:
+        shape = self.specs(angles)[0].shape
+        if len(shape) != 2 or shape[1] != half:
+            raise Reject(f"'{angles.name}' is {list(shape)}, wanted [positions, {half}]")
 
-    def rewrite(self, op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, **bindings: Any) -> Any:
-        axis = named_constant(self.model.graph, "axes.1", np.array([1], dtype=np.int64))
-        rows = [op.Gather(table, bindings["positions"], axis=0) for table in (cos, sin)]
-        return self.emit(op, x, *(op.Unsqueeze(op.Concat(half, half, axis=-1), axis) for half in rows))
+    def rewrite(self, op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, positions: ir.Value, **_: Any) -> Any:
+        rows = (op.Gather(table, positions, axis=0) for table in (cos, sin))
+        return self.emit(op, x, *(self.both_halves(op, half) for half in rows))
+
+
+def rotated(op: Any, x: Any, first: Any, second: Any, cos: Any, sin: Any) -> Any:
+    """The canonical chain: x * cos + [-second half, first half] * sin."""
+    return op.Add(op.Mul(x, cos), op.Mul(op.Concat(op.Neg(second), first, axis=-1), sin))
 
 
 def _whole_head(rule: FusionRule, x: ir.Value, y: ir.Value) -> int:
@@ -149,14 +163,6 @@ def _half(rule: FusionRule, x: ir.Value) -> int:
     if shapes[0][-1] % 2:
         raise Reject(f"the head dimension {shapes[0][-1]} is odd")
     return shapes[0][-1] // 2
-
-
-def _require_angles(rule: FusionRule, x: ir.Value, cos: ir.Value, sin: ir.Value) -> None:
-    for angles in (cos, sin):
-        for a, b in zip(rule.specs(x), rule.specs(angles), strict=True):
-            batch, _, length, head = a.shape
-            if b.shape not in {(batch, 1, length, head), (1, 1, length, head)}:
-                raise Reject(f"'{angles.name}' is {list(b.shape)}, wanted [{batch} or 1, 1, {length}, {head}]")
 
 
 class FuseRotaryEmbedding(RulePass):

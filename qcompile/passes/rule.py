@@ -6,6 +6,7 @@ pass then runs both sides numerically and applies the rewrite only if they agree
 
 from __future__ import annotations
 
+import abc
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -24,6 +25,8 @@ from qcompile.passes.proof import Rewrite
 
 OrValue = patterns.OrValue
 _NEAR_MISS_LIMIT = 20
+# How far a literal may be from its number, beyond 1e-3: bfloat16 has 8 bits.
+_LITERAL_ERROR = {ir.DataType.BFLOAT16: 4e-3}
 
 
 class Reject(Exception):
@@ -34,8 +37,10 @@ class Mismatch(Reject):
     """Raised by `FusionRule.require`: the structure resembles the pattern but is something else; nobody is told."""
 
 
-class FusionRule(patterns.RewriteRuleClassBase):
+class FusionRule(abc.ABC):
     """One pattern, its conditions and its replacement. Holds no state but the analysis it reads.
+
+    The parameters of `pattern` after `op` name the values of a match; `require` and `rewrite` get them by these names.
 
     Attributes:
         emits: The fused operator that `emit` calls; None for rules that write standard operators.
@@ -50,13 +55,20 @@ class FusionRule(patterns.RewriteRuleClassBase):
     rounds_literals: ClassVar[bool] = False
 
     def __init__(self, context: PassContext) -> None:
-        super().__init__(name=type(self).__name__)
+        self.name = type(self).__name__
         self.model = context.model
         self.analysis: Analysis = context.analysis
 
-    def check(self, context: Any, **bindings: Any) -> MatchResult:
+    @abc.abstractmethod
+    def pattern(self, op: Any, *operands: Any, **bindings: Any) -> Any:
+        """Return the value that stands for the whole pattern, or a tuple when several of its values are read."""
+
+    @abc.abstractmethod
+    def rewrite(self, op: Any, *operands: Any, **bindings: Any) -> Any:
+        """Return what takes the place of the pattern's values, in the same order."""
+
+    def check(self, **bindings: Any) -> MatchResult:
         """Turn `require` into the rewriter's result with a reason."""
-        del context
         result = MatchResult()
         try:
             self.require(**bindings)
@@ -66,8 +78,9 @@ class FusionRule(patterns.RewriteRuleClassBase):
             return result.fail(str(reason) or "a condition does not hold")
         return result
 
-    def require(self, **bindings: Any) -> None:
-        """Raise Reject when the match must not be rewritten."""
+    def require(self, *operands: Any, **bindings: Any) -> None:
+        """Raise Reject when the match must not be rewritten; by default every match may be."""
+        del operands, bindings
 
     def emit(self, op: Any, *inputs: ir.Value | None, **attributes: Any) -> Any:
         """Call the rule's fused operator; dtype and shapes of the outputs follow from the analysis."""
@@ -106,9 +119,9 @@ class FusionRule(patterns.RewriteRuleClassBase):
 class SpellingRule(FusionRule):
     """A rule that only changes a spelling: where it does not apply, nothing was missed and nobody is told."""
 
-    def check(self, context: Any, **bindings: Any) -> MatchResult:
+    def check(self, **bindings: Any) -> MatchResult:
         """As in FusionRule, without reasons."""
-        verdict = super().check(context, **bindings)
+        verdict = super().check(**bindings)
         return verdict if verdict else MatchResult().fail()
 
 
@@ -130,9 +143,12 @@ def scalar(value: ir.Value | None, what: str = "operand") -> float:
     return float(array.reshape(()).astype(np.float64))
 
 
-def require_near(value: ir.Value | None, wanted: float, what: str, relative: float = 1e-3) -> None:
-    """Reject unless a value is a constant with one element near a number (as near as half precision writes it)."""
+def require_near(value: ir.Value | None, wanted: float, what: str, relative: float | None = None) -> None:
+    """Reject unless a value is a constant with one element near a number; by default as near as half precision writes it."""
     number = scalar(value, what)
+    if relative is None:
+        assert value is not None
+        relative = _LITERAL_ERROR.get(value.const_value.dtype if value.const_value else ir.DataType.FLOAT, 1e-3)
     if abs(number - wanted) > relative * abs(wanted):
         raise Reject(f"{what} is {number:.6g}, wanted {wanted:.6g}")
 
@@ -196,7 +212,7 @@ class RulePass(Pass):
                     continue
                 depth, _ = best.get(marks[-1], (0, None))
                 if len(nodes) > depth:
-                    best[marks[-1]] = (len(nodes), Rejection(node_label(node), rule.rule.name or "", reason))
+                    best[marks[-1]] = (len(nodes), Rejection(node_label(node), rule.rule.name, reason))
         misses = sorted(best.values(), key=lambda miss: -miss[0])
         return [rejection for _, rejection in misses[:_NEAR_MISS_LIMIT]]
 
@@ -206,8 +222,9 @@ class _Compiled:
 
     def __init__(self, rule: FusionRule) -> None:
         self.rule = rule
-        self.rewriter = patterns.RewriteRule(rule.pattern, rule.rewrite, rule.check, matcher=Matcher, name=rule.name)
-        self.matcher: Matcher = self.rewriter._matcher
+        self.rewriter = patterns.RewriteRule(rule.pattern, rule.rewrite, matcher=Matcher, name=rule.name)
+        assert isinstance(self.rewriter._matcher, Matcher)
+        self.matcher = self.rewriter._matcher
         self.size = self.rewriter._target_pattern.num_nodes()
 
     def match(self, node: ir.Node, model: ir.Model) -> MatchResult | None:
@@ -222,7 +239,7 @@ class _Compiled:
         for variable in self.rewriter._target_pattern.inputs:
             if variable.name is not None and variable.name not in match.bindings:
                 match.bind(variable.name, None)
-        verdict = self.rule.check(None, **match.bindings)
+        verdict = self.rule.check(**match.bindings)
         return None if verdict else verdict.reason
 
     def obstacle(self, node: ir.Node, model: ir.Model) -> tuple[Sequence[ir.Node], str]:
@@ -247,7 +264,7 @@ def _apply(
     if match is None:
         return []
     rule = compiled.rule
-    key = (node, rule.name or "")
+    key = (node, rule.name)
     reason = compiled.refusal(match)
     if reason is not None:
         if reason:
