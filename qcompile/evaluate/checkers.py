@@ -18,11 +18,13 @@ class Verdict:
         is_correct: None when the case has no known answer.
         extracted: The text that was compared.
         reason: Why it is wrong, or how the code failed; empty when right.
+        isolation: For code that was run: the layers of the sandbox.
     """
 
     is_correct: bool | None
     extracted: str
     reason: str = ""
+    isolation: str = ""
 
 
 _COMPARE: dict[str, Callable[[str, str], bool]] = {
@@ -43,7 +45,7 @@ def check_answer(case: Case, content: str, limits: Limits | None = None) -> Verd
         return Verdict(None, extracted, "no known answer")
     if case.type == "code-generate":
         outcome = run_code(extracted, case.tests, limits or Limits())
-        return Verdict(outcome.is_passed, extracted, "" if outcome.is_passed else outcome.reason)
+        return Verdict(outcome.is_passed, extracted, "" if outcome.is_passed else outcome.reason, outcome.isolation)
     compare = _COMPARE[case.type]
     if any(compare(extracted, expected) for expected in case.answers):
         return Verdict(True, extracted)

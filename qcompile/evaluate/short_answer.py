@@ -21,10 +21,10 @@ def is_same_short_answer(given: str, expected: str) -> bool:
     plain numbers are compared by value.
     """
     left, right = normalise_short_answer(given), normalise_short_answer(expected)
+    if left == right:
+        return bool(left) or bool(given.strip())  # `[]` and `{}` are answers, nothing at all is not
     if not left or not right:
         return False
-    if left == right:
-        return True
     numbers = as_number(left), as_number(right)
     return None not in numbers and numbers[0] == numbers[1]
 
