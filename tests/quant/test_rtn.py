@@ -126,5 +126,5 @@ def test_other_bad_input_is_refused_in_one_line():
         quantize_weight(np.ones((2, 3, 4)), WeightScheme(8))
     with pytest.raises(QuantError, match=r"shape \[0, 4\]"):
         quantize_weight(np.ones((0, 4)), WeightScheme(8))
-    with pytest.raises(QuantError, match="no quantization algorithm 'magic'; there are: rtn"):
+    with pytest.raises(QuantError, match="no quantization algorithm 'magic'; there are: rtn, mse"):
         quantize_weight(np.ones((2, 4)), WeightScheme(8), "magic")
