@@ -129,7 +129,7 @@ class Attention(CausalAttention):
     def scale(self, **bindings: Any) -> float:
         """Return the product of the factors at q, at k and at their product; those that are absent are 1."""
         values = [bindings.get(name) for name in ("q_scale", "k_scale", "scale")]
-        return math.prod(scalar(value, "attention scale") for value in values if value is not None)
+        return math.prod((scalar(value, "attention scale") for value in values if value is not None), start=1.0)
 
 
 class AttentionOperatorRule(CausalAttention):

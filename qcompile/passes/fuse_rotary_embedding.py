@@ -69,8 +69,15 @@ class RotaryFromSplit(RotaryChain):
     """rotate_half written with one Split."""
 
     def pattern(self, op: Any, x: Any, cos: Any, sin: Any) -> Any:
-        first, second = op.Split(x, _allow_other_inputs=True, _outputs=2)
+        first, second = op.Split(x, _allow_other_inputs=True, _outputs=["first", "second"])
         return rotated(op, x, first, second, cos, sin)
+
+    def require(self, x: ir.Value, cos: ir.Value, sin: ir.Value, **bindings: Any) -> None:
+        super().require(x, cos, sin)
+        half = _half(self, x)
+        sizes = [self.specs(bindings[name])[0].shape[-1] for name in ("first", "second")]
+        if sizes != [half, half]:
+            raise Reject(f"x is cut into {sizes}, wanted [{half}, {half}]")
 
 
 class RotaryOperatorRule(FusionRule):
