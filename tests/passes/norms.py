@@ -3,8 +3,8 @@
 SHAPE = "float[batch_size, sequence_length, 8]"
 SIGNATURE = f"({SHAPE} x) => ({SHAPE} y)"
 ADDED = f"({SHAPE} x, {SHAPE} residual) => ({SHAPE} y, {SHAPE} h)"
-CONSTANTS = """<float eps = {7.62939453125e-06}, float[1] eps_1d = {7.62939453125e-06}, float two = {2}, float one = {1}, float minus_half = {-0.5},
-    int64[1] last = {-1}, int64[1] second = {1}, int64[1] third = {2}>"""
+CONSTANTS = """<float eps = {7.62939453125e-06}, float[1] eps_1d = {7.62939453125e-06}, float two = {2},
+    float one = {1}, float minus_half = {-0.5}, int64[1] last = {-1}, int64[1] second = {1}, int64[1] third = {2}>"""
 # The three spellings of x / sqrt(variance), commuted too.
 NORMALS = {
     "reciprocal": "r = Sqrt(variance) i = Reciprocal(r) n = Mul(x, i)",
