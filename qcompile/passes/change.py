@@ -15,8 +15,9 @@ from qcompile.errors import GraphError
 from qcompile.functions import DOMAIN, DOMAIN_VERSION, FUSED_OPS, MIN_OPSET
 from qcompile.passes import precision
 from qcompile.passes.base import PassContext, PassResult, Rejection
+from qcompile.passes.excerpt import sort_nodes
 from qcompile.passes.matching import node_label
-from qcompile.passes.proof import Rewrite, sort_nodes
+from qcompile.passes.proof import Rewrite
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ import onnx_ir as ir
 
 from qcompile.analysis import Analysis, Spec
 from qcompile.cases import Case
-from qcompile.functions import DOMAIN, FUSED_OPS, MIN_OPSET
+from qcompile.functions import MIN_OPSET
 from qcompile.ort import run_session
+from qcompile.passes.excerpt import HALF, model_of, outer_values, sort_nodes
 from qcompile.weights import rows_of
 
 # Relative to the largest output: float32 sums of a few thousand terms in another order differ by some 1e-6.
@@ -31,7 +32,6 @@ MAX_RELATIVE_ERROR = 2e-5
 # The same where a half-precision constant (sqrt 2 of a GELU) stands for the number itself: one rounding to its dtype.
 MAX_LITERAL_ERROR = {ir.DataType.FLOAT16: 1e-3, ir.DataType.BFLOAT16: 8e-3}
 _EMBEDDED_ELEMENTS = 64
-_HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 _PIECE_ELEMENTS = 8 << 20
 
 
@@ -165,10 +165,7 @@ class _Side:
     @classmethod
     def of(cls, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value], embeds_weights: bool = False) -> _Side:
         ordered = sort_nodes(nodes)
-        produced = {v for n in ordered for v in n.outputs}
-        used = [v for n in ordered for v in n.inputs if v is not None and v not in produced]
-        used += [v for v in outputs if v not in produced]
-        return cls(ordered, list(dict.fromkeys(used)), list(outputs), embeds_weights)
+        return cls(ordered, outer_values(ordered, outputs), list(outputs), embeds_weights)
 
     @property
     def fed(self) -> list[ir.Value]:
@@ -179,75 +176,22 @@ class _Side:
         return tensor is not None and (self.embeds_weights or tensor.size <= _EMBEDDED_ELEMENTS)
 
     def model_bytes(self, feeds: dict[ir.Value, np.ndarray], imports: dict[str, int]) -> bytes:
-        """Serialize with neutral names; small constants inside, everything else as inputs of any shape."""
-        values: dict[ir.Value | None, ir.Value | None] = {None: None}
-        inputs: list[ir.Value] = []
-        initializers: list[ir.Value] = []
-        for value in self.inputs:
+        """Serialize; small constants inside, everything else as inputs v0, v1, … of any shape."""
+        stand_ins: dict[ir.Value, ir.Value] = {}
+        names = {value: f"v{index}" for index, value in enumerate(self.fed)}
+        for index, value in enumerate(self.inputs):
             array = feeds[value]
-            if self._is_embedded(value):
-                inner = ir.Value(name=f"c{len(initializers)}", const_value=ir.tensor(array))
-                initializers.append(inner)
+            if value in names:
+                kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+                stand_ins[value] = ir.Value(name=names[value], type=kind, shape=ir.Shape([None] * array.ndim))
             else:
-                dtype = ir.DataType.from_numpy(array.dtype)
-                dims = [None] * array.ndim
-                inner = ir.Value(name=f"v{len(inputs)}", type=ir.TensorType(dtype), shape=ir.Shape(dims))
-                inputs.append(inner)
-            values[value] = inner
-        nodes = [_copy_node(node, values, i) for i, node in enumerate(self.nodes)]
-        outputs = [ir.Value(name=f"y{i}") for i in range(len(self.outputs))]
-        for outer, value in zip(outputs, self.outputs, strict=True):
-            nodes.append(ir.Node("", "Identity", [values[value]], outputs=[outer]))
-        imports = {**imports, DOMAIN: 1, "com.microsoft": 1}
-        graph = ir.Graph(inputs, outputs, nodes=nodes, initializers=initializers, opset_imports=imports, name="side")
-        proto = ir.to_proto(ir.Model(graph, ir_version=10))
-        called = {n.op_type for n in self.nodes if n.domain == DOMAIN}
-        proto.functions.extend(FUSED_OPS[name].proto(imports[""]) for name in sorted(called))
-        return bytes(proto.SerializeToString())
-
-
-def sort_nodes(nodes: Sequence[ir.Node]) -> list[ir.Node]:
-    """Return the nodes with producers before consumers."""
-    todo = dict.fromkeys(nodes)
-    ordered: list[ir.Node] = []
-    done: set[ir.Node] = set()
-
-    def visit(node: ir.Node) -> None:
-        if node in done:
-            return
-        done.add(node)
-        for value in node.inputs:
-            producer = value.producer() if value is not None else None
-            if producer is not None and producer in todo:
-                visit(producer)
-        ordered.append(node)
-
-    for node in todo:
-        visit(node)
-    return ordered
-
-
-def _copy_node(node: ir.Node, values: dict[ir.Value | None, ir.Value | None], index: int) -> ir.Node:
-    names = ["" if v.name == "" else f"n{index}_{i}" for i, v in enumerate(node.outputs)]
-    outputs = [ir.Value(name=name) for name in names]
-    attributes = [_widen_attribute(node, a) for a in node.attributes.values()]
-    inputs = [values[v] for v in node.inputs]
-    copy = ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=f"n{index}")
-    values.update(zip(node.outputs, outputs, strict=True))
-    return copy
-
-
-def _widen_attribute(node: ir.Node, attribute: ir.Attr) -> ir.Attr:
-    if node.op_type == "Cast" and attribute.name == "to" and ir.DataType(attribute.as_int()) in _HALF:
-        return ir.AttrInt64("to", int(ir.DataType.FLOAT))
-    if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in _HALF:
-        return ir.AttrTensor(attribute.name, ir.tensor(attribute.as_tensor().numpy().astype(np.float32)))
-    return attribute
+                stand_ins[value] = ir.Value(name=f"c{index}", const_value=ir.tensor(array))
+        return model_of(self.nodes, self.outputs, stand_ins, imports, widens=True)
 
 
 def _widened(tensor: ir.TensorProtocol) -> np.ndarray:
     """Return a constant, float16 and bfloat16 as float32; a large one is widened piece by piece."""
-    if tensor.dtype not in _HALF:
+    if tensor.dtype not in HALF:
         return np.asarray(tensor.numpy())
     if tensor.size <= _PIECE_ELEMENTS:
         return np.asarray(tensor.numpy().astype(np.float32))
@@ -263,8 +207,8 @@ def _widened(tensor: ir.TensorProtocol) -> np.ndarray:
 
 def _feed(spec: Spec, magnitude: float, rng: np.random.Generator) -> np.ndarray:
     if spec.value is not None:
-        return np.asarray(spec.value.astype(np.float32) if spec.dtype in _HALF else spec.value)
-    dtype = np.dtype(np.float32) if spec.dtype in _HALF else spec.dtype.numpy()
+        return np.asarray(spec.value.astype(np.float32) if spec.dtype in HALF else spec.value)
+    dtype = np.dtype(np.float32) if spec.dtype in HALF else spec.dtype.numpy()
     if dtype.kind == "f":
         return (rng.standard_normal(spec.shape) * magnitude).astype(dtype)
     return rng.integers(0, 2, spec.shape).astype(dtype)
@@ -303,6 +247,3 @@ def _difference(before: np.ndarray, after: np.ndarray, rows: np.ndarray | None) 
     finite = np.isfinite(before)
     scale = max(float(np.abs(before[finite]).max(initial=0.0)), 1e-30)
     return float(np.abs(before[finite] - after[finite]).max(initial=0.0)) / scale, ""
-
-
-__all__ = ["Proof", "Prover", "Rewrite", "sort_nodes"]

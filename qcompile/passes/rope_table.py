@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.errors import GraphError
 from qcompile.ort import run_session
-from qcompile.passes.proof import sort_nodes
+from qcompile.passes.excerpt import model_of, outer_values, sort_nodes
 
 _SAMPLES = 16
+# Sixteen times the context of any Qwen; a manifest may say anything.
+_MAX_ROWS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -31,69 +34,57 @@ def tabulate(cos: ir.Value, sin: ir.Value, max_position: int) -> RopeTable | str
     Returns:
         The table, or the reason why there is none.
     """
-    nodes, inputs = _subgraph([cos, sin])
-    names = {value.name for value in inputs}
-    if names != {"position_ids"}:
-        return f"cos and sin hang on {', '.join(sorted(str(n) for n in names)) or 'nothing'}, wanted position_ids alone"
-    proto = _model(nodes, inputs, [cos, sin])
-    everything = _angles(proto, np.arange(max_position)[None])
-    for position in np.unique(np.linspace(0, max_position - 1, _SAMPLES).astype(np.int64)):
-        alone = _angles(proto, np.array([[position]]))
-        if any(not np.allclose(t[position], a[0], rtol=0, atol=1e-5) for t, a in zip(everything, alone, strict=True)):
-            return f"the angle at position {position} depends on the other positions of the step (dynamic NTK scaling)"
-    half = everything[0].shape[-1] // 2
-    if any(not np.array_equal(t[:, :half], t[:, half:]) for t in everything):
+    if max_position > _MAX_ROWS:
+        return f"{max_position} positions are too many for a table, the most are {_MAX_ROWS}"
+    angles = _Angles(cos, sin)
+    names = [str(v.name) for v in angles.inputs]
+    if names != ["position_ids"]:
+        return f"cos and sin hang on {', '.join(sorted(names)) or 'nothing'}, wanted position_ids alone"
+    try:
+        tables = angles.at(np.arange(max_position))
+        for position in np.unique(np.linspace(0, max_position - 1, _SAMPLES).astype(np.int64)):
+            alone = angles.at(position[None])
+            if any(not np.allclose(t[position], a[0], rtol=0, atol=1e-5) for t, a in zip(tables, alone, strict=True)):
+                return f"the angle at position {position} hangs on other positions of the step (dynamic NTK scaling)"
+    except GraphError as error:
+        return f"cos and sin cannot be computed alone: {error}"
+    half = tables[0].shape[-1] // 2
+    if any(not np.array_equal(t[:, :half], t[:, half:]) for t in tables):
         return "cos and sin are not two equal halves"
-    return RopeTable(*(np.ascontiguousarray(t[:, :half]) for t in everything))
+    return RopeTable(*(np.ascontiguousarray(t[:, :half]) for t in tables))
 
 
-def _angles(proto: bytes, positions: np.ndarray) -> list[np.ndarray]:
-    """Return cos and sin as float32 [S, d]."""
-    outputs = run_session({}, proto, {"position_ids": positions.astype(np.int64)})
-    return [x.astype(np.float32).reshape(positions.shape[1], -1) for x in outputs]
+class _Angles:
+    """cos and sin as a model of their own."""
+
+    def __init__(self, cos: ir.Value, sin: ir.Value) -> None:
+        self.outputs = [cos, sin]
+        self.nodes = _producers(self.outputs)
+        outside = outer_values(self.nodes, self.outputs)
+        self.inputs = [v for v in outside if v.const_value is None]
+        self._constants = [v for v in outside if v.const_value is not None]
+        self._sessions: dict[bytes, object] = {}
+
+    def at(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Return cos and sin at positions [S]: float32 [S, d]."""
+        (ids,) = self.inputs
+        dtype = np.dtype(np.int64) if ids.dtype is None else ids.dtype.numpy()
+        stand_ins = {ids: ir.Value(name=ids.name, type=ids.type, shape=ir.Shape([None, None]))}
+        for index, value in enumerate(self._constants):
+            stand_ins[value] = ir.Value(name=f"c{index}", const_value=value.const_value)
+        graph = self.nodes[0].graph
+        model_bytes = model_of(self.nodes, self.outputs, stand_ins, {} if graph is None else graph.opset_imports)
+        arrays = run_session(self._sessions, model_bytes, {str(ids.name): positions[None].astype(dtype)})
+        return [x.astype(np.float32).reshape(len(positions), -1) for x in arrays]
 
 
-def _subgraph(values: list[ir.Value]) -> tuple[list[ir.Node], list[ir.Value]]:
-    """Return the nodes that compute the values and the graph inputs they start from."""
+def _producers(values: list[ir.Value]) -> list[ir.Node]:
+    """Return the nodes that compute the values, in order."""
     nodes: dict[ir.Node, None] = {}
-    inputs: dict[ir.Value, None] = {}
     todo = list(values)
     while todo:
-        value = todo.pop()
-        node = value.producer()
-        if node is None:
-            if value.const_value is None:
-                inputs[value] = None
-        elif node not in nodes:
+        node = todo.pop().producer()
+        if node is not None and node not in nodes:
             nodes[node] = None
             todo.extend(v for v in node.inputs if v is not None)
-    return sort_nodes(list(nodes)), list(inputs)
-
-
-def _model(nodes: list[ir.Node], inputs: list[ir.Value], outputs: list[ir.Value]) -> bytes:
-    opsets = {d: v for d, v in (nodes[0].graph.opset_imports if nodes[0].graph else {"": 18}).items() if d == ""}
-    values: dict[ir.Value | None, ir.Value | None] = {None: None}
-    for value in inputs:
-        values[value] = ir.Value(name=value.name, type=value.type, shape=ir.Shape([None] * len(value.shape or ())))
-    initializers: dict[ir.Value, ir.Value] = {}
-    for node in nodes:
-        for operand in node.inputs:
-            if operand is not None and operand.const_value is not None and operand not in values:
-                copy = ir.Value(name=f"c{len(initializers)}", const_value=operand.const_value)
-                values[operand] = copy
-                initializers[operand] = copy
-    copies = []
-    for index, node in enumerate(nodes):
-        made = [ir.Value(name=f"n{index}_{i}") for i in range(len(node.outputs))]
-        inner = [values[v] for v in node.inputs]
-        copies.append(ir.Node(node.domain, node.op_type, inner, list(node.attributes.values()), outputs=made))
-        values.update(zip(node.outputs, made, strict=True))
-    graph = ir.Graph(
-        [v for v in (values[i] for i in inputs) if v is not None],
-        [v for v in (values[o] for o in outputs) if v is not None],
-        nodes=copies,
-        initializers=[v for v in initializers.values() if v is not None],
-        opset_imports=opsets,
-        name="rope",
-    )
-    return bytes(ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString())
+    return sort_nodes(nodes)
