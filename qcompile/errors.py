@@ -11,6 +11,8 @@ QCompileError
 ├── VerifyError            two graphs that should agree and do not
 ├── QuantError             weights or options that cannot be quantized
 ├── AtcError               CANN's compiler refused a graph
+├── QualityError           two models, or a text, that cannot be compared
+├── BenchmarkError         a model that cannot be timed
 ├── EvaluateError          a case file, prompt template or checker that cannot be used
 └── RuntimeFault           qcompile.runtime.errors.RuntimeFault (the runtime ships alone and has its own tree)
 
@@ -60,6 +62,14 @@ class AtcError(QCompileError):
     """CANN's ATC refused or failed to compile a graph."""
 
 
+class QualityError(QCompileError):
+    """Two models, or a text to compare them on, that cannot be used as asked."""
+
+
+class BenchmarkError(QCompileError):
+    """A model or a case that cannot be timed."""
+
+
 class EvaluateError(QCompileError):
     """A case file, a prompt template or a checker that cannot be used as asked."""
 
@@ -67,12 +77,14 @@ class EvaluateError(QCompileError):
 __all__ = [
     "ArtifactError",
     "AtcError",
+    "BenchmarkError",
     "EvaluateError",
     "ExportError",
     "FetchError",
     "GraphError",
     "PassError",
     "QCompileError",
+    "QualityError",
     "QuantError",
     "RuntimeFault",
     "SessionError",

@@ -1,0 +1,1 @@
+"""How fast a compiled model is on this machine, and how far that is from what the machine allows."""

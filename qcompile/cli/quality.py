@@ -1,0 +1,84 @@
+"""`qcompile quality`: how far one model's answers are from another's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from qcompile.quality.compare import CompareOptions, QualityReport, compare_models
+from qcompile.quality.presentation import render, write_chart
+from qcompile.quality.record import record_of
+
+
+@click.command("quality")
+@click.argument("reference", metavar="A", type=click.Path(path_type=Path))
+@click.argument("other", metavar="B", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Text or .jsonl to read; by default a built-in set.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="Text or .jsonl of prompts for the greedy comparison.")
+@click.option("--tokens", default=20_000, show_default=True, type=click.IntRange(min=1), help="Most tokens to score.")
+@click.option(
+    "--context", type=click.IntRange(min=2), help="Tokens seen at once  [default: 1024, or the models' limit]"
+)
+@click.option("--stride", type=click.IntRange(min=1), help="From window to window  [default: half the context]")
+@click.option(
+    "--chunk",
+    default=128,
+    show_default=True,
+    type=click.IntRange(1, 4096),
+    help="Tokens per forward pass; 1 compares the kernels of decoding.",
+)
+@click.option(
+    "--greedy", default=64, show_default=True, type=click.IntRange(0, 4096), help="Tokens to write per prompt; 0: none."
+)
+@click.option("--no-layers", is_flag=True, help="Do not look at the hidden states.")
+@click.option("--threads", type=click.IntRange(min=1), help="Computing threads  [default: all cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--html", "--chart", "chart", type=click.Path(path_type=Path), help="Write a page (.html) or a picture (.svg)."
+)
+def command(
+    reference: Path,
+    other: Path,
+    data: Path | None,
+    prompts: Path | None,
+    tokens: int,
+    context: int | None,
+    stride: int | None,
+    chunk: int,
+    greedy: int,
+    no_layers: bool,
+    threads: int | None,
+    as_json: bool,
+    chart: Path | None,
+) -> None:
+    """Compare model B with model A on the same text.
+
+    A and B are compiled-model directories, .onnx files, or checkpoints (a Hugging Face directory or a .gguf file, exported
+    to fp32 and kept in the cache). Perplexity of both, KL(A || B) per token, how often both put the same token first,
+    how long they write the same answer, and the first layer in which their hidden states part.
+    """
+    options = CompareOptions(data, prompts, tokens, context, stride, chunk, greedy, not no_layers, threads)
+    report = _compare(reference, other, options)
+    if chart is not None:
+        write_chart(report, chart)
+    if as_json:
+        click.echo(json.dumps(record_of(report), ensure_ascii=True, allow_nan=False))
+    else:
+        Console(highlight=False).print(render(report))
+    if chart is not None:
+        click.echo(f"{chart}: written", err=True)
+
+
+def _compare(reference: Path, other: Path, options: CompareOptions) -> QualityReport:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("opening", total=None)
+
+        def say(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        return compare_models(reference, other, options, say)

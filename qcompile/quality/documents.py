@@ -1,0 +1,177 @@
+"""The texts that models are compared on: the built-in set, or a file of the user's.
+
+A file is UTF-8 text (one document) or .jsonl with one document a line: a string, or an object with
+
+    text      plain text
+    prompt    plain text too; an `answer` or `completion` beside it is appended
+    messages  a conversation, rendered through the model's chat template
+    ids       token ids as they are
+
+and optionally `group` (or `type`, `kind`), by which the report also sums up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import QualityError
+
+MAX_FILE_BYTES = 64 << 20
+_GROUP_KEYS = ("group", "type", "kind")
+_TAIL_KEYS = ("answer", "completion")
+BUILT_IN = ("english", "chinese", "code", "arithmetic")
+# Questions whose answers are compared token by token: one of each kind, in the words of a user.
+PROMPTS = (
+    ("english", "Explain in three sentences why the sky is blue at noon and red in the evening."),
+    ("chinese", "请用三句话介绍一下什么是编译器，并举一个例子。"),
+    ("code", "Write a Python function that returns the n-th Fibonacci number without recursion."),
+    (
+        "arithmetic",
+        "A train leaves at 9:25 and travels 3 hours and 50 minutes. When does it arrive? Think step by step.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text before it is tokenized; exactly one of `text`, `messages`, `ids` is set.
+
+    Attributes:
+        group: What the report sums it up under.
+        where: File and line, for messages.
+    """
+
+    group: str
+    where: str
+    text: str | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TokenizedDocument:
+    """One text as token ids."""
+
+    group: str
+    ids: tuple[int, ...]
+
+
+def built_in_documents() -> list[Document]:
+    """Return the four texts of the package: English, Chinese, code, arithmetic."""
+    directory = resources.files("qcompile.quality") / "texts"
+    return [
+        Document(name, f"built-in {name}", text=(directory / f"{name}.txt").read_text(encoding="utf-8"))
+        for name in BUILT_IN
+    ]
+
+
+def read_documents(path: Path, *, with_answers: bool = True) -> list[Document]:
+    """Read a file of the user's.
+
+    Args:
+        path: Text or .jsonl.
+        with_answers: Append an `answer` to its `prompt`.
+
+    Raises:
+        QualityError: It cannot be read, is empty, too large, not UTF-8, or a line of a .jsonl is not a document.
+    """
+    text = _decode(_read(path), path)
+    if not text.strip():
+        raise QualityError(f"{path}: is empty; give a text, or .jsonl with one document per line")
+    if path.suffix != ".jsonl":
+        return [Document(path.name, str(path), text=text)]
+    return list(_lines(text, path, with_answers=with_answers))
+
+
+def tokenize(
+    documents: Sequence[Document],
+    encode: Callable[[str], Sequence[int]],
+    render_chat: Callable[[Sequence[dict[str, Any]]], Sequence[int]],
+    vocab_size: int,
+    minimum: int = 2,
+) -> list[TokenizedDocument]:
+    """Turn documents into token ids.
+
+    Args:
+        documents: What was read.
+        encode: Text to ids.
+        render_chat: A conversation to ids, through the chat template.
+        vocab_size: Ids must lie below.
+        minimum: Tokens that at least one document must have.
+
+    Raises:
+        QualityError: No document has that many tokens, or an id is not of this vocabulary.
+    """
+    tokenized = []
+    for document in documents:
+        if document.ids is not None:
+            ids = document.ids
+        elif document.messages is not None:
+            ids = tuple(render_chat(document.messages))
+        else:
+            ids = tuple(encode(document.text or ""))
+        wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
+        if wrong is not None:
+            raise QualityError(
+                f"{document.where}: token id {wrong}, the models have {vocab_size}; the tokenizer is not theirs"
+            )
+        tokenized.append(TokenizedDocument(document.group, ids))
+    if not any(len(d.ids) >= minimum for d in tokenized):
+        raise QualityError(f"{documents[0].where}: less than {minimum} tokens; give more text")
+    return tokenized
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise QualityError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise QualityError(f"{path}: more than {MAX_FILE_BYTES >> 20} MiB; cut a sample from it")
+    return content
+
+
+def _decode(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise QualityError(
+            f"{path}: not UTF-8: byte {content[error.start]:#04x} at offset {error.start}; convert it first "
+            "(iconv -t utf-8)"
+        ) from None
+
+
+def _lines(text: str, path: Path, *, with_answers: bool) -> Iterator[Document]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield _document(line, path.name, f"{path}:{number}", with_answers=with_answers)
+
+
+def _document(line: str, default_group: str, where: str, *, with_answers: bool) -> Document:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise QualityError(f"{where}: not JSON: {error}") from None
+    if isinstance(record, str):
+        return Document(default_group, where, text=record)
+    if not isinstance(record, dict):
+        raise QualityError(f'{where}: a string or an object like {{"text": ...}} is wanted')
+    group = next((record[k] for k in _GROUP_KEYS if isinstance(record.get(k), str)), default_group)
+    if isinstance(record.get("text"), str):
+        return Document(group, where, text=record["text"])
+    if isinstance(record.get("prompt"), str):
+        tail = next((record[k] for k in _TAIL_KEYS if with_answers and isinstance(record.get(k), str)), "")
+        return Document(group, where, text=f"{record['prompt']}\n{tail}" if tail else record["prompt"])
+    messages = record.get("messages")
+    if isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages):
+        return Document(group, where, messages=tuple(messages))
+    ids = record.get("ids")
+    if isinstance(ids, list) and ids and all(type(i) is int for i in ids):
+        return Document(group, where, ids=tuple(ids))
+    raise QualityError(f"{where}: no 'text', 'prompt', 'messages' or 'ids' in it")
