@@ -18,7 +18,7 @@ from qcompile.artifact import ArtifactWriter, Provenance, find_graph, load_model
 from qcompile.errors import PassError, UnsupportedOpError, VerifyError
 from qcompile.fusion_counts import expected_counts, missing_fusions
 from qcompile.model_shape import describe_model
-from qcompile.passes.base import Pass, PassContext, PassResult, op_histogram
+from qcompile.passes.base import Pass, PassContext, PassResult, Rejection, op_histogram
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.proof import Prover
 from qcompile.passes.schedule import schedule
@@ -156,9 +156,13 @@ def _instance(pass_class: type[Pass], shape: ModelShape) -> Pass:
 
 
 def _run(plan: Sequence[Pass], context: PassContext, done: OptimizeReport, say: Report) -> None:
+    told: set[tuple[str, Rejection]] = set()
     for index, step in enumerate(plan):
         say(step.name, index, len(plan))
         result = step(context)
+        # A pass that runs again meets what it met before.
+        result.rejected = [r for r in result.rejected if (step.name, r) not in told]
+        told.update((step.name, r) for r in result.rejected)
         done.results.append(result)
 
 

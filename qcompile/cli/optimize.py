@@ -70,7 +70,7 @@ def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> 
     for column in ("pass", "matched", "changed", "proved", "error", "nodes", "seconds"):
         table.add_column(column, justify="left" if column == "pass" else "right", no_wrap=column == "pass")
     for result in done.results:
-        if not result.rewrites and (not result.rejected or result.name in GROUPS["canonicalize"]):
+        if not result.rewrites and not result.rejected:
             continue
         after = sum(result.ops_after.values())
         error = f"{result.max_error:.1e}" if result.proved else ""
@@ -78,9 +78,7 @@ def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> 
         table.add_row(result.name, *map(str, cells), f"{result.seconds:.2f}")
     console.print(table)
     for result in done.results:
-        # Canonical spellings that do not apply are no news; `inspect --why` lists them.
-        notable = [r for r in result.rejected if result.name not in GROUPS["canonicalize"] or "rolled back" in r.reason]
-        for rejection in notable[:_SHOWN_REJECTIONS]:
+        for rejection in result.rejected[:_SHOWN_REJECTIONS]:
             console.print(Text(f"{result.name}: {rejection.node}: {rejection.reason}", style="dim"))
     for warning in done.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
