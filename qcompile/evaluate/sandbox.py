@@ -1,9 +1,10 @@
 """Run a model's code against its tests in a process that can do nothing else.
 
 The child (`sandbox_child.py`) limits its own CPU time, address space, file size and open files, then closes the doors
-with seccomp: no new process, no exec, no socket, no signal, no change to any file. A network namespace of its own and
-an audit hook stand behind that. Where a kernel offers neither seccomp nor namespaces, the limits and the hook remain,
-and the weaker state is logged and recorded with the results.
+with seccomp: no new process, no exec, no socket, no signal, no change to any file. Landlock leaves it nothing to read
+but Python's own library, a network namespace of its own leaves it nobody to talk to, and an audit hook refuses the
+same by name. Where a kernel lacks one of these layers the others remain, and the weaker state is logged and recorded
+with the results.
 """
 
 import json
@@ -24,6 +25,7 @@ from typing import IO, Any
 _logger = logging.getLogger(__name__)
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _MAX_REPORT_BYTES = 64 << 10
+_END_S = 0.2
 _warned: set[str] = set()
 
 
@@ -53,15 +55,21 @@ class Outcome:
     isolation: str
 
 
-def run_code(code: str, tests: Sequence[str], limits: Limits | None = None) -> Outcome:
+def run_code(code: str, tests: Sequence[str], limits: Limits | None = None, without: Sequence[str] = ()) -> Outcome:
     """Execute `code`, then every statement of `tests`, in a fresh sandbox.
+
+    Args:
+        code: The program.
+        tests: Statements that raise when the program is wrong.
+        limits: What it may use.
+        without: Layers to leave out (namespaces, landlock, seccomp, hook), to test the others alone.
 
     Returns:
         The outcome; whatever the code does, this function returns within about `limits.wall_s`.
     """
     limits = limits or Limits()
     nonce = secrets.token_hex(16)
-    program = {"code": code, "tests": list(tests), "nonce": nonce, "limits": asdict(limits)}
+    program = {"code": code, "tests": list(tests), "nonce": nonce, "limits": asdict(limits), "without": list(without)}
     with tempfile.TemporaryFile() as source, tempfile.TemporaryDirectory(prefix="qcompile-run-") as cwd:
         source.write(json.dumps(program).encode("utf-8"))
         source.seek(0)
@@ -115,10 +123,12 @@ def _watch(process: "subprocess.Popen[bytes]", report: IO[bytes], limits: Limits
 
 
 def _kill_session(process: "subprocess.Popen[bytes]") -> None:
-    try:
-        process.wait(timeout=0.2)
-    except subprocess.TimeoutExpired:
-        pass
+    """Give the child a moment to end, then kill its session; it is reaped last, so the number is still its own."""
+    deadline = time.monotonic() + _END_S
+    while (
+        time.monotonic() < deadline and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    ):
+        time.sleep(0.002)
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
@@ -134,7 +144,8 @@ def _outcome(report: bytes, nonce: str, killed_for: str, returncode: int) -> Out
     if killed_for:
         return Outcome(False, killed_for, isolation)
     if final is not None:
-        return Outcome(final["passed"] is True, str(final.get("reason", "")), isolation)
+        reason = str(final.get("reason", "")).encode("utf-8", "backslashreplace").decode("utf-8")
+        return Outcome(final["passed"] is True, reason, isolation)
     return Outcome(False, _death(returncode), isolation)
 
 
@@ -159,7 +170,7 @@ def _warn_if_weak(isolation: str) -> None:
         return
     _warned.add(isolation)
     _logger.warning(
-        "code is checked WITHOUT seccomp on this machine (%s): rlimits and an audit hook remain, "
-        "which stop accidents but not an attacker; run untrusted models' code in a container",
+        "code is checked WITHOUT seccomp on this machine; the sandbox has %s, which stops accidents but not an "
+        "attacker: run untrusted models' code in a container",
         isolation,
     )
