@@ -21,7 +21,9 @@ from qcompile.model_shape import describe_model
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection, op_histogram
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.proof import Prover
+from qcompile.passes.quantize_model import QuantizeModel
 from qcompile.passes.schedule import schedule
+from qcompile.quantize_options import QuantizeOptions
 from qcompile.runtime.manifest import Manifest, ModelShape
 from qcompile.surgeon import apply_surgery
 from qcompile.target import Target, default_target, target_named
@@ -43,6 +45,7 @@ class OptimizeOptions:
         strict: Fail when fewer fusions fire than the model has places for.
         surgery: `file.py:function` to run first.
         dry_run: Do everything but write.
+        quantize: Changes to what the quantization passes do by themselves.
     """
 
     passes: tuple[str, ...] = ("fuse",)
@@ -52,6 +55,7 @@ class OptimizeOptions:
     strict: bool = False
     surgery: str | None = None
     dry_run: bool = False
+    quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
 
 
 @dataclass
@@ -115,7 +119,7 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     if options.surgery:
         context.model = apply_surgery(model, options.surgery)
         done.warnings.append(f"surgery {options.surgery} is yours: it was run as it is and not checked")
-    _run([_instance(step, shape) for step in plan], context, done, say)
+    _run([_instance(step, shape, options.quantize) for step in plan], context, done, say)
     _judge_counts(done, expected_counts(shape, {step.name for step in plan}), options.strict)
     done.ops_after = op_histogram(context.model)
     if not options.dry_run:
@@ -149,9 +153,11 @@ def _target(options: OptimizeOptions, model: ir.Model) -> Target:
     return target
 
 
-def _instance(pass_class: type[Pass], shape: ModelShape) -> Pass:
+def _instance(pass_class: type[Pass], shape: ModelShape, quantize: QuantizeOptions) -> Pass:
     if pass_class is LowerAttentionToOrt:
         return LowerAttentionToOrt(shape.max_position_embeddings)
+    if issubclass(pass_class, QuantizeModel):
+        return pass_class(quantize)
     return pass_class()
 
 
@@ -187,13 +193,15 @@ def _write(
         saved = artifact.save_graph(model, progress=lambda n, total: say("writing", n, total))
         artifact.copy_auxiliary(origin.graph_path.parent)
         done.size_bytes = saved.file.size_bytes + sum(entry.size_bytes for entry in saved.data)
-        quantized = [t for result in done.results for t in result.detail.get("quantized", [])]
+        quantized = {
+            result.name: result.detail["quantized"] for result in done.results if result.detail.get("quantized")
+        }
         earlier = origin.manifest
         provenance = Provenance(
             target=done.target,
             shape=origin.shape,
             passes=(*(earlier.passes if earlier else ()), *(r.record() for r in done.results)),
-            quantization={"scheme": "int8-weight", "tensors": quantized} if quantized else {},
+            quantization=_quantization(quantized, earlier),
             source=earlier.source if earlier else {"path": str(origin.graph_path)},
             config=origin.config,
         )
@@ -204,3 +212,10 @@ def _write(
                 raise VerifyError(f"{done.agreement.summary()}; nothing was written")
             artifact.stage(replace(provenance, verification=done.agreement.record()))
         artifact.publish()
+
+
+def _quantization(quantized: dict[str, Any], earlier: Manifest | None) -> dict[str, Any]:
+    """Return what the manifest says of quantized tensors: this run's, or what an earlier run did."""
+    if not quantized:
+        return earlier.quantization if earlier is not None else {}
+    return {"scheme": "+".join(quantized), "tensors": [tensor for tensors in quantized.values() for tensor in tensors]}

@@ -36,7 +36,15 @@ TARGETS: dict[str, Target] = {
         Target(
             "ort",
             "ONNX Runtime on CPU: its fused kernels, KV cache in place, logits of the last token",
-            ("lower-weights-to-ort", "lower-to-ort", "lower-attention-to-ort", "select-last-token", "inline-functions"),
+            (
+                "select-last-token",
+                "lower-weights-to-ort",
+                "lower-quantized-blocks-to-ort",
+                "lower-quantized-activations-to-ort",
+                "lower-to-ort",
+                "lower-attention-to-ort",
+                "inline-functions",
+            ),
             frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16}),
         ),
         Target(

@@ -53,12 +53,22 @@ def _matrix_shape(tensor: ir.TensorProtocol) -> tuple[int, int]:
 
 def columns_of(tensor: ir.TensorProtocol, start: int, stop: int) -> Array:
     """Return columns [start, stop) of a weight [M, N] as rows: float [stop - start, M]."""
-    if isinstance(tensor, _SideBySide):
+    if isinstance(tensor, ColumnwiseTensor):
         return tensor.columns(start, stop)
     return np.asarray(tensor.numpy()[:, start:stop].T)
 
 
-class _SideBySide(StreamedTensor):
+class ColumnwiseTensor(StreamedTensor):
+    """A matrix of which some columns can be computed without the others."""
+
+    __slots__ = ()
+
+    def columns(self, start: int, stop: int) -> Array:
+        """Return columns [start, stop) as rows: [stop - start, M]."""
+        raise NotImplementedError
+
+
+class _SideBySide(ColumnwiseTensor):
     """[W_1 | W_2 | …]: rows are gathered from every part, columns from the parts they fall into."""
 
     __slots__ = ("parts",)

@@ -4,10 +4,9 @@
     LayerNorm    -> LayerNormalization                      AddLayerNorm -> SkipLayerNormalization
     Linear       -> MatMul + Add                            SwiGlu       -> QuickGelu(alpha = 1) * up
     Gelu         -> com.microsoft Gelu                      GeluTanh     -> FastGelu
-    LinearW8     -> MatMulNBits, 8 bits
 
 Each replacement is proved against the function it replaces. Attention is lowered by `lower_attention_to_ort`, because
-it changes the graph's interface. What has no kernel here is inlined at the end.
+it changes the graph's interface, quantized projections by `lower_quantized_*`. What has no kernel is inlined at the end.
 """
 
 from __future__ import annotations

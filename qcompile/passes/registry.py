@@ -37,10 +37,13 @@ from qcompile.passes.fuse_swiglu import FuseSwiGlu
 from qcompile.passes.inline_exporter_functions import InlineExporterFunctions
 from qcompile.passes.inline_functions import InlineFunctions
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
+from qcompile.passes.lower_quantized_activations_to_ort import LowerQuantizedActivationsToOrt
+from qcompile.passes.lower_quantized_blocks_to_ort import LowerQuantizedBlocksToOrt
 from qcompile.passes.lower_to_ort import LowerToOrt
 from qcompile.passes.lower_weights_to_ort import LowerWeightsToOrt
 from qcompile.passes.normalize_opset import NormalizeOpset
-from qcompile.passes.quantize_int8 import QuantizeInt8
+from qcompile.passes.quantize_int4 import QuantizeInt4
+from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static
 from qcompile.passes.root_shapes import RootShapes
 from qcompile.passes.select_last_token import SelectLastToken
 
@@ -75,10 +78,12 @@ FUSE: tuple[type[Pass], ...] = (
     FuseAddLayerNorm,
     FuseAddRmsNorm,
 )
-QUANTIZE: tuple[type[Pass], ...] = (QuantizeInt8,)
+QUANTIZE: tuple[type[Pass], ...] = (QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static, QuantizeInt4)
 LOWER: tuple[type[Pass], ...] = (
     SelectLastToken,
     LowerWeightsToOrt,
+    LowerQuantizedBlocksToOrt,
+    LowerQuantizedActivationsToOrt,
     LowerToOrt,
     LowerAttentionToOrt,
     InlineFunctions,

@@ -13,9 +13,11 @@ import onnx_ir as ir
 from qcompile.functions import DOMAIN
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
 from qcompile.passes.change import finish_rewrites, named_constant
+from qcompile.quantized_functions import QUANTIZED_LINEARS
 
 # Row by row operators between the vocabulary projection and the logits: selecting rows commutes with them.
-_ROW_WISE = {"MatMul", "Linear", "LinearW8", "Add", "Mul", "Cast", "Identity"}
+_PROJECTIONS = {"MatMul", "Linear", *QUANTIZED_LINEARS}
+_ROW_WISE = {*_PROJECTIONS, "Add", "Mul", "Cast", "Identity"}
 
 
 class SelectLastToken(Pass):
@@ -59,7 +61,7 @@ def _projection(logits: ir.Value) -> ir.Node | None:
     """Return the first projection met on the way from the logits towards the hidden states."""
     node = logits.producer()
     while node is not None and node.op_type in _ROW_WISE and node.domain in {"", DOMAIN}:
-        if node.op_type in {"MatMul", "Linear", "LinearW8"}:
+        if node.op_type in _PROJECTIONS:
             return node
         value = node.inputs[0]
         node = value.producer() if value is not None else None

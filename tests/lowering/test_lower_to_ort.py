@@ -12,7 +12,6 @@ from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.lower_to_ort import LowerToOrt
 from qcompile.passes.lower_weights_to_ort import LowerWeightsToOrt
 from qcompile.passes.proof import Prover
-from qcompile.passes.quantize_int8 import QuantizeInt8
 from qcompile.passes.rope_table import RopeTable, tabulate
 from qcompile.passes.select_last_token import SelectLastToken
 from tests.optimized import export_tiny, optimize_tiny
@@ -144,34 +143,6 @@ def test_the_tied_head_reads_the_embedding_in_place(context):
     gemm = nodes(context, "Gemm")[0]
     assert gemm.inputs[1] is table
     assert gemm.attributes["transB"].as_int() == 1
-
-
-def test_int8_quantizes_every_projection_and_lowers_to_the_kernel(context):
-    quantized = QuantizeInt8()(context)
-    assert quantized.rewrites == 9
-    assert not nodes(context, "Linear")
-    lowered = LowerWeightsToOrt()(context)
-    assert lowered.rewrites == lowered.proved == 9
-    # The kernel rounds activations to int8; a proof that reports less has not run the real kernel.
-    assert 1e-4 < lowered.max_error < 5e-2
-
-
-def test_an_input_dimension_without_a_block_stays_float(context):
-    result = QuantizeInt8(block_size=96)(context)
-    assert result.rewrites == 0
-    assert all("not divisible by 96" in rejection.reason for rejection in result.rejected)
-
-
-def test_a_nan_weight_is_named(context):
-    linear = nodes(context, "Linear")[0]
-    weight = linear.inputs[1]
-    array = weight.const_value.numpy().copy()
-    array[3, 5] = np.nan
-    weight.const_value = ir.tensor(array, name=weight.name)
-    QuantizeInt8()(context)
-    scales = next(v for n, v in context.model.graph.initializers.items() if n == f"{weight.name}.scales")
-    with pytest.raises(Exception, match=f"{weight.name}: row 5 has NaN"):
-        scales.const_value.numpy()
 
 
 def test_results_are_json_ready():

@@ -1,0 +1,126 @@
+"""Put a target's kernel in the place of a quantized operator, proved on some of its outputs.
+
+Output channels are independent, so the proof takes the first few hundred: a vocabulary of 152k is not multiplied twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.passes.base import PassContext, PassResult, Rejection
+from qcompile.passes.change import detach, node_label
+from qcompile.passes.proof import MAX_RELATIVE_ERROR, Prover, Rewrite
+from qcompile.weights import columns_of, rows_of
+
+MICROSOFT = "com.microsoft"
+PROVED_OUTPUTS = 256
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What comes in the place of an operator.
+
+    Attributes:
+        nodes: The new nodes, producers first; the last one gives the output.
+        initializers: Constants made for them.
+    """
+
+    nodes: Sequence[ir.Node]
+    initializers: Sequence[ir.Value] = ()
+
+
+MakeKernel = Callable[[ir.Node, ir.Graph], Kernel]
+
+
+def lower(
+    context: PassContext,
+    result: PassResult,
+    node: ir.Node,
+    make: MakeKernel,
+    few: Callable[[ir.Value], ir.Value],
+    limit: float = MAX_RELATIVE_ERROR,
+) -> bool:
+    """Prove what `make` gives for a node on few of its outputs, then replace the node.
+
+    Args:
+        context: Model and prover.
+        result: Where the place is counted.
+        node: The quantized operator; its first input is the activation, the others are constants.
+        make: Returns the kernel for a node; constants that may be shared are registered in the graph it is given.
+        few: Returns a constant cut down to few outputs.
+        limit: Largest relative error that passes.
+    """
+    result.matches += 1
+    if context.prover is not None:
+        inputs = [node.inputs[0], *(few(value) for value in node.inputs[1:] if value is not None)]
+        old = ir.node(node.op_type, inputs, node.attributes, domain=node.domain)
+        scratch = ir.Graph([], [], nodes=[], name="scratch")
+        new = make(old, scratch)
+        prover = Prover(context.prover.seed, limit, embeds_weights=True)
+        if not is_proved(Rewrite([old], old.outputs, new.nodes, new.nodes[-1].outputs), prover, context, result, node):
+            return False
+    kernel = make(node, context.model.graph)
+    for index, new_node in enumerate(kernel.nodes):
+        is_kernel = len(kernel.nodes) == 1 or new_node.domain == MICROSOFT
+        new_node.name = node.name if is_kernel else f"{node.name}.{new_node.op_type}_{index}"
+    replace(context, node, kernel.nodes)
+    result.rewrites += 1
+    return True
+
+
+def is_proved(rewrite: Rewrite, prover: Prover, context: PassContext, result: PassResult, node: ir.Node) -> bool:
+    """Prove a rewrite on nodes made for the purpose; disconnect them, count, and report a refusal."""
+    try:
+        proof = prover.prove(rewrite, context.analysis)
+    finally:
+        detach([*rewrite.old_nodes, *rewrite.new_nodes])
+    if not proof.holds:
+        result.rejected.append(Rejection(node_label(node), result.name, f"rolled back: {proof.reason}"))
+        return False
+    result.proved += 1
+    result.max_error = max(result.max_error, proof.error)
+    return True
+
+
+def replace(context: PassContext, node: ir.Node, new_nodes: Sequence[ir.Node]) -> None:
+    """Put nodes in the place of one; the last one's output stands for its output."""
+    graph, old, output = context.model.graph, node.outputs[0], new_nodes[-1].outputs[0]
+    output.type, output.shape = old.type, old.shape
+    context.analysis.alias(output, old)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], list(new_nodes), node.outputs, [output])
+    graph.opset_imports.setdefault(MICROSOFT, 1)
+
+
+def first_rows(value: ir.Value) -> ir.Value:
+    """Return a constant with the first rows of a weight, or the constant itself when it is a scalar."""
+    assert value.const_value is not None
+    dims = value.const_value.shape.numpy()
+    if not dims:
+        return value
+    return _constant(value, rows_of(value.const_value, 0, min(PROVED_OUTPUTS, int(dims[0]))))
+
+
+def first_columns(value: ir.Value) -> ir.Value:
+    """Return a constant with the first columns of a matrix, the first elements of a vector, or a scalar itself."""
+    assert value.const_value is not None
+    dims = value.const_value.shape.numpy()
+    if len(dims) != 2:
+        return first_rows(value)
+    return _constant(value, columns_of(value.const_value, 0, min(PROVED_OUTPUTS, int(dims[1]))).T)
+
+
+def matrix_shape(value: ir.Value) -> tuple[int, int]:
+    """Return the dimensions of a constant matrix."""
+    assert value.const_value is not None
+    rows, columns = (int(d) for d in value.const_value.shape.numpy())
+    return rows, columns
+
+
+def _constant(value: ir.Value, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(np.ascontiguousarray(array))
+    kind = ir.TensorType(tensor.dtype)
+    return ir.Value(name=f"{value.name}.first", type=kind, shape=ir.Shape(array.shape), const_value=tensor)

@@ -1,0 +1,223 @@
+"""What all quantization passes do: decide a scheme per projection, put the quantized operator in its place.
+
+    MatMul(x, W) | Linear(x, W, b)   ->   LinearW8 | LinearW4 | LinearW8A8 | …(x, codes, scales, …) [+ b]
+    Gather(E, input_ids)             ->   EmbeddingW8 | EmbeddingW4 | …(input_ids, codes, scales, …)
+
+A tied embedding and head share one set of codes: no float copy of the table is left. Weights are quantized row by row
+while the model is saved; with statistics (GPTQ and what else looks at activations) they are quantized on the spot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.errors import QuantError
+from qcompile.functions import DOMAIN, DOMAIN_VERSION
+from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
+from qcompile.passes.change import finish_rewrites, node_label
+from qcompile.passes.quantize_projections import Projection, find_projections
+from qcompile.passes.quantize_weights import QuantizedPieces
+from qcompile.quant.algorithms import NEEDS_HESSIAN, weight_quantizer
+from qcompile.quant.scheme import InputStatistics, WeightScheme
+from qcompile.quantize_options import GROUP_SIZES, LayerOptions, LinearScheme, QuantizeOptions
+from qcompile.tensors import StreamedTensor
+
+Statistics = Callable[[Projection], InputStatistics]
+_SCALE_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+_INT8_MAX = 127
+
+
+@dataclass
+class _Codes:
+    """A quantized weight in the graph: the inputs after x, and the attributes, of the operators that read it."""
+
+    suffix: str
+    values: list[ir.Value]
+    attributes: dict[str, int] = field(default_factory=dict)
+
+
+class QuantizeModel(Pass):
+    """A quantization scheme.
+
+    Args:
+        options: Changes to the scheme's own values.
+        statistics: Returns what is known of a projection's inputs, for schemes and algorithms that need it.
+    """
+
+    defaults: ClassVar[tuple[LayerOptions, ...]] = ()
+
+    def __init__(self, options: QuantizeOptions | None = None, statistics: Statistics | None = None) -> None:
+        self.options = options or QuantizeOptions()
+        self.statistics = statistics
+
+    def call(self, context: PassContext, result: PassResult) -> None:
+        """Quantize every projection and the embedding; what stays float is reported with the reason."""
+        projections = find_projections(context.model.graph)
+        unused = self.options.unused_patterns(p.names for p in projections)
+        if unused:
+            raise QuantError(f"no layer is called '{unused[0]}'; there are, for example: {_examples(projections)}")
+        tables: dict[tuple[ir.Value, LinearScheme], _Codes] = {}
+        tensors = []
+        for projection, scheme in self._decide(projections, result):
+            key = (projection.source, scheme)
+            if key not in tables or scheme.activations != "float":
+                tables[key] = self._quantized(context.model.graph, projection, scheme)
+            _replace(context.model.graph, projection, tables[key])
+            tensors.append(_record(projection, scheme))
+            result.rewrites += 1
+        result.detail["quantized"] = tensors
+        if result.rewrites:
+            context.forget_analysis()
+            finish_rewrites(context)
+
+    def _decide(self, projections: Sequence[Projection], result: PassResult) -> list[tuple[Projection, LinearScheme]]:
+        """Return what is quantized and how; lookups come last, as a tied one takes what its head has."""
+        result.matches = len(projections)
+        decided: dict[int, LinearScheme] = {}
+        for index, projection in sorted(enumerate(projections), key=lambda item: item[1].is_lookup):
+            tied = [decided.get(i) for i, p in enumerate(projections) if p.source is projection.source and i != index]
+            scheme = self._scheme(projection, tied)
+            if isinstance(scheme, str):
+                result.rejected.append(Rejection(node_label(projection.node), self.name, scheme))
+            else:
+                decided[index] = scheme
+        return [(projections[index], scheme) for index, scheme in decided.items()]
+
+    def _scheme(self, projection: Projection, tied: Sequence[LinearScheme | None]) -> LinearScheme | str:
+        """Return the scheme of a projection, or why it stays float; `tied` are those of others with its weight."""
+        options = self.options
+        if projection.is_lookup:
+            if tied and tied[0] is None:
+                return "tied to an output head that stays float"
+            layers = tuple(replace(layer, activations=None) for layer in options.layers)
+            options = replace(options, activations="float", layers=layers)
+        scheme = options.scheme_for(projection.names, self.defaults)
+        if scheme is None:
+            return "kept float, as asked"
+        if projection.is_lookup and scheme.algorithm in NEEDS_HESSIAN:
+            scheme = replace(scheme, algorithm="mse")  # a lookup multiplies nothing: its rows are what counts
+        if projection.is_lookup and tied and tied[0] is not None and tied[0].activations == "float":
+            return tied[0]
+        group = scheme.group_size
+        if group == "channel" or projection.num_inputs % group == 0:
+            return scheme
+        if options.asks_group_size(projection.names):
+            raise QuantError(
+                f"{projection.name}: a group size of {group} does not divide its {projection.num_inputs} inputs; give "
+                f"{_fitting(projection.num_inputs)}, or keep it float with --keep-float '{projection.name}'"
+            )
+        smaller = [size for size in GROUP_SIZES if size <= group and projection.num_inputs % size == 0]
+        if not smaller:
+            return f"its {projection.num_inputs} inputs are not divisible by any of {', '.join(map(str, GROUP_SIZES))}"
+        return replace(scheme, group_size=max(smaller))
+
+    def _quantized(self, graph: ir.Graph, projection: Projection, scheme: LinearScheme) -> _Codes:
+        statistics = self._statistics(projection, scheme)
+        group_size = None if scheme.group_size == "channel" else scheme.group_size
+        stored = WeightScheme(scheme.bits, group_size, scheme.symmetric, _SCALE_TYPES[projection.dtype])  # type: ignore[arg-type]
+        name = projection.source.name or projection.name
+        pieces = QuantizedPieces(
+            name,
+            (projection.num_outputs, projection.num_inputs),
+            projection.dtype,
+            projection.rows,
+            weight_quantizer(stored, scheme.algorithm, statistics, name=name),
+        )
+        if scheme.algorithm in NEEDS_HESSIAN:
+            pieces.compute()
+        if scheme.activations == "float":
+            return _blocked(graph, pieces, stored)
+        values = [_initializer(graph, pieces.codes_by_inputs()), _initializer(graph, pieces.channel_scales())]
+        if scheme.activations == "dynamic":
+            return _Codes("W8A8", values)
+        assert statistics is not None
+        return _Codes("W8A8Static", [*values, _step(graph, projection, statistics)])
+
+    def _statistics(self, projection: Projection, scheme: LinearScheme) -> InputStatistics | None:
+        """Return what is known of the inputs, if the scheme needs it."""
+        if scheme.algorithm not in NEEDS_HESSIAN and scheme.activations != "static":
+            return None
+        if self.statistics is None:
+            wanted = scheme.algorithm if scheme.activations != "static" else "static activations"
+            raise QuantError(f"{projection.name}: {wanted} needs calibration data, and there is none")
+        return self.statistics(projection)
+
+
+def _blocked(graph: ir.Graph, pieces: QuantizedPieces, scheme: WeightScheme) -> _Codes:
+    """Codes and scales of a weight that is dequantized block by block; the activations stay float."""
+    num_groups = scheme.num_groups(pieces.num_inputs)
+    values = [_initializer(graph, pieces.codes(packed=scheme.bits == 4))]
+    values.append(_initializer(graph, pieces.scales(num_groups)))
+    suffix = f"W{scheme.bits}"
+    if not scheme.symmetric:
+        values.append(_initializer(graph, pieces.zero_points(num_groups)))
+        suffix += "Asymmetric"
+    return _Codes(suffix, values, {"block_size": scheme.group_of(pieces.num_inputs)})
+
+
+def _step(graph: ir.Graph, projection: Projection, statistics: InputStatistics) -> ir.Value:
+    """The step of static activations: the largest value seen becomes code 127."""
+    largest = float(statistics.abs_max.max())
+    if not np.isfinite(largest):
+        raise QuantError(f"{projection.name}: its inputs reach {largest} on the calibration data; it cannot be static")
+    step = np.array(max(largest, 1e-30) / _INT8_MAX, np.float32)
+    name = f"{projection.source.name or projection.name}.step"
+    tensor = ir.tensor(step, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape([]), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _initializer(graph: ir.Graph, tensor: StreamedTensor) -> ir.Value:
+    """Register a tensor under its name, or the nearest free one (a weight that is quantized in two ways)."""
+    name, count = tensor.name or "", 1
+    while name in graph.initializers:
+        count += 1
+        name = f"{tensor.name}.{count}"
+    tensor.name = name
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _replace(graph: ir.Graph, projection: Projection, codes: _Codes) -> None:
+    node = projection.node
+    kind, x = ("Embedding", node.inputs[1]) if projection.is_lookup else ("Linear", node.inputs[0])
+    new = ir.node(kind + codes.suffix, [x, *codes.values], codes.attributes, domain=DOMAIN, name=node.name)
+    old, new_nodes, output = node.outputs[0], [new], new.outputs[0]
+    output.type, output.shape = old.type, old.shape
+    if node.op_type == "Linear":
+        add = ir.node("Add", [output, node.inputs[2]], name=f"{node.name}.bias")
+        new_nodes.append(add)
+        output = add.outputs[0]
+        output.type, output.shape = old.type, old.shape
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new_nodes, node.outputs, [output])
+    graph.opset_imports.setdefault(DOMAIN, DOMAIN_VERSION)
+
+
+def _record(projection: Projection, scheme: LinearScheme) -> dict[str, Any]:
+    return {
+        "name": projection.name,
+        "weight": projection.source.name,
+        "shape": [projection.num_outputs, projection.num_inputs],
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "symmetric": scheme.symmetric,
+        "activations": "float" if projection.is_lookup else scheme.activations,
+        "algorithm": scheme.algorithm,
+    }
+
+
+def _fitting(num_inputs: int) -> str:
+    sizes = [str(size) for size in GROUP_SIZES if num_inputs % size == 0]
+    return "one of " + ", ".join([*sizes, "channel"])
+
+
+def _examples(projections: Sequence[Projection]) -> str:
+    names = [projection.name for projection in projections]
+    return ", ".join(dict.fromkeys([*names[:3], *names[-1:]])) or "none"
