@@ -92,7 +92,9 @@ def chip_named(name: str) -> Chip:
         raise AtcError(f"unknown SoC '{name}': {reason}")
     near = difflib.get_close_matches(key, chips(), n=1, cutoff=0.7)
     known = ", ".join(chip.name for chip in chips().values())
-    hint = f"did you mean {chips()[near[0]].name}? It is 'Ascend' and the Name column of npu-smi info" if near else known
+    hint = (
+        f"did you mean {chips()[near[0]].name}? It is 'Ascend' and the Name column of npu-smi info" if near else known
+    )
     raise AtcError(f"unknown SoC '{name}'; {hint if near else 'known are ' + hint}")
 
 

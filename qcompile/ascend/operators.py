@@ -171,6 +171,7 @@ def operator_table() -> OperatorTable:
     plain = csv.DictReader(io.StringIO(folder.joinpath("operators.csv").read_text(encoding="utf-8")))
     kernels = frozenset(detailed["float_kernels"]["operators"])
     operators = _plain_operators(plain, kernels)
+    operators.update((name, _built_in(name)) for name in ("Constant",))
     operators.update((record["name"], _detailed_operator(record)) for record in detailed["operator"])
     return OperatorTable(operators, detailed["absent"])
 
@@ -191,17 +192,26 @@ def _plain_operators(rows: csv.DictReader[str], float_kernels: frozenset[str]) -
     return merged
 
 
+def _built_in(name: str) -> Operator:
+    """Return an operator the parser itself takes, without a plugin."""
+    return Operator(name, (name,), {"": Registration(1, 99)})
+
+
 def _detailed_operator(record: dict[str, Any]) -> Operator:
     missing = frozenset(record.get("missing", ()))
     avoid = record.get("use", "")
     return Operator(
         name=record["name"],
         ge_ops=(record["ge"],),
-        registrations={d: Registration(*span, missing if not d else frozenset()) for d, span in record["domains"].items()},
+        registrations={
+            domain: Registration(first, last, frozenset() if domain else missing)
+            for domain, (first, last) in record["domains"].items()
+        },
         inputs=tuple(_port(text) for text in record["inputs"]),
         outputs=tuple(_port(text) for text in record["outputs"]),
         attributes=tuple(
-            AttributeRule(**{**rule, "allowed": tuple(rule.get("allowed", ()))}) for rule in record.get("attributes", ())
+            AttributeRule(**{**rule, "allowed": tuple(rule.get("allowed", ()))})
+            for rule in record.get("attributes", ())
         ),
         combinations=frozenset(tuple(text.split()) for text in record.get("combinations", ())),
         floats={family: frozenset(text.split()) for family, text in record["float"].items()},

@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "optimize": "Fuse, quantize and lower a model; every rewrite is proved.",
     "verify": "Compare two models: logits and greedy tokens.",
     "inspect": "Operators, parameters, inputs and outputs; two models side by side.",
+    "check": "Would ATC take this graph? Decided offline, with code and cure.",
     "quality": "Perplexity, KL and agreement of two models, and where they part.",
     "eval": "Answer a case file, judge the answers, write submission and scoreboard.",
     "generate": "Generate text from prompts.",

@@ -71,11 +71,19 @@ class OnnxFile:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         where = f"{self.path}: initializer '{tensor.name}'"
         for key in ("offset", "length"):
-            if not (entries.get(key, "0").isascii() and entries.get(key, "0").isdigit() and len(entries.get(key, "0")) < 20):
-                raise GraphError(f"{where} has external data with {key} {entries[key]!r}; a number of bytes is expected")
+            if not (
+                entries.get(key, "0").isascii() and entries.get(key, "0").isdigit() and len(entries.get(key, "0")) < 20
+            ):
+                raise GraphError(
+                    f"{where} has external data with {key} {entries[key]!r}; a number of bytes is expected"
+                )
         location = entries.get("location", "")
         if not location or os.path.isabs(location) or "\0" in location or ".." in Path(location).parts:
             raise GraphError(f"{where} refers to '{location}'; external data must lie in the model's own directory")
+        allowed = {Path(os.path.realpath(self.path.parent)), Path(os.path.realpath(self.path)).parent}
+        real = Path(os.path.realpath(self.path.parent / location))
+        if not any(real.is_relative_to(directory) for directory in allowed):
+            raise GraphError(f"{where} refers to '{location}', a link that leaves the model's directory; copy the file")
         try:
             file = self._file(location)
         except FileNotFoundError:

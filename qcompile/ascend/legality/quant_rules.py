@@ -1,0 +1,272 @@
+"""Rules about quantized operators: sizes, group sizes, combinations of types, the packing of scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from qcompile.ascend.legality.finding import Finding
+from qcompile.ascend.legality.rule import REFUSED, SLOW, WRONG, Context, NodeRule, about, shape_text
+from qcompile.ascend.legality.types import GE_DTYPES
+from qcompile.ascend.legality.view import Node, Value
+
+_MAX_DIM = 65535
+_WEIGHT_ONLY = frozenset({"NPUWeightQuantBatchMatmulV2", "WeightQuantBatchMatmulV2"})
+_TRANS_QUANT_BIT = np.uint64(1) << np.uint64(46)
+_DROPPED_MANTISSA = np.uint64(0x1FFF)
+_PASS_THROUGH = frozenset({"Reshape", "Identity", "Transpose", "Add", "Unsqueeze", "Squeeze"})
+_BIAS_TYPES = {"u64": {"i32"}, "i64": {"i32"}, "f32": {"i32", "bf16", "f16", "f32"}, "bf16": {"i32", "bf16", "f32"}}
+
+
+def quant_matmul(context: Context, node: Node) -> Iterator[Finding]:
+    """QuantBatchMatMul: flat activations, last dimensions of at most 65535, scales by output type."""
+    if node.op != "QuantBatchMatMul":
+        return
+    x1, x2 = node.input(0), node.input(1)
+    if x1 is not None and x1.shape is not None and len(x1.shape) != 2:
+        yield _limit(
+            node, "quant-rank", f"x1 {shape_text(x1.shape)}", "[M,K]", "flatten the activations", certain=False
+        )
+    for name, value in (("x1", x1), ("x2", x2)):
+        last = value.shape[-1] if value is not None and value.shape else None
+        if last is not None and last > _MAX_DIM:
+            cure = "store x2 as [N,K] with transpose_x2 = 1, or leave the layer in fp16"
+            yield _limit(node, "quant-dimension", f"last dimension of {name} is {last}", f"at most {_MAX_DIM}", cure)
+    yield from _inner_dimension(node, x1, x2)
+    yield from _scale_types(context, node)
+    if context.chip.family == "310P":
+        yield from _on_310p(node)
+
+
+def _inner_dimension(node: Node, x1: Value | None, x2: Value | None) -> Iterator[Finding]:
+    if x1 is None or x2 is None or not x1.shape or not x2.shape or len(x2.shape) < 2:
+        return
+    given = node.attributes
+    inner = x1.shape[-2] if given.get("transpose_x1") and len(x1.shape) > 1 else x1.shape[-1]
+    other = x2.shape[-1] if given.get("transpose_x2") else x2.shape[-2]
+    if None not in (inner, other) and inner != other:
+        seen = f"x1 {shape_text(x1.shape)}, x2 {shape_text(x2.shape)}"
+        yield about(node, "quant-shape", "E14001", seen=seen, wanted="one K", cure="check transpose_x2")
+
+
+def _scale_types(context: Context, node: Node) -> Iterator[Finding]:
+    scale, offset, bias, per_token = (node.input(i) for i in (2, 3, 4, 5))
+    made = GE_DTYPES.get(node.attributes.get("dtype", 1))
+    if scale is None or scale.dtype is None or made is None:
+        return
+    allowed = {"u64": {"f16", "i8"}, "i64": {"f16", "i8"}, "f32": {"bf16", "f16", "i32"}, "bf16": {"bf16", "i32"}}
+    if made not in allowed.get(scale.dtype, set()):
+        seen = f"scale {scale.dtype} for output {made}"
+        yield _types(node, seen, "uint64 for f16 or i8; f32 for bf16, f16 per token, i32", "change dtype or the scale")
+    elif scale.dtype == "f32" and made == "f16" and per_token is None:
+        yield _types(
+            node, "an f32 scale for f16 without pertoken_scale", "pertoken_scale f32 [M]", "or a packed uint64 scale"
+        )
+    elif made == "i8" and offset is None:
+        yield _types(node, "output i8 without offset", "offset f32", "connect it")
+    if per_token is not None and scale.dtype in {"u64", "i64"}:
+        yield _types(node, f"pertoken_scale with a {scale.dtype} scale", "an f32 scale", "use f32 scales per token")
+    if bias is not None and bias.dtype not in (None, *_BIAS_TYPES.get(scale.dtype, set())):
+        wanted = ", ".join(sorted(_BIAS_TYPES.get(scale.dtype, set())))
+        yield _types(node, f"bias {bias.dtype} with scale {scale.dtype}", wanted, "convert the bias")
+    yield from _packed_scale(context, node, scale)
+
+
+def _packed_scale(context: Context, node: Node, scale: Value) -> Iterator[Finding]:
+    packed = context.view.constant(scale) if scale.dtype in {"u64", "i64"} else None
+    if packed is None or packed.size == 0:
+        return
+    bits = np.ascontiguousarray(packed).view(np.uint64)
+    if not bool((bits & _TRANS_QUANT_BIT).all()) or bool((bits & _DROPPED_MANTISSA).any()):
+        yield about(
+            node,
+            "scale-packing",
+            "",
+            effect=WRONG,
+            seen="a uint64 scale without bit 46, or with its low 13 bits set",
+            wanted="f32 bits with the low 13 cleared, and bit 46 set",
+            cure="pack it as TransQuantParamV2 does; AscendDequant's packing is another one",
+        )
+
+
+def _on_310p(node: Node) -> Iterator[Finding]:
+    scale = node.input(2)
+    if scale is not None and scale.dtype not in {"u64", "i64", None}:
+        yield _types(node, f"scale {scale.dtype} on 310P", "uint64 or int64", "use static scales")
+    seen = "x2 in ND on 310P"
+    cure = "use AscendQuant, MatMul, AscendDequant"
+    yield _limit(node, "quant-310p", seen, "x2 in FRACTAL_NZ, which ONNX cannot say", cure, code="EZ3002")
+
+
+def weight_only(context: Context, node: Node) -> Iterator[Finding]:
+    """Weight-only MatMul: groups of 32, k and n of at most 65535, scales shaped by group."""
+    if node.op not in _WEIGHT_ONLY:
+        return
+    x, weight, scale = node.input(0), node.input(1), node.input(2)
+    group = node.attributes.get("antiquant_group_size", 0)
+    shape = weight.shape if weight is not None else None
+    if isinstance(group, int) and (group % 32 or (shape and shape[0] is not None and group >= shape[0] > 0)):
+        inner = shape[0] if shape else None
+        wanted = f"0 or a multiple of 32 below K{'' if inner is None else f' = {inner}'}"
+        yield _limit(
+            node, "group-size", f"antiquant_group_size {group}", wanted, "quantize with groups of 32, 64 or 128"
+        )
+    if x is not None and x.shape is not None and len(x.shape) != 2:
+        yield _limit(node, "quant-rank", f"x {shape_text(x.shape)}", "[M,K]", "flatten the activations")
+    for dim in shape or ():
+        if dim is not None and dim > _MAX_DIM:
+            yield _limit(
+                node, "quant-dimension", f"weight {shape_text(shape)}", f"at most {_MAX_DIM}", "leave it in fp16"
+            )
+    if context.chip.family == "310P" and weight is not None and weight.dtype == "i4":
+        yield _types(node, "weight i4 on 310P", "i8", "quantize to 8 bits for this chip")
+    yield from _group_scales(node, shape, scale, group)
+
+
+def _group_scales(node: Node, weight: object, scale: Value | None, group: object) -> Iterator[Finding]:
+    if not isinstance(weight, tuple) or len(weight) != 2 or scale is None or not scale.is_static or None in weight:
+        return
+    inner, outer = weight
+    allowed = [(1,), (outer,), (1, outer)]
+    if isinstance(group, int) and group > 0:
+        allowed = [(-(-inner // group), outer)]
+    if scale.shape not in allowed:
+        wanted = " or ".join(shape_text(shape) for shape in allowed)
+        yield about(
+            node, "scale-shape", "E14001", seen=f"scale {shape_text(scale.shape)}", wanted=wanted, cure="reshape it"
+        )
+
+
+def ascend_quant(context: Context, node: Node) -> Iterator[Finding]:
+    """AscendQuant: a finite scale, and no offset where the MatMul behind it is fused."""
+    if node.op != "AscendQuant":
+        return
+    scale, offset = node.attributes.get("scale"), node.attributes.get("offset", 0.0)
+    if isinstance(scale, float) and not (np.isfinite(scale) and scale > 0):
+        yield about(
+            node, "quant-scale", "E14001", seen=f"scale {scale}", wanted="a positive number", cure="recalibrate"
+        )
+    readers = [reader for value in node.outputs if value is not None for reader in value.readers]
+    if isinstance(offset, float) and offset and any(reader.op in {"MatMul", "Gemm"} for reader in readers):
+        yield about(
+            node,
+            "quant-offset",
+            "",
+            effect=WRONG,
+            certain=False,
+            seen=f"offset {offset:g} before a MatMul",
+            wanted="0: the fused MatMul does not take the offset back",
+            cure="quantize activations symmetrically, or subtract zero_point * sum(w) after AscendDequant",
+        )
+
+
+def ascend_dequant(context: Context, node: Node) -> Iterator[Finding]:
+    """AscendDequant: f16 out, a MatMul with constant int8 weights in front, plain f32 bits as scale."""
+    if node.op != "AscendDequant":
+        return
+    if node.attributes.get("dtype", 0) != 1:
+        yield about(
+            node,
+            "dequant-dtype",
+            "EZ3002",
+            seen=f"dtype {node.attributes.get('dtype', 'absent, which is 0 (f32)')}",
+            wanted="1: the kernel makes f16 only",
+            cure="set dtype to 1 and state f16 in value_info",
+        )
+    packed = context.view.constant(node.input(1))
+    if packed is not None and packed.dtype == np.uint64 and bool((packed >> np.uint64(32)).any()):
+        yield about(
+            node,
+            "scale-packing",
+            "",
+            effect=WRONG,
+            seen="deq_scale with bits above the low 32",
+            wanted="plain f32 bits in the low 32",
+            cure="pack it as AMCT does; bit 46 belongs to QuantBatchMatMul",
+        )
+    source = node.input(0)
+    between = list(context.view.walk_back(source, _PASS_THROUGH))
+    if between and any(n.op == "Add" for n in between):
+        yield about(
+            node,
+            "dequant-bias",
+            "",
+            effect=SLOW,
+            certain=False,
+            seen="an int32 Add between MatMul and AscendDequant",
+            wanted="the bias after AscendDequant, in fp16",
+            cure="move it: the int32 Add broke the fusion on a device",
+        )
+
+
+def int8_matmul(context: Context, node: Node) -> Iterator[Finding]:
+    """MatMul of int8: only between AscendQuant and AscendDequant, with a constant 2-D weight."""
+    if node.op not in {"MatMul", "Gemm"}:
+        return
+    types = [value.dtype if value is not None else None for value in node.inputs[:2]]
+    if "i8" not in types:
+        return
+    weight = node.input(1)
+    if weight is not None and (not weight.is_foldable or (weight.shape is not None and len(weight.shape) != 2)):
+        on_edge = context.chip.family == "310B"
+        yield about(
+            node,
+            "int8-weight",
+            "EZ3002",
+            effect=SLOW if on_edge else REFUSED,
+            certain=False,
+            seen=f"an int8 {node.op} with weight {shape_text(weight.shape)}{'' if weight.is_foldable else ', not constant'}",
+            wanted="a constant 2-D weight",
+            cure="quantize only projections by constant weights",
+        )
+    readers = [reader for value in node.outputs if value is not None for reader in value.readers]
+    ends = {reader.op for reader in readers} - _PASS_THROUGH
+    if readers and not ends <= {"AscendDequant", "AscendRequant"}:
+        yield about(
+            node,
+            "int8-without-dequant",
+            "EZ3002",
+            certain=False,
+            seen=f"int32 sums read by {', '.join(sorted(ends))}",
+            wanted="AscendDequant",
+            cure="put AscendDequant behind the MatMul, or use QuantBatchMatMul",
+        )
+
+
+def dynamic_quant(context: Context, node: Node) -> Iterator[Finding]:
+    """NPUDynamicQuant: the scale has one value per row."""
+    if node.op not in {"NPUDynamicQuant", "NPUDynamicQuantV2"} or len(node.outputs) < 2:
+        return
+    x, scale = node.input(0), node.outputs[1]
+    if x is None or x.shape is None or scale is None or scale.shape is None or not scale.is_declared:
+        return
+    if tuple(scale.shape) != tuple(x.shape[:-1]):
+        yield about(
+            node,
+            "dynamic-quant-scale",
+            "E14001",
+            seen=f"scale {shape_text(scale.shape)} for x {shape_text(x.shape)}",
+            wanted=shape_text(x.shape[:-1]),
+            cure="correct the value_info entry",
+        )
+
+
+def _limit(
+    node: Node, rule: str, seen: str, wanted: str, cure: str, *, code: str = "EZ9999", certain: bool = True
+) -> Finding:
+    return about(node, rule, code, certain=certain, seen=seen, wanted=wanted, cure=cure)
+
+
+def _types(node: Node, seen: str, wanted: str, cure: str) -> Finding:
+    return about(node, "quant-types", "EZ3002", seen=seen, wanted=wanted, cure=cure)
+
+
+QUANT_RULES: tuple[NodeRule, ...] = (
+    quant_matmul,
+    weight_only,
+    ascend_quant,
+    ascend_dequant,
+    int8_matmul,
+    dynamic_quant,
+)

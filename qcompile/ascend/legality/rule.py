@@ -1,0 +1,80 @@
+"""What a rule gets and how it reports: `for finding in rule(context, node)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from qcompile.ascend.chips import Cann, Chip
+from qcompile.ascend.legality.finding import Effect, Finding
+from qcompile.ascend.legality.view import GraphView, Node, Shape
+from qcompile.ascend.operators import OperatorTable
+
+REFUSED, WRONG, SLOW = Effect.REFUSED, Effect.WRONG, Effect.SLOW
+
+
+@dataclass(frozen=True)
+class AtcOptions:
+    """The ATC options that decide about legality, as given on its command line; empty where not given."""
+
+    precision_mode: str = ""
+    precision_mode_v2: str = ""
+    op_precision_mode: str = ""
+    input_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    dynamic_dims: str = ""
+    dynamic_batch_size: str = ""
+
+    @property
+    def has_gears(self) -> bool:
+        """Whether the graph is compiled for several shapes at once."""
+        return bool(self.dynamic_dims or self.dynamic_batch_size)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One check."""
+
+    view: GraphView
+    chip: Chip
+    cann: Cann
+    table: OperatorTable
+    options: AtcOptions
+
+
+ModelRule = Callable[[Context], Iterator[Finding]]
+NodeRule = Callable[[Context, Node], Iterator[Finding]]
+
+
+def about(
+    node: Node,
+    rule: str,
+    code: str,
+    *,
+    seen: str,
+    wanted: str,
+    cure: str,
+    effect: Effect = REFUSED,
+    certain: bool = True,
+) -> Finding:
+    """Return a finding about a node."""
+    return Finding(rule, code, effect, certain, node.name, node.op, node.layer, seen, wanted, cure)
+
+
+def about_model(
+    rule: str,
+    code: str,
+    *,
+    seen: str,
+    wanted: str,
+    cure: str,
+    name: str = "",
+    effect: Effect = REFUSED,
+    certain: bool = True,
+) -> Finding:
+    """Return a finding about the whole model, or one of its inputs or initializers."""
+    return Finding(rule, code, effect, certain, name, "", "", seen, wanted, cure)
+
+
+def shape_text(shape: Shape | None) -> str:
+    """Spell a shape: [1,?,896], or "unknown"."""
+    return "unknown" if shape is None else f"[{','.join('?' if d is None else str(d) for d in shape)}]"
