@@ -113,6 +113,7 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     model = load_model(graph_path)
     target = _target(options, model)
     plan = schedule(options.passes, options.skip, target.lowering)
+    _check_quantization(plan, options.quantize)
     shape, config = describe_model(model, graph_path.parent, manifest)
     context = PassContext(model, None if options.verify == "off" else Prover())
     done = OptimizeReport(str(source), str(output), target.name, ops_before=op_histogram(model))
@@ -151,6 +152,16 @@ def _target(options: OptimizeOptions, model: ir.Model) -> Target:
             f"{', '.join(sorted(d.name for d in target.dtypes))}: export with --dtype fp32, or use --target portable"
         )
     return target
+
+
+def _check_quantization(plan: Sequence[type[Pass]], options: QuantizeOptions) -> None:
+    schemes = [step.name for step in plan if issubclass(step, QuantizeModel)]
+    if len(schemes) > 1:
+        raise PassError(
+            f"--passes names {' and '.join(schemes)}: a model is quantized once; choose one, and use --layer"
+        )
+    if not schemes and options != QuantizeOptions():
+        raise PassError("quantization options are given and no quantization pass; add int8 or int4 to --passes")
 
 
 def _instance(pass_class: type[Pass], shape: ModelShape, quantize: QuantizeOptions) -> Pass:

@@ -65,7 +65,7 @@ def test_int8_runs_on_the_int8_kernel_and_agrees_within_its_limits(exported, tmp
     ops = op_histogram(load_model(tmp_path / "out" / "model.onnx"))
     assert ops["com.microsoft::MatMulNBits"] == 4 * manifest.model.num_hidden_layers + 1
     assert "MatMul" not in ops
-    assert len(manifest.quantization["tensors"]) == ops["com.microsoft::MatMulNBits"]
+    assert len(manifest.quantization["tensors"]) == ops["com.microsoft::MatMulNBits"] + 1  # the embedding
     assert report.size_bytes < sum(e.size_bytes for e in Manifest.load(exported).graph().data)
     agreement = compare_directories(exported, tmp_path / "out")
     assert 0 < agreement.mean_kl < 0.02

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -12,6 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from qcompile.cli.quantization_options import quantization_options, quantize_options
+from qcompile.optimize_recipe import load_optimize_recipe
 from qcompile.passes.registry import GROUPS, PASSES
 from qcompile.pipeline import VERIFY_LEVELS, OptimizeOptions, OptimizeReport, optimize
 from qcompile.target import TARGETS
@@ -21,8 +25,11 @@ _SHOWN_REJECTIONS = 5
 
 @click.command("optimize", epilog=f"Groups: {', '.join(GROUPS)}. Passes: {', '.join(PASSES)}.")
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
-@click.option("--passes", default="fuse", show_default=True, help="Passes and groups, separated by commas.")
-@click.option("--skip", default="", help="Passes and groups to leave out.")
+@click.option("--passes", help="Passes and groups, separated by commas.  [default: fuse]")
+@click.option("--skip", help="Passes and groups to leave out.")
+@click.option(
+    "--recipe", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="TOML that says what options say."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to write; by default beside MODEL.")
 @click.option(
     "--target", metavar="|".join(TARGETS), help="Where it will run  [default: ort; portable for bfloat16 models]"
@@ -30,32 +37,50 @@ _SHOWN_REJECTIONS = 5
 @click.option(
     "--verify",
     type=click.Choice(VERIFY_LEVELS),
-    default="fast",
-    show_default=True,
-    help="fast proves every rewrite on the spot; full also compares the whole model, logits and 64 greedy tokens.",
+    help="fast proves every rewrite on the spot; full also compares the whole model, logits and 64 greedy tokens.  "
+    "[default: fast]",
 )
-@click.option("--strict", is_flag=True, help="Fail when a fusion fires less often than the model has places for.")
+@click.option(
+    "--strict/--no-strict", default=None, help="Fail when a fusion fires less often than the model has places for."
+)
 @click.option("--surgery", metavar="FILE.py:FUNCTION", help="Run your onnx-graphsurgeon function first.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@quantization_options
 def command(
     model: Path,
-    passes: str,
-    skip: str,
+    passes: str | None,
+    skip: str | None,
+    recipe: Path | None,
     output: Path | None,
     target: str | None,
-    verify: str,
-    strict: bool,
+    verify: str | None,
+    strict: bool | None,
     surgery: str | None,
     report: Path | None,
     dry_run: bool,
     as_json: bool,
+    **quantize: Any,
 ) -> None:
     """Optimize MODEL, an .onnx file or a compiled-model directory, e.g. with --passes fuse,int8."""
-    options = OptimizeOptions(_names(passes), _names(skip), target, verify, strict, surgery, dry_run)
+    base = load_optimize_recipe(recipe) if recipe is not None else OptimizeOptions()
+    given: dict[str, Any] = {
+        "passes": None if passes is None else _names(passes),
+        "skip": None if skip is None else _names(skip),
+        "target": target,
+        "verify": verify,
+        "strict": strict,
+        "surgery": surgery,
+    }
+    options = replace(
+        base,
+        dry_run=dry_run,
+        quantize=quantize_options(quantize, base.quantize),
+        **{key: value for key, value in given.items() if value is not None},
+    )
     console = Console(highlight=False)
-    done = _run(model, output or _default_output(model, target), options)
+    done = _run(model, output or _default_output(model, options.target), options)
     if report is not None:
         _write_json(report, done)
     if as_json:
