@@ -113,7 +113,7 @@ class _FixedDims:
             _number(ids, 1),
             next((n for n in (_number(v, 2) for v in past) if n is not None), None),
             _number(mask, 1),
-            bool(past),
+            bool(past) or any(_names_past(v) for v in graph.inputs),
         )
 
     def adapt(self, case: Case) -> Case:
@@ -170,32 +170,43 @@ class DimBinding:
     def __init__(self, case: Case) -> None:
         self._case = case
         self._bound: dict[str, int] = {}
+        self._meanings: set[str] = set()
 
     def bind(self, dim: ir.SymbolicDim) -> int:
         """Return the number of a symbolic dimension; the same name has the same number, an unnamed one its own."""
         name = str(dim.value) if dim.value is not None else f"unnamed {len(self._bound)}"
         if name not in self._bound:
-            self._bound[name] = self._guess(name.lower(), len(self._bound))
+            meaning = _meaning(name.lower())
+            # Two names for one thing may be two things: only the first gets the case's number.
+            known = {} if meaning in self._meanings else self._case_sizes()
+            self._bound[name] = known.get(meaning, self._case.batch_size + 2 * len(self._bound) + 1)
+            self._meanings.add(meaning)
         return self._bound[name]
 
-    def _guess(self, name: str, count: int) -> int:
+    def _case_sizes(self) -> dict[str, int]:
         case = self._case
-        if "total" in name or ("past" in name and "+" in name):
-            return case.total_length
-        if "past" in name:
-            return case.past_length
-        if "batch" in name:
-            return case.batch_size
-        if "seq" in name:
-            return case.sequence_length
-        return case.batch_size + 2 * count + 1
+        return {"B": case.batch_size, "S": case.sequence_length, "P": case.past_length, "T": case.total_length}
+
+
+def _meaning(name: str) -> str:
+    """Return the dim letter that the name of a symbolic dimension stands for, or the name."""
+    if "total" in name or ("past" in name and "+" in name):
+        return "T"
+    for part, letter in (("past", "P"), ("batch", "B"), ("seq", "S")):
+        if part in name:
+            return letter
+    return name
 
 
 def _is_past(value: ir.Value) -> bool:
     if (value.name or "").startswith(_PAST_PREFIX):
         return True
+    return len(value.shape or ()) == 4 and _names_past(value)
+
+
+def _names_past(value: ir.Value) -> bool:
     names = [str(d.value).lower() for d in value.shape or () if isinstance(d, ir.SymbolicDim)]
-    return len(value.shape or ()) == 4 and any("past" in name and "+" not in name for name in names)
+    return any("past" in name and "+" not in name for name in names)
 
 
 def _input(graph: ir.Graph, name: str, rank: int) -> ir.Value | None:
