@@ -187,7 +187,9 @@ def _merge(node: ir.Node, context: PassContext) -> Change | None:
     value = inner.inputs[0]
     if node.op_type == "Transpose":
         first, second = _permutation(inner), _permutation(node)
-        merged = ir.node("Transpose", [value], {"perm": [first[axis] for axis in second]})
+        perm = [first[axis] for axis in second]
+        is_nothing = perm == sorted(perm) and not node.outputs[0].is_graph_output()
+        merged = ir.node("Identity", [value]) if is_nothing else ir.node("Transpose", [value], {"perm": perm})
         return _private_change("merge-transposes", [node, inner], merged)
     return _reshape_to(value, [node, inner], "merge-reshapes", context)
 
