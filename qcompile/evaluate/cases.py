@@ -11,6 +11,7 @@ from qcompile.errors import EvaluateError
 CASE_TYPES = ("choice", "math", "generic-generate", "code-generate")
 _MAX_LINE_BYTES = 4 << 20
 _LETTERS = ("A", "B", "C", "D")
+_MAX_SHOWN_CHARS = 60
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,12 @@ def case_from_record(record: Any, line: int = 0) -> Case:
     case_id = _case_id(record)
     case_type = record.get("type")
     if case_type not in CASE_TYPES:
-        raise EvaluateError(f"case {case_id!r}: unknown type {case_type!r}; one of {', '.join(CASE_TYPES)}")
+        raise EvaluateError(f"case {shown(case_id)}: unknown type {shown(case_type)}; one of {', '.join(CASE_TYPES)}")
     prompt = record.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise EvaluateError(f"case {case_id!r}: 'prompt' is missing, empty or not a string")
-    if not (prompt + case_id).isascii() and _has_surrogates(prompt + case_id):
-        raise EvaluateError(f"case {case_id!a}: the text holds half a surrogate pair, which is no character")
+        raise EvaluateError(f"case {shown(case_id)}: 'prompt' is missing, empty or not a string")
     known = {"id", "type", "prompt", "choices", "answer", "tests"}
-    return Case(
+    case = Case(
         id=case_id,
         type=case_type,
         prompt=prompt,
@@ -83,13 +82,33 @@ def case_from_record(record: Any, line: int = 0) -> Case:
         line=line,
         extra={key: value for key, value in record.items() if key not in known},
     )
+    if any(map(_has_surrogates, (case.id, case.prompt, *case.choices.values(), *case.answers, *case.tests))):
+        raise EvaluateError(f"case {shown(case_id)}: the text holds half a surrogate pair, which is no character")
+    return case
+
+
+def doubt_about(case: Case) -> str:
+    """Why a case runs but can hardly be judged as meant; empty when nothing is odd."""
+    if case.type == "choice":
+        strange = [answer for answer in case.answers if answer.strip().upper() not in case.choices]
+        if strange:
+            return f"case {shown(case.id)}: answer {shown(strange[0])} is none of its choices {', '.join(case.choices)}"
+    if case.type == "code-generate" and case.answers and not case.tests:
+        return f"case {shown(case.id)}: code is judged by 'tests', it has only an 'answer': not judged"
+    return ""
+
+
+def shown(value: Any) -> str:
+    """A value of a case file in a message: one line, short, and without control characters."""
+    text = ascii(value) if isinstance(value, str) and _has_surrogates(value) else repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 1] + "…"
 
 
 def read_cases(path: str | Path) -> tuple[list[Case], list[LineProblem]]:
     """Read a jsonl file.
 
     Returns:
-        The cases in file order and the lines that are none.
+        The cases in file order, and what is wrong with which line (`is_fatal`: the line is no case).
 
     Raises:
         EvaluateError: The file cannot be opened, or holds no line at all.
@@ -106,10 +125,12 @@ def read_cases(path: str | Path) -> tuple[list[Case], list[LineProblem]]:
             problems.append(LineProblem(number, str(error)))
             continue
         if case.id in first_line:
-            problems.append(LineProblem(number, f"id {case.id!r} was used before, on line {first_line[case.id]}"))
+            problems.append(LineProblem(number, f"id {shown(case.id)} was used before, on line {first_line[case.id]}"))
             continue
         first_line[case.id] = number
         cases.append(case)
+        if doubt := doubt_about(case):
+            problems.append(LineProblem(number, doubt, is_fatal=False))
     if not num_lines:
         raise EvaluateError(f"{path}: the file is empty; one JSON object a line is wanted (id, type, prompt)")
     return cases, problems
@@ -164,10 +185,12 @@ def _choices(record: dict[str, Any], case_id: str, case_type: str) -> dict[str, 
     if case_type != "choice":
         return {}
     if not isinstance(choices, dict) or not choices:
-        raise EvaluateError(f'case {case_id!r}: \'choices\' must be an object such as {{"A": "..."}}')
+        raise EvaluateError(f'case {shown(case_id)}: \'choices\' must be an object such as {{"A": "..."}}')
     strange = [letter for letter in choices if letter not in _LETTERS]
     if strange:
-        raise EvaluateError(f"case {case_id!r}: 'choices' has {strange[0]!r}; the letters are A, B, C, D")
+        raise EvaluateError(f"case {shown(case_id)}: 'choices' has {shown(strange[0])}; the letters are A, B, C, D")
+    if any(isinstance(text, bool) or not isinstance(text, (str, int, float)) for text in choices.values()):
+        raise EvaluateError(f"case {shown(case_id)}: the texts of 'choices' must be strings or numbers")
     return {letter: str(choices[letter]) for letter in _LETTERS if letter in choices}
 
 
@@ -177,5 +200,5 @@ def _strings(value: Any, name: str, case_id: str) -> tuple[str, ...]:
         return ()
     entries = value if isinstance(value, list) else [value]
     if any(not isinstance(entry, (str, int, float)) or isinstance(entry, bool) for entry in entries):
-        raise EvaluateError(f"case {case_id!r}: {name!r} must be a string, a number or a list of them")
+        raise EvaluateError(f"case {shown(case_id)}: {name!r} must be a string, a number or a list of them")
     return tuple(str(entry) for entry in entries)

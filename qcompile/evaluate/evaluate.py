@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qcompile.errors import EvaluateError
-from qcompile.evaluate.cases import Case, LineProblem
+from qcompile.evaluate.cases import Case, LineProblem, shown
 from qcompile.evaluate.journal import Journal
 from qcompile.evaluate.judging import judge_all, require_checkers, verdict_key
 from qcompile.evaluate.runner import Refusal, Request, Runner, make_requests
@@ -117,7 +117,8 @@ def _refused(refusals: Sequence[Refusal]) -> list[LineProblem]:
     """One problem per case and reason."""
     seen = {(refusal.case.line, refusal.case.id, refusal.message) for refusal in refusals}
     return [
-        LineProblem(line, f"case {case_id!r} was not answered: {message}") for line, case_id, message in sorted(seen)
+        LineProblem(line, f"case {shown(case_id)} was not answered: {message}")
+        for line, case_id, message in sorted(seen)
     ]
 
 

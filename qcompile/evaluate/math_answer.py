@@ -14,12 +14,15 @@ from fractions import Fraction
 from queue import Empty, Queue
 
 from qcompile.errors import EvaluateError
+from qcompile.evaluate.units import measure
 
 _logger = logging.getLogger(__name__)
 _MAX_CHARS = 2000
 _TIMEOUT_S = 10.0
 _START_TIMEOUT_S = 60.0
 _NUMBER = r"[+-]?\d{1,200}(?:\.\d{1,200})?"
+_DELIMITERS = (("\\[", "\\]"), ("\\(", "\\)"), ("**", "**"))
+_THIN_SPACE = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}| )+(?=\d{3}(?!\d))")  # 1\,000 and 1{,}000
 _FRACTION = re.compile(rf"([+-]?)\\[dt]?frac\{{({_NUMBER})\}}\{{({_NUMBER})\}}|({_NUMBER})/({_NUMBER})")
 
 
@@ -37,22 +40,33 @@ def is_same_math(given: str, expected: str) -> bool:
     exact = as_rational(left), as_rational(right)
     if None not in exact:
         return exact[0] == exact[1]
+    measured, wanted = _measure(left), _measure(right)
+    if measured is not None and wanted is not None:
+        return measured[0] == wanted[0] and (measured[1] == wanted[1] or not measured[1] or not wanted[1])
     return _worker.ask(given, expected)
 
 
+def _measure(text: str) -> tuple[Fraction, str] | None:
+    value = as_rational(text)
+    return (value, "") if value is not None else measure(text, as_rational)
+
+
 def unboxed(text: str) -> str:
-    r"""The content of the last `\\boxed{...}`, or the text, without dollar signs, outer space and a last full stop."""
+    r"""The content of the last `\\boxed{...}`, or the text, without math delimiters, bold, outer space, a last full stop."""
     start = text.rfind("\\boxed{")
     if start >= 0:
         inner = _braced(text, start + len("\\boxed{"))
         text = text if inner is None else inner
     text = text.strip().strip("$").strip()
+    for left, right in _DELIMITERS:
+        if text.startswith(left) and text.endswith(right) and len(text) > len(left + right):
+            text = text[len(left) : -len(right)].strip()
     return text[:-1].rstrip() if text.endswith((".", "。")) else text
 
 
 def as_rational(text: str) -> Fraction | None:
     r"""The value of an integer, decimal, `a/b` or `\\frac{a}{b}`; None for everything else."""
-    text = text.strip().replace("−", "-").replace(" / ", "/").replace("\\!", "").replace("{,}", "")
+    text = _THIN_SPACE.sub("", text.strip().replace("−", "-").replace(" / ", "/"))
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d{1,200})?", text):
         text = text.replace(",", "")
     if re.fullmatch(_NUMBER, text):
@@ -118,7 +132,12 @@ class _Worker:
         self.stop()
         command = [sys.executable, "-m", "qcompile.evaluate.math_worker"]
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the program, which lets a verdict under way be reached
         )
         replies: Queue[str] = Queue()
         threading.Thread(target=_forward, args=(process, replies), daemon=True).start()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qcompile import __version__
-from qcompile.evaluate.cases import CASE_TYPES, Case, LineProblem
+from qcompile.evaluate.cases import CASE_TYPES, Case, LineProblem, shown
 from qcompile.evaluate.formats import parse_content
 from qcompile.evaluate.sample import Generated, Judgement, Sample
 from qcompile.evaluate.settings import EvalSettings
@@ -76,7 +76,7 @@ def limit_problems(results: Sequence[CaseResult]) -> list[LineProblem]:
     for result in results:
         reasons = {attempt.judgement.reason for attempt in result.attempts}
         problems += [
-            LineProblem(result.case.line, f"case {result.case.id!r}: the code {reason}", is_fatal=False)
+            LineProblem(result.case.line, f"case {shown(result.case.id)}: the code {reason}", is_fatal=False)
             for reason in sorted(reasons)
             if reason.startswith(_BROKEN_LIMIT)
         ]

@@ -25,7 +25,7 @@ def is_same_short_answer(given: str, expected: str) -> bool:
         return bool(left) or bool(given.strip())  # `[]` and `{}` are answers, nothing at all is not
     if not left or not right:
         return False
-    numbers = as_number(left), as_number(right)
+    numbers = _value(given, left), _value(expected, right)
     return None not in numbers and numbers[0] == numbers[1]
 
 
@@ -48,6 +48,11 @@ def as_number(text: str) -> Fraction | None:
     if _NUMBER.fullmatch(text) is None:
         return None
     return Fraction(text.replace(",", ""))
+
+
+def _value(text: str, normal: str) -> Fraction | None:
+    """The value of a short answer; a comma separates thousands only where it was written so: `[1, 234]` is a list."""
+    return as_number(unicodedata.normalize("NFKC", text).strip(" $*." + _QUOTES) if "," in normal else normal)
 
 
 def _without_boxed(text: str) -> str:
