@@ -16,7 +16,7 @@ from qcompile.report.chart_file import ChartFile, Table
 from qcompile.report.numbers import human_bytes, printable
 from qcompile.report.plots import Bar, Line, bar_plot, column_plot, line_plot
 
-_COLUMNS = ("text", "tokens", "perplexity A", "perplexity B", "mean KL", "median KL", "99 % KL", "top-1 agreement")
+_COLUMNS = ("text", "tokens", "ppl A", "ppl B", "mean KL", "±", "median", "99 %", "top-1")
 
 
 def render(report: QualityReport) -> RenderableType:
@@ -119,9 +119,10 @@ def _summary_row(name: str, s: Summary) -> list[str]:
     return [
         name,
         f"{s.num_tokens:,}",
-        f"{s.reference_perplexity:.5g}",
-        f"{s.other_perplexity:.5g}",
-        f"{s.mean_kl:.3g} ± {s.kl_standard_error:.1g}" if s.mean_kl else "0",
+        f"{s.reference_perplexity:.4g}",
+        f"{s.other_perplexity:.4g}",
+        f"{s.mean_kl:.3g}",
+        f"{s.kl_standard_error:.1g}",
         f"{s.median_kl:.3g}",
         f"{s.p99_kl:.3g}",
         f"{s.top1_agreement:.2%}",
