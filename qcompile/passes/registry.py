@@ -16,12 +16,12 @@ from qcompile.passes.canonicalize_operands import CanonicalizeOperands
 from qcompile.passes.canonicalize_projections import CanonicalizeProjections
 from qcompile.passes.canonicalize_shapes import CanonicalizeShapes
 from qcompile.passes.clean import (
-    DeduplicateInitializers,
     EliminateCommonSubexpressions,
     EliminateDeadCode,
     EliminateIdentities,
     LiftConstants,
 )
+from qcompile.passes.deduplicate_initializers import DeduplicateInitializers
 from qcompile.passes.fold_constants import FoldConstants
 from qcompile.passes.fuse_add_layer_norm import FuseAddLayerNorm
 from qcompile.passes.fuse_add_rms_norm import FuseAddRmsNorm
