@@ -25,8 +25,11 @@ from qcompile.report.terminal import render
 def command(model: Path, other: Path | None, as_json: bool, html: Path | None, why: str | None) -> None:
     """Show operators, parameters, inputs and outputs of MODEL, next to those of OTHER.
 
-    MODEL and OTHER are .onnx files or compiled-model directories.
+    MODEL and OTHER are .onnx files or compiled-model directories. MODEL may also be an .om file of CANN's compiler.
     """
+    if model.suffix == ".om":
+        _inspect_om(model, alone=other is None and html is None and why is None, as_json=as_json)
+        return
     if why is not None and (other is not None or html is not None):
         raise click.UsageError("--why takes one model and no --html")
     console = Console(highlight=False)
@@ -49,6 +52,19 @@ def command(model: Path, other: Path | None, as_json: bool, html: Path | None, w
         console.print(render([summary for _, summary in read]))
     if html is not None:
         click.echo(f"{html}: written", err=True)
+
+
+def _inspect_om(path: Path, *, alone: bool, as_json: bool) -> None:
+    if not alone:
+        raise click.UsageError("an .om file is shown alone: no second model, --html or --why")
+    from qcompile.ascend.om_reader import read_om
+    from qcompile.ascend.om_report import om_record, render_om
+
+    om = read_om(path)
+    if as_json:
+        click.echo(_as_json(om_record(om)))
+    else:
+        Console(highlight=False).print(render_om(om))
 
 
 def _read(path: Path) -> tuple[ir.Model, ModelSummary]:
