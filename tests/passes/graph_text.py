@@ -36,7 +36,10 @@ def read_graph(
         dtype: float, float16 or bfloat16.
         opset: Of the standard domain.
     """
-    header = f'<ir_version: 10, opset_import: ["" : {opset}, "qcompile" : 1, "com.microsoft" : 1]>'
+    domains = "".join(
+        f', "{domain}" : 1' for domain in ("qcompile", "com.microsoft", "pkg.torch") if f"{domain}." in text
+    )
+    header = f'<ir_version: 10, opset_import: ["" : {opset}{domains}]>'
     proto = onnx.parser.parse_model(f"{header}\ng {text.replace('$T', str(int(FLOATS[dtype])))}")
     for name, value in (weights or {}).items():
         rng = np.random.default_rng(zlib.crc32(name.encode()))
@@ -87,7 +90,7 @@ def _attribute(attribute: ir.Attr) -> str:
 
 
 def draw_feeds(model: ir.Model, batch: int, length: int, past: int = 0, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs: rows are padded on the left by 0, 1, 2, … tokens; other symbolic dims are 3."""
+    """Random inputs: rows are padded on the left by 0, 1, 2, … tokens; other symbolic dims get numbers of their own."""
     rng = np.random.default_rng(seed)
     sizes = {"batch_size": batch, "sequence_length": length, "past_sequence_length": past}
     sizes["total_sequence_length"] = past + length
@@ -98,7 +101,7 @@ def draw_feeds(model: ir.Model, batch: int, length: int, past: int = 0, seed: in
     for value in model.graph.inputs:
         assert value.shape is not None
         assert value.dtype is not None
-        shape = [d if isinstance(d, int) else sizes.get(str(d.value), 3) for d in value.shape]
+        shape = [d if isinstance(d, int) else sizes.setdefault(str(d.value), 3 + len(sizes)) for d in value.shape]
         if value.name in control:
             array = control[value.name]
         elif value.dtype.is_floating_point():

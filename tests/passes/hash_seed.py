@@ -1,4 +1,4 @@
-"""Run every example of every pass once and print a digest of what came out; started twice by the tests."""
+"""Run the first examples of every pass once and print a digest of what came out; started twice by the tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> None:
             importlib.import_module(f"tests.passes.{module.name}")
     digests = {}
     for tests_of_pass in all_six_tests():
-        for example in tests_of_pass.examples:
+        for example in tests_of_pass.examples[:3]:
             dtype = example.dtypes[0] if example.dtypes else "float"
             context = tests_of_pass.prepared(example.before, example.weights, dtype, example.opset)
             tests_of_pass.run(context)
