@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
-from qcompile.passes.base import Pass, PassContext, PassResult
+from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
 from qcompile.passes.change import register_functions
+from qcompile.passes.matching import node_label
 
 
 class EliminateDeadCode(Pass):
@@ -28,35 +27,47 @@ class EliminateDeadCode(Pass):
         result.rewrites = result.matches = before - len(graph) - len(graph.initializers)
 
 
-class _Counting(Pass):
-    """A pass that delegates to onnx-ir's and counts the nodes and initializers that went."""
-
-    delegates: ClassVar[tuple[type[ir.passes.InPlacePass], ...]]
-
-    def call(self, context: PassContext, result: PassResult) -> None:
-        """Run the delegates in order."""
-        graph = context.model.graph
-        before = len(graph) + len(graph.initializers)
-        for delegate in self.delegates:
-            delegate()(context.model)
-        gone = before - len(graph) - len(graph.initializers)
-        result.rewrites = result.matches = max(gone, 0)
-
-
-class EliminateCommonSubexpressions(_Counting):
-    """Nodes that compute the same from the same inputs."""
+class EliminateCommonSubexpressions(Pass):
+    """Nodes that compute the same from the same inputs; a graph that flips coins is left alone."""
 
     name = "eliminate-common-subexpressions"
     summary = "nodes that compute the same thing twice"
-    delegates = (ir_passes.CommonSubexpressionEliminationPass,)
+
+    def call(self, context: PassContext, result: PassResult) -> None:
+        """Merge and count; onnx-ir's pass knows every random operator but one."""
+        graph = context.model.graph
+        coin = next((n for n in graph.all_nodes() if n.op_type == "Bernoulli"), None)
+        if coin is not None:
+            result.rejected.append(Rejection(node_label(coin), self.name, "Bernoulli draws anew each time"))
+            return
+        before = len(graph)
+        ir_passes.CommonSubexpressionEliminationPass()(context.model)
+        result.rewrites = result.matches = before - len(graph)
 
 
-class EliminateIdentities(_Counting):
-    """Identity nodes."""
+class EliminateIdentities(Pass):
+    """Identity nodes, but for those that give an input, a weight or an output of the graph a second name."""
 
     name = "eliminate-identities"
     summary = "Identity nodes"
-    delegates = (ir_passes.IdentityEliminationPass,)
+
+    def call(self, context: PassContext, result: PassResult) -> None:
+        """Let the readers of each Identity read its input; an output's name moves to what computes it."""
+        for node in list(context.model.graph.all_nodes()):
+            value, output = (node.inputs[0], node.outputs[0]) if node.op_type == "Identity" else (None, None)
+            if value is None or output is None or node.graph is None or node.domain != "":
+                continue
+            producer = value.producer()
+            if output.is_graph_output():
+                if producer is None or producer.graph is not node.graph or value.is_graph_output():
+                    continue
+                value.name = output.name
+            value.type = value.type if value.type is not None else output.type
+            value.shape = value.shape if value.shape is not None else output.shape
+            ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
+            node.graph.remove(node, safe=True)
+            result.rewrites += 1
+        result.matches = result.rewrites
 
 
 class LiftConstants(Pass):
