@@ -44,7 +44,8 @@ class TestNormalizeOpset(SixTests):
         NearMiss("too old", f"{SIGNATURE} {{ y = Neg(x) }}", "opsets before 11 are not converted", opset=10),
         NearMiss(
             "outputs that are gone",
-            "(float[batch_size, 8, 2] x) => (float[batch_size, 8, 2] y) { y, m, v, sm, sv = BatchNormalization(x, a, a, a, a) }",
+            "(float[batch_size, 8, 2] x) => (float[batch_size, 8, 2] y) "
+            "{ y, m, v, sm, sv = BatchNormalization(x, a, a, a, a) }",
             "training outputs have gone; the graph stays at opset 11",
             {"a": (8,)},
             opset=11,
