@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "Operators, parameters, inputs and outputs; two models side by side.",
     "check": "Would ATC take this graph? Decided offline, with code and cure.",
     "quality": "Perplexity, KL and agreement of two models, and where they part.",
+    "bench": "Speed, memory and load time, and what this machine would allow.",
     "eval": "Answer a case file, judge the answers, write submission and scoreboard.",
     "generate": "Generate text from prompts.",
     "chat": "Talk with a model.",
