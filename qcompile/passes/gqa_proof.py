@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.errors import GraphError
 from qcompile.functions import ATTENTION, DOMAIN
 from qcompile.passes.proof import Prover
 from qcompile.passes.rope_table import RopeTable
@@ -35,7 +36,10 @@ def prove_lowered_attention(node: ir.Node, table: RopeTable | None, prover: Prov
     rng = np.random.default_rng([prover.seed, len(key)])
     worst = 0.0
     for length, pasts in _STEPS:
-        error = _step_error(shape, table, prover, rng, length, pasts)
+        try:
+            error = _step_error(shape, table, prover, rng, length, pasts)
+        except GraphError as refused:
+            return str(refused), worst
         worst = max(worst, error)
         if error > prover.limit:
             return f"{length} tokens after {list(pasts)}: relative error {error:.2g} > {prover.limit:.2g}", worst

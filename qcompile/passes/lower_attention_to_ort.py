@@ -25,6 +25,8 @@ from qcompile.passes.lower_to_ort import MICROSOFT
 from qcompile.passes.rope_table import RopeTable, tabulate
 
 DEFAULT_MAX_POSITION = 32768
+# ONNX Runtime's kernel refuses to rotate heads of other sizes.
+_ROTARY_MULTIPLE = 16
 
 
 class LowerAttentionToOrt(Pass):
@@ -50,6 +52,10 @@ class LowerAttentionToOrt(Pass):
                 reason = "some KV cache tensors are not read by a fused Attention, so the cache stays as it is"
                 result.rejected.append(Rejection("graph", self.name, reason))
             return
+        heads = {_head_dim(node) for node in nodes}
+        if None in heads:
+            result.rejected.append(Rejection("graph", self.name, "the head dimension of the KV cache is not a number"))
+            return
         tables, why = self._tables(nodes)
         result.detail["rotary"] = why or "inside the kernel, by tables"
         if context.prover is not None:
@@ -71,12 +77,21 @@ class LowerAttentionToOrt(Pass):
 
     def _tables(self, nodes: Sequence[ir.Node]) -> tuple[dict[tuple[ir.Value, ir.Value], RopeTable], str]:
         tables: dict[tuple[ir.Value, ir.Value], RopeTable] = {}
+        odd = next((dim for dim in map(_head_dim, nodes) if dim is not None and dim % _ROTARY_MULTIPLE), None)
+        if odd is not None:
+            return {}, f"outside the kernel: it rotates heads of multiples of {_ROTARY_MULTIPLE}, these have {odd}"
         for cos, sin in dict.fromkeys(_angles(node) for node in nodes):
             table = tabulate(cos, sin, self.max_position_embeddings)
             if isinstance(table, str):
                 return {}, f"outside the kernel: {table}"
             tables[cos, sin] = table
         return tables, ""
+
+
+def _head_dim(node: ir.Node) -> int | None:
+    past = node.inputs[3]
+    dim = past.shape[3] if past is not None and past.shape is not None else None
+    return dim if isinstance(dim, int) else None
 
 
 def _angles(node: ir.Node) -> tuple[ir.Value, ir.Value]:
