@@ -31,7 +31,7 @@ def read_graph(
 
     Args:
         text: ONNX text without header and name. `$T` stands for the number of `dtype`, for Cast; a constant or an
-            input whose name starts with `f32_` stays float32.
+            input whose name starts with `f32_` stays float32; `__` in the name of an input stands for a dot.
         weights: Initializers by name: an array, or a shape to fill with random numbers.
         dtype: float, float16 or bfloat16.
         opset: Of the standard domain.
@@ -54,6 +54,8 @@ def read_graph(
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     model = ir.from_proto(proto)
     register_functions(model)
+    for value in model.graph.inputs:
+        value.name = (value.name or "").replace("__", ".")
     return model
 
 
