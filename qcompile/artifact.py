@@ -16,7 +16,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +38,10 @@ from qcompile.runtime.manifest import (
     sha256_of,
 )
 from qcompile.staging import claim_staging, discard_stale, release_staging
-from qcompile.weights_writer import Progress, SavedModel, save_model, write_failure
+from qcompile.weights_writer import Progress, SavedModel, save_model, save_models, write_failure
 
 GRAPH_NAME = "model.onnx"
+WEIGHTS_NAME = "weights.data"  # of several graphs
 AUXILIARY_NAMES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -51,6 +52,7 @@ AUXILIARY_NAMES = (
 __all__ = [
     "AUXILIARY_NAMES",
     "GRAPH_NAME",
+    "WEIGHTS_NAME",
     "ArtifactWriter",
     "Progress",
     "Provenance",
@@ -180,6 +182,16 @@ class ArtifactWriter:
         """Write one graph and its weights; `io` is read from the graph when not given."""
         saved = save_model(model, self.path / name, progress=progress, known_as=self.directory / name)
         self._graphs.append(GraphEntry(role, saved.file, saved.data, io or graph_io_of(model)))
+        return saved
+
+    def save_graphs(
+        self, graphs: Sequence[tuple[GraphEntry, ir.Model]], *, data_name: str, progress: Progress | None = None
+    ) -> list[SavedModel]:
+        """Write graphs that share one file of weights; of each entry given, role, file name, interface and bucket count."""
+        models = {entry.file.name: model for entry, model in graphs}
+        saved = save_models(models, self.path, data_name, progress=progress, known_as=self.directory)
+        for (entry, _), files in zip(graphs, saved, strict=True):
+            self._graphs.append(dataclasses.replace(entry, file=files.file, data=files.data))
         return saved
 
     def add_file(self, name: str, content: bytes | Path) -> None:

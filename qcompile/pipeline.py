@@ -14,7 +14,17 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompile.artifact import ArtifactWriter, Provenance, find_graph, load_model
+from qcompile.artifact import (
+    GRAPH_NAME,
+    WEIGHTS_NAME,
+    ArtifactWriter,
+    Provenance,
+    find_graph,
+    graph_io_of,
+    load_model,
+)
+from qcompile.ascend.chips import chip_named
+from qcompile.ascend.lowering.lower import AscendOptions, lower_model
 from qcompile.errors import PassError, UnsupportedOpError, VerifyError
 from qcompile.fusion_counts import expected_counts, missing_fusions
 from qcompile.model_shape import describe_model
@@ -24,7 +34,7 @@ from qcompile.passes.proof import Prover
 from qcompile.passes.quantize_model import QuantizeModel
 from qcompile.passes.schedule import schedule
 from qcompile.quantize_options import QuantizeOptions
-from qcompile.runtime.manifest import Manifest, ModelShape
+from qcompile.runtime.manifest import FileEntry, GraphEntry, Manifest, ModelShape
 from qcompile.surgeon import apply_surgery
 from qcompile.target import Target, default_target, target_named
 from qcompile.verify import Agreement, compare_directories
@@ -46,6 +56,7 @@ class OptimizeOptions:
         surgery: `file.py:function` to run first.
         dry_run: Do everything but write.
         quantize: Changes to what the quantization passes do by themselves.
+        ascend: Shapes and types of the static graphs, for an Ascend target.
     """
 
     passes: tuple[str, ...] = ("fuse",)
@@ -56,6 +67,7 @@ class OptimizeOptions:
     surgery: str | None = None
     dry_run: bool = False
     quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
+    ascend: AscendOptions = field(default_factory=AscendOptions)
 
 
 @dataclass
@@ -72,6 +84,7 @@ class OptimizeReport:
     ops_after: dict[str, int] = field(default_factory=dict)
     agreement: Agreement | None = None
     size_bytes: int = 0
+    ascend: dict[str, Any] = field(default_factory=dict)
 
     def count(self, name: str) -> int:
         """Return how many rewrites the passes of that name made together."""
@@ -90,6 +103,7 @@ class OptimizeReport:
             "ops_after": self.ops_after,
             "verification": self.agreement.record() if self.agreement is not None else {},
             "size_bytes": self.size_bytes,
+            "ascend": self.ascend,
         }
 
 
@@ -121,10 +135,12 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
         context.model = apply_surgery(model, options.surgery)
         done.warnings.append(f"surgery {options.surgery} is yours: it was run as it is and not checked")
     _run([_instance(step, shape, options.quantize) for step in plan], context, done, say)
-    _judge_counts(done, expected_counts(shape, {step.name for step in plan}), options.strict)
+    _judge_counts(done, expected_counts(shape, {step.name for step in plan}), manifest, options.strict)
     done.ops_after = op_histogram(context.model)
+    origin = _Origin(graph_path, manifest, shape, config)
+    graphs = _graphs(context.model, target, origin, options, done, say)
     if not options.dry_run:
-        _write(context.model, output, done, _Origin(graph_path, manifest, shape, config), options, say)
+        _write(graphs, output, done, origin, options, say)
     return done
 
 
@@ -183,9 +199,11 @@ def _run(plan: Sequence[Pass], context: PassContext, done: OptimizeReport, say: 
         done.results.append(result)
 
 
-def _judge_counts(done: OptimizeReport, expected: dict[str, int], strict: bool) -> None:
+def _judge_counts(done: OptimizeReport, expected: dict[str, int], earlier: Manifest | None, strict: bool) -> None:
     done.expected = expected
-    seen = {name: done.count(name) for name in done.expected}
+    # what an earlier run has fused is not there to be fused again
+    before = [(step["name"], step.get("rewrites", 0)) for step in earlier.passes] if earlier is not None else []
+    seen = {name: done.count(name) + sum(n for other, n in before if other == name) for name in expected}
     shortfalls = missing_fusions(done.expected, seen)
     for result in done.results:
         rolled_back = [r for r in result.rejected if r.reason.startswith("rolled back")]
@@ -197,13 +215,32 @@ def _judge_counts(done: OptimizeReport, expected: dict[str, int], strict: bool) 
     done.warnings += shortfalls
 
 
+def _graphs(
+    model: ir.Model, target: Target, origin: _Origin, options: OptimizeOptions, done: OptimizeReport, say: Report
+) -> list[tuple[GraphEntry, ir.Model]]:
+    """Return the graphs to write: the model itself, or one per bucket for an Ascend chip."""
+    if target.chip is None:
+        entry = GraphEntry("decoder", FileEntry(GRAPH_NAME, 0, ""), (), graph_io_of(model))
+        return [(entry, model)]
+    lowered = lower_model(model, origin.shape, chip_named(target.chip), options.ascend, say)
+    done.ascend = lowered.record()
+    done.warnings += [f"{what}; spelled out in {count} places" for what, count in lowered.reasons.items()]
+    return [(graph.entry(options.ascend.dtype), graph.model) for graph in lowered.graphs]
+
+
 def _write(
-    model: ir.Model, output: Path, done: OptimizeReport, origin: _Origin, options: OptimizeOptions, say: Report
+    graphs: Sequence[tuple[GraphEntry, ir.Model]],
+    output: Path,
+    done: OptimizeReport,
+    origin: _Origin,
+    options: OptimizeOptions,
+    say: Report,
 ) -> None:
     with ArtifactWriter(output) as artifact:
-        saved = artifact.save_graph(model, progress=lambda n, total: say("writing", n, total))
+        data_name = f"{graphs[0][0].file.name}.data" if len(graphs) == 1 else WEIGHTS_NAME
+        saved = artifact.save_graphs(graphs, data_name=data_name, progress=lambda n, total: say("writing", n, total))
         artifact.copy_auxiliary(origin.graph_path.parent)
-        done.size_bytes = saved.file.size_bytes + sum(entry.size_bytes for entry in saved.data)
+        done.size_bytes = sum(s.file.size_bytes for s in saved) + sum(entry.size_bytes for entry in saved[0].data)
         quantized = {
             result.name: result.detail["quantized"] for result in done.results if result.detail.get("quantized")
         }

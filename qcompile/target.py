@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from qcompile.ascend.chips import chips
 from qcompile.errors import UnsupportedOpError
 
 
@@ -20,6 +21,7 @@ class Target:
         lowering: Names of the passes that lower a fused graph to it, in order.
         dtypes: Float types its kernels take.
         runs_here: Whether this machine's ONNX Runtime can run the result.
+        chip: The Ascend chip that static graphs are lowered for, or None.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Target:
     lowering: tuple[str, ...]
     dtypes: frozenset[ir.DataType]
     runs_here: bool = True
+    chip: str | None = None
 
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -52,6 +55,17 @@ TARGETS: dict[str, Target] = {
             "any ONNX runtime: fused operators stay ONNX functions, the interface is the exported one",
             (),
             _FLOATS,
+        ),
+        *(
+            Target(
+                chip.target,
+                f"{chip.name}: static graphs for CANN's ATC, one per shape bucket",
+                (),
+                _FLOATS,
+                runs_here=False,
+                chip=chip.name,
+            )
+            for chip in chips().values()
         ),
     )
 }

@@ -9,9 +9,9 @@ import errno
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -43,70 +43,101 @@ class SavedModel:
 def save_model(
     model: ir.Model, path: Path, *, progress: Progress | None = None, known_as: Path | None = None
 ) -> SavedModel:
-    """Write `path` and `path` + ".data"; the model itself is left as it was.
-
-    Initializers above 1 KiB go to the data file, each once even if several initializers share it.
+    """Write `path` and `path` + ".data"; see `save_models`.
 
     Args:
         model: Any model; `qcompile.tensors` has the frugal kinds of initializers.
-        path: The .onnx file to write. Existing files are replaced only when the new ones are complete.
+        path: The .onnx file to write.
         progress: Called with (bytes written, bytes in total) after each piece, from the calling thread.
         known_as: The path to name in messages, when `path` is a staging place.
+    """
+    shown = known_as or path
+    return save_models({path.name: model}, path.parent, f"{path.name}.data", progress=progress, known_as=shown.parent)[
+        0
+    ]
+
+
+def save_models(
+    models: Mapping[str, ir.Model],
+    directory: Path,
+    data_name: str,
+    *,
+    progress: Progress | None = None,
+    known_as: Path | None = None,
+) -> list[SavedModel]:
+    """Write models that share one file of weights; the models themselves are left as they were.
+
+    Initializers above 1 KiB go to the data file, each once even if several initializers or models share it.
+
+    Args:
+        models: Models by the name of their .onnx file.
+        directory: Where they go. Existing files are replaced only when the new ones are complete.
+        data_name: Name of the file of weights.
+        progress: Called with (bytes written, bytes in total) after each piece, from the calling thread.
+        known_as: The directory to name in messages, when `directory` is a staging place.
 
     Raises:
         ArtifactError: The files cannot be written (no space, no permission); nothing is left behind.
-        GraphError: The graph itself cannot be serialized.
+        GraphError: A graph cannot be serialized.
     """
-    data_path = path.with_name(path.name + ".data")
-    shown = known_as or path
-    layout = _Layout.of(model)
-    with _temporary(data_path) as data_temporary, _temporary(path) as temporary:
+    shown = known_as or directory
+    layout = _Layout.of(models.values())
+    with ExitStack() as stack:
+        data_temporary = stack.enter_context(_temporary(directory / data_name))
+        temporaries = {name: stack.enter_context(_temporary(directory / name)) for name in models}
         data: tuple[FileEntry, ...] = ()
         if layout.tensors:
-            data_shown = shown.with_name(data_path.name)
-            with _told_as_artifact_error(data_shown), data_temporary.open("xb", buffering=0) as stream:
+            with _told_as_artifact_error(shown / data_name), data_temporary.open("xb", buffering=0) as stream:
                 hashed = _HashedFile(stream, layout.total_bytes, progress)
                 _write_weights(layout, hashed)
-            data = (hashed.entry(data_path.name),)
-        graph_bytes = _serialize(model, layout, data_path.name)
-        with _told_as_artifact_error(shown):
-            temporary.write_bytes(graph_bytes)
-            # an old graph must not meet new weights, not even if we are killed between the two renames
-            path.unlink(missing_ok=True)
+            data = (hashed.entry(data_name),)
+        saved = []
+        for name, model in models.items():
+            graph_bytes = _serialize(model, layout, data_name)
+            with _told_as_artifact_error(shown / name):
+                temporaries[name].write_bytes(graph_bytes)
+            saved.append(SavedModel(FileEntry(name, len(graph_bytes), hashlib.sha256(graph_bytes).hexdigest()), data))
+        with _told_as_artifact_error(shown / next(iter(models))):
+            # an old graph must not meet new weights, not even if we are killed between the renames
+            for name in models:
+                (directory / name).unlink(missing_ok=True)
             if data:
-                data_temporary.replace(data_path)
-            temporary.replace(path)
-    entry = FileEntry(path.name, len(graph_bytes), hashlib.sha256(graph_bytes).hexdigest())
-    return SavedModel(entry, data)
+                data_temporary.replace(directory / data_name)
+            for name, temporary in temporaries.items():
+                temporary.replace(directory / name)
+    return saved
 
 
 @dataclass(frozen=True)
 class _Layout:
     """Where each tensor goes in the data file; tensors that share bytes share a place."""
 
-    values: tuple[ir.Value, ...]
     tensors: tuple[ir.TensorProtocol, ...]
     offsets: dict[object, int]
     total_bytes: int
 
     @classmethod
-    def of(cls, model: ir.Model) -> "_Layout":
-        values, tensors, offsets, end = [], [], {}, 0
-        for graph in model.graphs():
-            for value in graph.initializers.values():
-                tensor = value.const_value
-                if tensor is None:
-                    raise GraphError(f"initializer '{value.name}' has no value; the model cannot be saved")
-                if tensor.nbytes <= INLINE_BYTES or tensor.dtype == ir.DataType.STRING:
-                    continue
-                values.append(value)
-                key = _identity(tensor)
-                if key not in offsets:
-                    alignment = _PAGE_BYTES if tensor.nbytes >= _PAGE_BYTES else _SMALL_ALIGNMENT_BYTES
-                    offsets[key] = -(-end // alignment) * alignment
-                    end = offsets[key] + tensor.nbytes
-                    tensors.append(tensor)
-        return cls(tuple(values), tuple(tensors), offsets, end)
+    def of(cls, models: Iterable[ir.Model]) -> "_Layout":
+        tensors, offsets, end = [], {}, 0
+        for _, tensor in (placed for model in models for placed in _outside(model)):
+            key = _identity(tensor)
+            if key not in offsets:
+                alignment = _PAGE_BYTES if tensor.nbytes >= _PAGE_BYTES else _SMALL_ALIGNMENT_BYTES
+                offsets[key] = -(-end // alignment) * alignment
+                end = offsets[key] + tensor.nbytes
+                tensors.append(tensor)
+        return cls(tuple(tensors), offsets, end)
+
+
+def _outside(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Yield the initializers that go to the data file."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None:
+                raise GraphError(f"initializer '{value.name}' has no value; the model cannot be saved")
+            if tensor.nbytes > INLINE_BYTES and tensor.dtype != ir.DataType.STRING:
+                yield value, tensor
 
 
 def _identity(tensor: ir.TensorProtocol) -> object:
@@ -178,10 +209,9 @@ def _write_first(waiting: "deque[tuple[int, int, str, Future[Array]]]", hashed: 
 
 
 def _serialize(model: ir.Model, layout: _Layout, location: str) -> bytes:
-    kept = [value.const_value for value in layout.values]
+    kept = list(_outside(model))
     try:
-        for value, tensor in zip(layout.values, kept, strict=True):
-            assert tensor is not None
+        for value, tensor in kept:
             value.const_value = ir.ExternalTensor(
                 location,
                 layout.offsets[_identity(tensor)],
@@ -196,7 +226,7 @@ def _serialize(model: ir.Model, layout: _Layout, location: str) -> bytes:
     else:
         return graph_bytes
     finally:
-        for value, tensor in zip(layout.values, kept, strict=True):
+        for value, tensor in kept:
             value.const_value = tensor
 
 

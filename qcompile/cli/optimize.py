@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from qcompile.cli.ascend_options import ascend_options, take_ascend_options
 from qcompile.cli.quantization_options import quantization_options, quantize_options
 from qcompile.optimize_recipe import load_optimize_recipe
 from qcompile.passes.registry import GROUPS, PASSES
@@ -32,7 +33,9 @@ _SHOWN_REJECTIONS = 5
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to write; by default beside MODEL.")
 @click.option(
-    "--target", metavar="|".join(TARGETS), help="Where it will run  [default: ort; portable for bfloat16 models]"
+    "--target",
+    metavar="NAME",
+    help=f"Where it will run: {', '.join(TARGETS)}.  [default: ort; portable for bfloat16 models]",
 )
 @click.option(
     "--verify",
@@ -47,6 +50,7 @@ _SHOWN_REJECTIONS = 5
 @click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@ascend_options
 @quantization_options
 def command(
     model: Path,
@@ -61,7 +65,7 @@ def command(
     report: Path | None,
     dry_run: bool,
     as_json: bool,
-    **quantize: Any,
+    **grouped: Any,
 ) -> None:
     """Optimize MODEL, an .onnx file or a compiled-model directory, e.g. with --passes fuse,int8."""
     base = load_optimize_recipe(recipe) if recipe is not None else OptimizeOptions()
@@ -76,7 +80,8 @@ def command(
     options = replace(
         base,
         dry_run=dry_run,
-        quantize=quantize_options(quantize, base.quantize),
+        ascend=take_ascend_options(grouped, base.ascend),
+        quantize=quantize_options(grouped, base.quantize),
         **{key: value for key, value in given.items() if value is not None},
     )
     console = Console(highlight=False)
@@ -105,6 +110,8 @@ def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> 
     for result in done.results:
         for rejection in result.rejected[:_SHOWN_REJECTIONS]:
             console.print(Text(f"{result.name}: {rejection.node}: {rejection.reason}", style="dim"))
+    for name, graph in done.ascend.get("graphs", {}).items():
+        console.print(f"{name}: {graph['kernels']} kernels by estimate, {graph['kernels_per_layer']} in a layer")
     for warning in done.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
     if done.agreement is not None:

@@ -35,9 +35,12 @@ class GraphIO:
         kv_cache: ``concat``: `past_key_values.{i}.*` [B,K,P,d] in, `present.{i}.*` [B,K,P+S,d] out, padding
             told by `attention_mask` [B,T]. ``shared``: past and present are one buffer [B,K,T_max,d], written
             in place; row b holds `seqlens_k[b] + 1` valid entries after the step (int32 [B]) and
-            `total_sequence_length` (int32 scalar) is the largest of them.
+            `total_sequence_length` (int32 scalar) is the largest of them. ``appended``: all shapes are fixed,
+            `past_key_values.{i}.*` [B,K,T,d] in, of which `past_lengths[b]` (int32 [B]) rows are filled, and
+            only the new rows out, `present.{i}.*` [B,K,S,d], for the runtime to append.
         logits: ``all``: [B,S,V]. ``last``: [B,1,V] at position `last_token_index[b]` (int64 [B]) of the S
-            given.
+            given. ``chosen``: `next_token` int64 [B,1], the greedy choice, and where the graph has them
+            `top_logits` and `top_ids` [B,1,k]; a prefill graph chooses at `last_token_index` (int32 [1]).
         inputs: Input names in graph order.
         outputs: Output names in graph order.
         dtype: Element type of the KV cache and of the logits: float32, float16 or bfloat16.
@@ -52,12 +55,17 @@ class GraphIO:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: its role (``decoder``; on Ascend ``prefill`` and ``decode``), files and interface."""
+    """One graph: its role (``decoder``; on Ascend ``prefill`` and ``decode``), files and interface.
+
+    Attributes:
+        bucket: Batch B, new tokens S and cache length T of a graph of fixed shapes; None for any other.
+    """
 
     role: str
     file: FileEntry
     data: Tuple[FileEntry, ...]
     io: GraphIO
+    bucket: Optional[Tuple[int, int, int]] = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +211,17 @@ def _graph_from(record: Dict[str, Any]) -> GraphEntry:
         file=_file_from(record["file"]),
         data=tuple(_file_from(entry) for entry in record["data"]),
         io=GraphIO(inputs=tuple(inputs), outputs=tuple(outputs), **io),
+        bucket=_bucket_from(record.get("bucket")),
     )
+
+
+def _bucket_from(record: Any) -> Optional[Tuple[int, int, int]]:
+    if record is None:
+        return None
+    sizes = [n for n in record if isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 31]
+    if len(sizes) != 3 or len(record) != 3:
+        raise TypeError(f"bucket {record!r}; three positive numbers are wanted: batch, new tokens, cache length")
+    return sizes[0], sizes[1], sizes[2]
 
 
 def find_file(manifest: Manifest, name: str) -> Optional[FileEntry]:

@@ -1,0 +1,114 @@
+"""Decide, before lowering, what disappears into weights: the softmax scale, and the Split between projection and attention.
+
+The scale d^-0.5 multiplies q. It commutes with the rotation, so it goes into the columns of the projection that makes q,
+or into the gamma of q's norm where the model has one (Qwen3); where neither is possible a multiplication is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from qcompile.ascend.lowering.typed_weights import Factor
+from qcompile.functions import DOMAIN
+from qcompile.quantized_functions import QUANTIZED_LINEARS
+
+_PROJECTIONS = {"MatMul", "Linear", *QUANTIZED_LINEARS}
+
+
+@dataclass
+class Foldings:
+    """What the walk has to know of the whole graph.
+
+    Attributes:
+        factors: Projection or norm -> (columns, number): its first columns are multiplied by the number.
+        packed: Attention -> the packed q|k|v it reads through a Split.
+        left_over: Attention -> the scale that could not be folded.
+        unneeded: Nodes that only serve masks, angles or the Splits above.
+        selects_after: The node behind which the row of the last token is chosen (the vocabulary projection's input).
+    """
+
+    factors: dict[ir.Node, Factor] = field(default_factory=dict)
+    packed: dict[ir.Node, ir.Value] = field(default_factory=dict)
+    left_over: dict[ir.Node, float] = field(default_factory=dict)
+    unneeded: set[ir.Node] = field(default_factory=set)
+    vocabulary: ir.Node | None = None
+
+    def of(self, node: ir.Node) -> Factor | None:
+        """Return what is folded into a node's weights."""
+        return self.factors.get(node)
+
+
+def foldings_of(model: ir.Model) -> Foldings:
+    """Look at every attention of a fused model."""
+    found = Foldings()
+    attentions = [n for n in model.graph if (n.domain, n.op_type) == (DOMAIN, "Attention")]
+    for node in attentions:
+        scale = node.attributes["scale"].as_float()
+        split = _common_split(node)
+        if split is not None:
+            found.packed[node] = _present(split.inputs[0])
+            found.unneeded.add(split)
+        maker = _maker_of(_present(node.inputs[0]) if split is None else found.packed[node])
+        if maker is None:
+            found.left_over[node] = scale
+        else:
+            found.factors[maker] = (_width(node), scale)
+    needed = set(_behind(model, attentions))
+    found.unneeded |= {node for node in model.graph if node not in needed}
+    logits = next((v for v in model.graph.outputs if v.name == "logits"), None)
+    found.vocabulary = logits.producer() if logits is not None else None
+    return found
+
+
+def _width(attention: ir.Node) -> int:
+    """Return how many columns q has, H * d."""
+    shape = _present(attention.inputs[3]).shape
+    assert shape is not None
+    return attention.attributes["num_heads"].as_int() * int(shape[3])  # type: ignore[arg-type]
+
+
+def _common_split(node: ir.Node) -> ir.Node | None:
+    """Return the Split whose three outputs are exactly q, k and v of this attention and nothing else's."""
+    split = _present(node.inputs[0]).producer()
+    if split is None or split.op_type != "Split" or list(split.outputs) != list(node.inputs[:3]):
+        return None
+    if any(len(list(value.uses())) != 1 for value in split.outputs):
+        return None
+    return split
+
+
+def _maker_of(value: ir.Value) -> ir.Node | None:
+    """Return the projection or norm whose output, used only here, is the value up to its shape."""
+    while len(list(value.uses())) == 1:
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type in _PROJECTIONS or (node.domain, node.op_type) == (DOMAIN, "RmsNorm"):
+            return node
+        if node.op_type != "Reshape":
+            return None
+        value = _present(node.inputs[0])
+    return None
+
+
+def _behind(model: ir.Model, attentions: list[ir.Node]) -> Iterator[ir.Node]:
+    """Yield the nodes that logits need; of an attention only q, k and v count."""
+    todo = [v for v in model.graph.outputs if v.name == "logits"]
+    seen: set[ir.Node] = set()
+    stop_at = set(attentions)
+    while todo:
+        node = todo.pop().producer()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        inputs = node.inputs[:3] if node in stop_at else node.inputs
+        todo += [v for v in inputs if v is not None]
+
+
+def _present(value: ir.Value | None) -> ir.Value:
+    assert value is not None
+    return value

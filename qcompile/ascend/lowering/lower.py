@@ -1,0 +1,145 @@
+"""Lower a fused model for one chip: every bucket's static graph, from one set of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompile.ascend.buckets import Bucket, BucketOptions
+from qcompile.ascend.chips import Chip
+from qcompile.ascend.lowering.centring import bias_scores, coarse_layers
+from qcompile.ascend.lowering.decoder import DecoderLowering, LoweringOptions
+from qcompile.ascend.lowering.folding import foldings_of
+from qcompile.ascend.lowering.kernels import KernelCount, count_kernels
+from qcompile.ascend.lowering.typed_weights import TypedWeights
+from qcompile.errors import UnsupportedOpError
+from qcompile.functions import DOMAIN
+from qcompile.passes.rope_table import RopeTable, tabulate
+from qcompile.runtime.manifest import FileEntry, GraphEntry, GraphIO, ModelShape
+
+Report = Callable[[str, int, int], None]
+_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+
+
+@dataclass(frozen=True)
+class AscendOptions:
+    """What to compile for an Ascend chip.
+
+    Attributes:
+        buckets: The shapes.
+        dtype: ``fp16`` or ``bf16``: weights, activations and KV cache.
+        top_k: Logits and ids returned for sampling on the host; 0 leaves only the greedy token.
+        keep_logits: Return the logits too, for comparisons; they are most of what the host would have to copy.
+    """
+
+    buckets: BucketOptions = field(default_factory=BucketOptions)
+    dtype: str = "fp16"
+    top_k: int = 64
+    keep_logits: bool = False
+
+
+@dataclass(frozen=True)
+class LoweredGraph:
+    """One static graph and what it costs in kernels."""
+
+    bucket: Bucket
+    model: ir.Model
+    kernels: KernelCount
+
+    def entry(self, dtype: str) -> GraphEntry:
+        """Return what the manifest says of it; its file is yet to be written."""
+        io = GraphIO(
+            kv_cache="appended",
+            logits="chosen",
+            inputs=tuple(value.name or "" for value in self.model.graph.inputs),
+            outputs=tuple(value.name or "" for value in self.model.graph.outputs),
+            dtype={"fp16": "float16", "bf16": "bfloat16"}[dtype],
+        )
+        sizes = (self.bucket.batch, self.bucket.query_len, self.bucket.kv_len)
+        return GraphEntry(self.bucket.role, FileEntry(f"{self.bucket.name}.onnx", 0, ""), (), io, sizes)
+
+
+@dataclass(frozen=True)
+class LoweredModel:
+    """All graphs of a model.
+
+    Attributes:
+        graphs: One per bucket, smallest first; their weights are the same objects.
+        bias_scores: Attention layer -> largest score its biases make.
+        centred: Attention layers whose keys are centred.
+        reasons: What was spelled out in standard operators, why, and how often.
+    """
+
+    graphs: list[LoweredGraph]
+    bias_scores: dict[int, float]
+    centred: frozenset[int]
+    reasons: dict[str, int]
+
+    def record(self) -> dict[str, Any]:
+        """Return what the manifest and the report say, JSON-ready."""
+        return {
+            "graphs": {g.bucket.name: g.kernels.record() for g in self.graphs},
+            "centred_layers": sorted(self.centred),
+            "largest_bias_score": round(max(self.bias_scores.values(), default=0.0), 1),
+            "spelled_out": self.reasons,
+        }
+
+
+def lower_model(
+    model: ir.Model, shape: ModelShape, chip: Chip, options: AscendOptions, say: Report | None = None
+) -> LoweredModel:
+    """Lower a fused model.
+
+    Args:
+        model: A fused graph with the standard interface; it is left as it is.
+        shape: Its config words.
+        chip: The chip.
+        options: Shapes and types.
+        say: Called with (what, done, total).
+
+    Raises:
+        UnsupportedOpError: The model has nodes, types or angles that cannot be lowered.
+        ShapeError: The buckets do not fit the model.
+    """
+    if options.dtype not in _TYPES:
+        raise UnsupportedOpError(f"--dtype {options.dtype}: wanted one of {', '.join(_TYPES)}")
+    dtype = _TYPES[options.dtype]
+    if options.dtype.replace("fp", "f") not in chip.floats:
+        raise UnsupportedOpError(f"{chip.name} has no {options.dtype} kernels; lower with --dtype fp16")
+    buckets = options.buckets.buckets(shape.max_position_embeddings)
+    table = _rope_table(model, max(b.kv_len + b.query_len for b in buckets))
+    foldings = foldings_of(model)
+    scores = bias_scores(model, foldings)
+    centred = coarse_layers(scores)
+    lowering = LoweringOptions(chip, dtype, options.top_k, centred, options.keep_logits)
+    weights = TypedWeights(dtype)
+    graphs, reasons = [], {}
+    for index, bucket in enumerate(buckets):
+        if say is not None:
+            say(f"lowering {bucket.name}", index, len(buckets))
+        walk = DecoderLowering(bucket, lowering, weights, foldings, table)
+        lowered = walk.lower(model)
+        reasons = walk.reasons
+        graphs.append(LoweredGraph(bucket, lowered, count_kernels(lowered)))
+    return LoweredModel(graphs, scores, centred, reasons)
+
+
+def _rope_table(model: ir.Model, rows: int) -> RopeTable:
+    attentions = [n for n in model.graph if (n.domain, n.op_type) == (DOMAIN, "Attention")]
+    if not attentions:
+        raise UnsupportedOpError(
+            "the graph has no fused attention; add --passes fuse, and see inspect --why fuse-attention"
+        )
+    angles = {(n.inputs[5], n.inputs[6]) for n in attentions}
+    if len(angles) != 1:
+        raise UnsupportedOpError(f"the attentions use {len(angles)} different rotary embeddings; one is lowered")
+    ((cos, sin),) = angles
+    assert cos is not None
+    assert sin is not None
+    table = tabulate(cos, sin, rows)
+    if isinstance(table, str):
+        raise UnsupportedOpError(f"the rotary embedding has no table: {table}")
+    return table
