@@ -158,7 +158,7 @@ def _decode(raw: bytes) -> Any:
     if len(raw) > _MAX_LINE_BYTES:
         raise EvaluateError(f"longer than {_MAX_LINE_BYTES} bytes")
     try:
-        return json.loads(raw.decode("utf-8"))
+        return json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
         raise EvaluateError(f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}") from None
     except json.JSONDecodeError as error:
