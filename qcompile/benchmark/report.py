@@ -124,7 +124,7 @@ def load_row(samples: Samples) -> Row:
 def noise_warnings(rows: Sequence[Row]) -> list[str]:
     """Name the figures whose middle half spreads over more than 15 % of the median."""
     noisy = [
-        f"{r.metric} batch {r.batch} context {r.context} ({r.value.noise:.0%})"
+        f"{r.metric}{f' batch {r.batch} context {r.context}' if r.batch else ''} ({r.value.noise:.0%})"
         for r in rows
         if r.value is not None and r.unit != "bytes" and r.value.noise > _NOISY
     ]

@@ -15,7 +15,13 @@ import onnx_ir as ir
 from qcompile.artifact import load_model
 from qcompile.runtime.manifest import ModelShape
 
-_LOOKUPS = {"Gather", "GatherBlockQuantized"}
+# Operators that read some rows of an input, and which inputs: embedding tables, tables of rotary angles
+_LOOKUPS = {
+    "Gather": {0},
+    "GatherBlockQuantized": {0, 2, 3},
+    "GroupQueryAttention": {7, 8},
+    "RotaryEmbedding": {2, 3},
+}
 # Kernels that multiply in 8-bit integers; MatMulNBits does so at accuracy level 4
 _INTEGER_OPS = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm"}
 _FLOAT_OPS = {"MatMul", "Gemm", "FusedMatMul"}
@@ -96,34 +102,55 @@ def traffic_of(path: Path, shape: ModelShape) -> Traffic:
 
 def _weights(graph: ir.Graph) -> tuple[list[tuple[int, bool, int]], dict[str, int]]:
     """Return (weights, multiplied in integers, columns) per product, and bytes by initializer that is read whole."""
+    shapes = _constant_shapes(graph)
     products, read = [], {}
     for node in graph:
-        constants = [v for v in node.inputs if v is not None and v.const_value is not None and v.is_initializer()]
         for i, value in enumerate(node.inputs):
-            if value in constants and value is not None and value.const_value is not None:
-                is_lookup = node.op_type in _LOOKUPS and i != 1
-                if not is_lookup:
-                    read[value.name or ""] = value.const_value.nbytes
-        product = _product(node, constants)
+            is_lookup = i in _LOOKUPS.get(node.op_type, ())
+            if value is not None and value.is_initializer() and value.const_value is not None and not is_lookup:
+                read[value.name or ""] = value.const_value.nbytes
+        product = _product(node, [shapes[v] for v in node.inputs if v is not None and v in shapes])
         if product is not None:
             products.append(product)
     return products, read
 
 
-def _product(node: ir.Node, constants: list[ir.Value]) -> tuple[int, bool, int] | None:
+def _constant_shapes(graph: ir.Graph) -> dict[ir.Value, tuple[int, ...]]:
+    """Return the shape of every initializer and of what is computed from initializers alone (a dequantized weight).
+
+    Where a computed value has no static shape of its own it is taken to have that of its largest operand.
+    """
+    shapes: dict[ir.Value, tuple[int, ...]] = {}
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            shapes[value] = tuple(value.const_value.shape.numpy())
+    for node in graph:
+        operands = [v for v in node.inputs if v is not None]
+        if operands and all(v in shapes for v in operands):
+            largest = max((shapes[v] for v in operands), key=math.prod)
+            shapes.update({v: _static_shape(v) or largest for v in node.outputs})
+    return shapes
+
+
+def _static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    if value.shape is None or not value.shape.is_static():
+        return None
+    return tuple(value.shape.numpy())
+
+
+def _product(node: ir.Node, constants: list[tuple[int, ...]]) -> tuple[int, bool, int] | None:
     """Return the size of a matrix product with a constant: weights, whether in integers, columns."""
     if "K" in node.attributes and "N" in node.attributes:  # MatMulNBits
         inner, columns = node.attributes["K"].as_int(), node.attributes["N"].as_int()
         level = node.attributes.get("accuracy_level")
         return inner * columns, level is not None and level.as_int() == 4, columns
-    matrices = [v for v in constants if v.shape is not None and len(v.shape) == 2]
+    matrices = [shape for shape in constants if len(shape) == 2]
     is_known = node.op_type in _INTEGER_OPS | _FLOAT_OPS or node.op_type.startswith("Linear")
     if not matrices or not is_known:
         return None
-    size, value = max(((math.prod(v.shape.numpy()), v) for v in matrices if v.shape is not None), key=lambda x: x[0])
-    assert value.shape is not None
+    largest = max(matrices, key=math.prod)
     transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
-    return size, node.op_type in _INTEGER_OPS, int(value.shape.numpy()[0 if transposed else 1])
+    return math.prod(largest), node.op_type in _INTEGER_OPS, largest[0 if transposed else 1]
 
 
 def _kv_bytes(graph: ir.Graph, shape: ModelShape) -> int:
