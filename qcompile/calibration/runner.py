@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from qcompile.calibration.blocks import Block, split_blocks
+from qcompile.calibration.rounded_inputs import with_rounded_inputs
 from qcompile.errors import QuantError
 from qcompile.passes.excerpt import HALF, model_of
 from qcompile.quant.mse import num_threads
@@ -42,15 +43,23 @@ class BlockSession:
         imports: Operator sets of the graph.
         sessions: Sessions by content, shared between blocks.
         known: Arrays that the block will read, for values whose type the graph does not say.
+        rounded: Nodes whose first input is rounded to int8 per token.
     """
 
     def __init__(
-        self, block: Block, imports: Mapping[str, int], sessions: dict[bytes, Any], known: Mapping[ir.Value, Array]
+        self,
+        block: Block,
+        imports: Mapping[str, int],
+        sessions: dict[bytes, Any],
+        known: Mapping[ir.Value, Array],
+        rounded: Collection[ir.Node] = (),
     ) -> None:
         self.block = block
         outer = (*block.reads, *block.weights)
         stand_ins = {value: _stand_in(value, f"x{i}", known.get(value)) for i, value in enumerate(outer)}
         model = model_of(block.nodes, block.writes, stand_ins, imports, widens=True)
+        if rounded:
+            model = with_rounded_inputs(model, [i for i, node in enumerate(block.nodes) if node in rounded])
         key = hashlib.blake2b(model, digest_size=16).digest()
         if key not in sessions:
             sessions[key] = _open(model, block)
@@ -91,9 +100,9 @@ class BlockRunner:
         self.memory_bytes = memory_bytes
         self._sessions: dict[bytes, Any] = {}
 
-    def session(self, index: int, values: Mapping[ir.Value, Array]) -> BlockSession:
-        """Return the session of one block, given what some row brings to it."""
-        return BlockSession(self.blocks[index], self.graph.opset_imports, self._sessions, values)
+    def session(self, index: int, values: Mapping[ir.Value, Array], rounded: Collection[ir.Node] = ()) -> BlockSession:
+        """Return the session of one block, given what some row brings to it and the nodes whose inputs are rounded."""
+        return BlockSession(self.blocks[index], self.graph.opset_imports, self._sessions, values, rounded)
 
     def run(self, rows: Sequence[Row], visit: Visitor, end_block: Callable[[int], None], say: Say) -> None:
         """Run all rows through all blocks.

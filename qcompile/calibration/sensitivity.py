@@ -1,0 +1,291 @@
+"""What quantizing each tensor does to a model's output distribution, and a choice of schemes that follows from it.
+
+For every tensor, KL(float || the same model with this tensor quantized) is measured in the scheme that hurts most. What
+its other schemes do is estimated from it: to second order, KL = 1/2 tr(F dz dz^T) with F the Fisher information of the
+logits and dz their change, and dz is linear in the change dy of the tensor's own outputs; so two schemes of one tensor
+compare as the squared errors of those outputs,
+
+    KL(scheme) = KL(measured scheme) * |dy(scheme)|^2 / |dy(measured scheme)|^2
+
+(Molchanov et al. 2019 and Dong et al. 2019, "HAWQ", use the same expansion, with a diagonal or a trace of F instead of one
+measurement.) Some estimates are measured too, so that the report can say how good they are. Where a tensor is also looked
+up (a tied embedding), everything is measured.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from qcompile.calibration.runner import Say
+from qcompile.calibration.trial import Tensor, Trials
+from qcompile.errors import QuantError
+from qcompile.quant.activations import round_per_token
+from qcompile.quant.allocation import Allocation, Choice, fit_size, reach_quality
+from qcompile.quant.scheme import InputStatistics
+from qcompile.quantize_options import LayerOptions, LinearScheme
+from qcompile.report.chart_file import Table
+from qcompile.report.plots import Bar, bar_plot
+
+FLOAT = "float"
+_ERROR_TOKENS = 128
+_SHOWN = 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One tensor in one scheme.
+
+    Attributes:
+        tensor: Its name.
+        label: The scheme in short.
+        size_bytes: What it takes.
+        divergence: KL in nats per token.
+        is_measured: Whether by running the model, or estimated from the outputs of the one Linear.
+        estimate: What was estimated, where it was measured as a check.
+    """
+
+    tensor: str
+    label: str
+    size_bytes: int
+    divergence: float
+    is_measured: bool
+    estimate: float | None = None
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """All findings.
+
+    Attributes:
+        schemes: Label to scheme, the one that hurts most first.
+        findings: Tensor to its findings, in the order of the schemes.
+        float_bytes: What each tensor takes as it is.
+        num_tokens: Tokens of the rows.
+        num_positions: Positions whose distributions were compared.
+    """
+
+    schemes: Mapping[str, LinearScheme]
+    findings: Mapping[str, tuple[Finding, ...]]
+    float_bytes: Mapping[str, int]
+    num_tokens: int
+    num_positions: int
+
+    def ranking(self) -> list[Finding]:
+        """Return what the first scheme does to each tensor, the worst first."""
+        return sorted((own[0] for own in self.findings.values()), key=lambda f: -f.divergence)
+
+    def checks(self) -> list[Finding]:
+        """Return the findings that were both estimated and measured."""
+        return [f for own in self.findings.values() for f in own if f.estimate is not None]
+
+    def choices(self, *, with_float: bool) -> dict[str, list[Choice]]:
+        """Return the choices of every tensor, to leave it float among them if wanted."""
+        found = {}
+        for name, own in self.findings.items():
+            found[name] = [Choice(f.label, f.size_bytes, f.divergence) for f in own]
+            if with_float:
+                found[name].append(Choice(FLOAT, self.float_bytes[name], 0.0))
+        return found
+
+    def layer_options(self, allocation: Allocation) -> tuple[tuple[LayerOptions, ...], tuple[str, ...]]:
+        """Return an allocation as the options of a quantization pass: `layers`, and `keep_float`."""
+        layers, kept = [], []
+        for name, label in allocation.labels().items():
+            if label == FLOAT:
+                kept.append(glob.escape(name))
+                continue
+            s = self.schemes[label]
+            layers.append(
+                LayerOptions(glob.escape(name), s.bits, s.group_size, s.symmetric, s.activations, s.algorithm)
+            )
+        return tuple(layers), tuple(kept)
+
+    def table(self, allocation: Allocation | None = None) -> Table:
+        """Return the ranking: a row per tensor, a column per scheme, and what was chosen."""
+        labels = list(self.schemes)
+        columns = ["tensor", *(f"KL, {label}" for label in labels), *(["chosen"] if allocation else [])]
+        rows = []
+        for worst in self.ranking():
+            cells = [worst.tensor]
+            cells += [f"{f.divergence:.2e}{'' if f.is_measured else ' est.'}" for f in self.findings[worst.tensor]]
+            if allocation:
+                cells.append(allocation.chosen[worst.tensor].label)
+            rows.append(cells)
+        return Table("What quantizing one tensor does to the output distribution", columns, rows)
+
+    def chart(self, allocation: Allocation | None = None) -> str:
+        """Return the worst tensors as bars, SVG."""
+        bars = []
+        for finding in self.ranking()[:_SHOWN]:
+            chosen = f" → {allocation.chosen[finding.tensor].label}" if allocation else ""
+            bars.append(Bar(finding.tensor[-30:], finding.divergence, f"{finding.divergence:.1e}{chosen}"))
+        first = next(iter(self.schemes))
+        return bar_plot(f"KL of one tensor in {first}", bars, unit="nats per token")
+
+    def record(self, allocation: Allocation | None = None) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return {
+            "num_tokens": self.num_tokens,
+            "num_positions": self.num_positions,
+            "ranking": [f.tensor for f in self.ranking()],
+            "findings": [vars(f) for own in self.findings.values() for f in own],
+            "allocation": None if allocation is None else allocation.record(),
+        }
+
+
+def measure_sensitivity(
+    trials: Trials,
+    schemes: Sequence[LinearScheme],
+    *,
+    statistics: Mapping[str, InputStatistics] | None = None,
+    num_checks: int = 6,
+    say: Say | None = None,
+) -> Sensitivity:
+    """Measure every tensor in one scheme and estimate the others.
+
+    Args:
+        trials: The float model.
+        schemes: Those to choose from.
+        statistics: Of the inputs, by tensor name, for algorithms that use them; else those of the trials' few rows.
+        num_checks: Estimates to measure as well.
+        say: Called with (what, done, total).
+
+    Raises:
+        QuantError: There are no schemes, or two are the same.
+    """
+    labels = [label_of(scheme) for scheme in schemes]
+    if not schemes or len(set(labels)) != len(labels):
+        raise QuantError("sensitivity: give different schemes to choose from, one at least")
+    report = say or (lambda what, done, total: None)
+    run = _Measuring(trials, _coarsest_first(dict(zip(labels, schemes, strict=True))), statistics or {})
+    findings = {}
+    for number, tensor in enumerate(trials.tensors):
+        findings[tensor.name] = run.findings(tensor)
+        report("measuring each tensor", number + 1, len(trials.tensors))
+    run.check(findings, num_checks)
+    return Sensitivity(
+        run.schemes,
+        findings,
+        {tensor.name: tensor.size_bytes(None) for tensor in trials.tensors},
+        sum(map(len, trials.rows)),
+        trials.num_positions,
+    )
+
+
+def choose(
+    sensitivity: Sensitivity,
+    trials: Trials,
+    *,
+    quality: float | None = None,
+    size_bytes: int | None = None,
+    with_float: bool = True,
+    say: Say | None = None,
+) -> Allocation:
+    """Choose a scheme per tensor: the smallest within a KL, or the best within a size.
+
+    Args:
+        sensitivity: What was measured.
+        trials: The float model, to measure the choice as a whole.
+        quality: Mean KL in nats per token that the whole may reach, as measured.
+        size_bytes: Bytes that all tensors together may take.
+        with_float: Whether a tensor may stay as it is.
+        say: Called with (what, done, total).
+
+    Raises:
+        QuantError: Not exactly one of the two is given, or it cannot be reached; the message says the best found.
+    """
+    if (quality is None) == (size_bytes is None):
+        raise QuantError("give either a quality (KL) or a size (MB) to choose bits by")
+    report = say or (lambda what, done, total: None)
+    choices = sensitivity.choices(with_float=with_float)
+    rounds = 0
+
+    def measure(allocation: Allocation) -> float:
+        nonlocal rounds
+        rounds += 1
+        report("measuring a choice", rounds, 0)
+        changes = {n: sensitivity.schemes[label] for n, label in allocation.labels().items() if label != FLOAT}
+        return trials.compare(changes).mean if changes else 0.0
+
+    if quality is not None:
+        return reach_quality(choices, quality, measure)
+    assert size_bytes is not None
+    found = fit_size(choices, size_bytes)
+    return replace(found, measured=measure(found))
+
+
+def label_of(scheme: LinearScheme) -> str:
+    """Return a scheme in short: int4 g32 asym gptq, int8 a8."""
+    group = "" if scheme.group_size == "channel" else f" g{scheme.group_size}"
+    parts = ["" if scheme.symmetric else " asym", "" if scheme.activations == "float" else " a8"]
+    return f"int{scheme.bits}{group}{''.join(parts)} {scheme.algorithm}"
+
+
+class _Measuring:
+    """The work of `measure_sensitivity`."""
+
+    def __init__(
+        self, trials: Trials, schemes: Mapping[str, LinearScheme], statistics: Mapping[str, InputStatistics]
+    ) -> None:
+        self.trials, self.schemes, self.statistics = trials, schemes, statistics
+        self.tensors = {tensor.name: tensor for tensor in trials.tensors}
+
+    def findings(self, tensor: Tensor) -> tuple[Finding, ...]:
+        first, *others = self.schemes
+        measured = self._measured(tensor, first)
+        found = [measured]
+        is_linear = not any(use.is_lookup for use in tensor.uses)
+        worst = self._output_error(tensor, self.schemes[first]) if is_linear and others else 0.0
+        for label in others:
+            if worst <= 0:
+                found.append(self._measured(tensor, label))
+                continue
+            share = self._output_error(tensor, self.schemes[label]) / worst
+            size_bytes = tensor.size_bytes(self.schemes[label])
+            found.append(Finding(tensor.name, label, size_bytes, measured.divergence * share, is_measured=False))
+        return tuple(found)
+
+    def check(self, findings: dict[str, tuple[Finding, ...]], count: int) -> None:
+        """Measure some of the estimates, evenly over their sizes, and put the measurements in their place."""
+        estimated = sorted(
+            (f for own in findings.values() for f in own if not f.is_measured), key=lambda f: f.divergence
+        )
+        if not estimated or count < 1:
+            return
+        for index in np.unique(np.linspace(0, len(estimated) - 1, min(count, len(estimated))).astype(int)):
+            old = estimated[index]
+            new = replace(self._measured(self.tensors[old.tensor], old.label), estimate=old.divergence)
+            findings[old.tensor] = tuple(new if f is old else f for f in findings[old.tensor])
+
+    def _measured(self, tensor: Tensor, label: str) -> Finding:
+        scheme = self.schemes[label]
+        divergence = self.trials.compare({tensor.name: scheme}, self.statistics)
+        return Finding(tensor.name, label, tensor.size_bytes(scheme), divergence.mean, is_measured=True)
+
+    def _output_error(self, tensor: Tensor, scheme: LinearScheme) -> float:
+        """Return the squared error of the outputs of a Linear on some tokens."""
+        value = tensor.reader.node.inputs[0]
+        assert value is not None
+        x = self.trials.inputs[value]
+        x = x[np.unique(np.linspace(0, len(x) - 1, min(_ERROR_TOKENS, len(x))).astype(int))]
+        restored = self.trials.quantized(tensor, scheme, self.statistics.get(tensor.name))
+        original = np.asarray(tensor.uses[0].rows(0, tensor.shape[0]), np.float32)
+        if scheme.activations == "float":
+            return float((((restored - original) @ x.T) ** 2).sum(dtype=np.float64))
+        return float(((restored @ round_per_token(x).T - original @ x.T) ** 2).sum(dtype=np.float64))
+
+
+def _coarsest_first(schemes: Mapping[str, LinearScheme]) -> dict[str, LinearScheme]:
+    """Order schemes by what they keep of a weight; rounded activations come before float ones."""
+
+    def fineness(label: str) -> tuple[float, int, int]:
+        scheme = schemes[label]
+        group = 4096 if scheme.group_size == "channel" else scheme.group_size
+        return scheme.bits, int(scheme.activations == "float"), -group
+
+    return {label: schemes[label] for label in sorted(schemes, key=fineness)}
