@@ -58,6 +58,7 @@ __all__ = [
     "Provenance",
     "SavedModel",
     "find_graph",
+    "find_manifest",
     "graph_io_of",
     "load_model",
     "save_model",
@@ -80,6 +81,11 @@ def find_graph(path: Path) -> tuple[Path, Manifest | None]:
         return path, manifest if listed else None
     if (path / MANIFEST_NAME).is_file():
         manifest = Manifest.load(path)
+        if all(entry.bucket is not None for entry in manifest.graphs):
+            raise GraphError(
+                f"{path}: holds {len(manifest.graphs)} static graphs for {manifest.target}, no model to work on; give "
+                "the directory they were lowered from, or one of its .onnx files"
+            )
         return path / manifest.graph().file.name, manifest
     if (path / GRAPH_NAME).is_file():
         return path / GRAPH_NAME, None
@@ -87,6 +93,12 @@ def find_graph(path: Path) -> tuple[Path, Manifest | None]:
         f"{path}: holds neither {MANIFEST_NAME} nor {GRAPH_NAME}; name an .onnx file or a directory that "
         "`qcompile export` wrote"
     )
+
+
+def find_manifest(path: Path) -> Manifest | None:
+    """Return the manifest of a compiled-model directory, or of the one an .onnx file is in; None without one."""
+    directory = path if path.is_dir() else path.parent
+    return Manifest.load(directory) if (directory / MANIFEST_NAME).is_file() else None
 
 
 def graph_io_of(model: ir.Model) -> GraphIO:

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from qcompile.artifact import graph_io_of, load_model
+from qcompile.ascend.reference_session import ReferenceSession
 from qcompile.errors import VerifyError
 from qcompile.model_shape import describe_model
+from qcompile.runtime.host import default_threads
 from qcompile.runtime.manifest import MANIFEST_NAME, FileEntry, GraphEntry, Manifest
 from qcompile.runtime.ort_session import open_ort_session
+from qcompile.runtime.session import Session
 
 NUM_TOKENS = 64
 # Float graphs: sums in another order. Over 24 layers of a 0.5B model that is some 1e-4 in logits of up to 30.
@@ -133,7 +136,7 @@ def _counter(
 class _Opened:
     """A loaded model and its interface."""
 
-    session: Any
+    session: Session
     vocab_size: int
     dtype: str
 
@@ -215,8 +218,13 @@ def _open(path: Path) -> _Opened:
         directory, manifest = path.parent, Manifest.load(path.parent)
     else:
         directory, manifest = _bare(path)
-    session = open_ort_session(directory, manifest, check_hash=False)
-    return _Opened(session, manifest.model.vocab_size, manifest.graph().io.dtype)
+    io = manifest.graphs[0].io
+    session: Session
+    if io.kv_cache == "appended":
+        session = ReferenceSession(directory, manifest, default_threads())
+    else:
+        session = open_ort_session(directory, manifest, check_hash=False)
+    return _Opened(session, manifest.model.vocab_size, io.dtype)
 
 
 def _bare(path: Path) -> tuple[Path, Manifest]:

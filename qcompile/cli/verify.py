@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from qcompile.artifact import find_graph
+from qcompile.artifact import find_manifest
 from qcompile.verify import NUM_TOKENS, compare_directories
 
 
@@ -32,7 +32,7 @@ def command(reference: Path, other: Path, tokens: int, seed: int, as_json: bool)
             bar.update(task, description=what, completed=done, total=total)
 
         agreement = compare_directories(reference, other, num_tokens=tokens, seed=seed, say=say)
-    manifests = [find_graph(path)[1] for path in (reference, other)]
+    manifests = [find_manifest(path) for path in (reference, other)]
     quantized = any(m is not None and m.quantization for m in manifests)
     holds = agreement.holds(quantized=quantized)
     if as_json:

@@ -89,6 +89,7 @@ class Manifest:
         target: ``portable``, ``ort`` or an Ascend chip such as ``ascend910b4``.
         passes: One record per pass: name, matches, rewrites, rejected (with reasons), seconds, checks.
         quantization: Per tensor group: scheme, bits, granularity, algorithm. Empty when nothing is quantized.
+        build: For .om files: soc_version, cann_version and host_cpu they were compiled for.
         source: Where the weights came from (path or hub id, format, dtype, tie decision).
         files: Tokenizer, template and generation config.
     """
@@ -102,6 +103,7 @@ class Manifest:
     source: Dict[str, Any] = field(default_factory=dict)
     config: Dict[str, Any] = field(default_factory=dict)
     verification: Dict[str, Any] = field(default_factory=dict)
+    build: Dict[str, Any] = field(default_factory=dict)
     qcompile_version: str = ""
     schema_version: int = SCHEMA_VERSION
 
@@ -153,7 +155,9 @@ def check_file(directory: Path, entry: FileEntry, *, check_hash: bool = True) ->
     Raises:
         ManifestError: The name leaves the directory, the file is missing, or size or hash changed.
     """
-    if Path(entry.name).name != entry.name or entry.name in {"", ".", ".."}:
+    # CANN looks for the weights of an .om in a folder `weight` beside it
+    name = entry.name[len("weight/") :] if entry.name.startswith("weight/") else entry.name
+    if Path(name).name != name or name in {"", ".", ".."}:
         raise ManifestError(f"{directory}: the manifest names '{entry.name}'; only plain file names are allowed")
     path = directory / entry.name
     if not path.is_file():
