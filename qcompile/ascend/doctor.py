@@ -214,6 +214,11 @@ def _npu_smi(environ: Mapping[str, str]) -> tuple[Check, tuple[str, ...]]:
     return Check("npu-smi", Status.NOTE, found, f"the tables know {listed}"), soc_versions
 
 
+def machine_chips(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the kinds of chip npu-smi lists, as --soc_version takes them."""
+    return _npu_smi(environ)[1]
+
+
 def _acl(environ: Mapping[str, str], install: CannInstall | None) -> Check:
     roots = [Path(entry) for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     if install is not None and install.home is not None:

@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "verify": "Compare two models: logits and greedy tokens.",
     "inspect": "Operators, parameters, inputs and outputs; two models side by side.",
     "check": "Would ATC take this graph? Decided offline, with code and cure.",
+    "atc": "Compile the graphs with CANN's ATC, or prepare that for another machine.",
     "doctor": "What this machine can do for Ascend, and what is missing.",
     "quality": "Perplexity, KL and agreement of two models, and where they part.",
     "bench": "Speed, memory and load time, and what this machine would allow.",

@@ -1,0 +1,157 @@
+"""Run ATC: several graphs at once where memory allows, a log per graph, finished graphs kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from qcompile.ascend.atc_errors import AtcFailure, AtcRunError, explain_failure, log_tail
+from qcompile.ascend.atc_jobs import Job
+from qcompile.ascend.atc_manifest import collect, read_record
+from qcompile.ascend.legality.onnx_file import read_onnx
+from qcompile.ascend.legality.view import GraphView
+from qcompile.errors import AtcError
+
+_SUCCESS = "ATC run success"
+_MAX_LOG_BYTES = 8 << 20
+_POLL_SECONDS = 0.1
+_GRACE_SECONDS = 5.0
+# job's name, what happened (started, running, kept, done), seconds since its start
+Say = Callable[[str, str, float], None]
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    stream: IO[bytes]
+    start: float
+
+
+def run_jobs(
+    jobs: Sequence[Job], atc: str, environ: Mapping[str, str], *, at_once: int = 1, say: Say | None = None
+) -> dict[str, str]:
+    """Compile every job that is not finished.
+
+    Args:
+        jobs: What to compile.
+        atc: The compiler.
+        environ: Its environment.
+        at_once: How many may run together.
+        say: Told about progress.
+
+    Returns:
+        The .om file's name by job.
+
+    Raises:
+        AtcRunError: One failed; those running beside it are ended, those finished stay.
+        AtcError: The output cannot be written.
+    """
+    say = say or (lambda name, event, seconds: None)
+    made: dict[str, str] = {}
+    waiting = []
+    for job in jobs:
+        record = read_record(str(job.directory), job.name)
+        if record is not None and record["key"] == job.key:
+            made[job.name] = record["om"]
+            say(job.name, "kept", 0.0)
+        else:
+            waiting.append(job)
+    running: list[_Running] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                running.append(_start(waiting.pop(0), atc, environ))
+                say(running[-1].job.name, "started", 0.0)
+            time.sleep(_POLL_SECONDS)
+            for entry in list(running):
+                if entry.process.poll() is None:
+                    say(entry.job.name, "running", time.monotonic() - entry.start)
+                    continue
+                running.remove(entry)
+                made[entry.job.name] = _finish(entry, atc)
+                say(entry.job.name, "done", time.monotonic() - entry.start)
+    finally:
+        for entry in running:
+            _end(entry)
+    return made
+
+
+def _start(job: Job, atc: str, environ: Mapping[str, str]) -> _Running:
+    try:
+        shutil.rmtree(job.folder, ignore_errors=True)
+        job.folder.mkdir(parents=True)
+        stream = job.log.open("wb")
+    except OSError as error:
+        raise AtcError(
+            f"{job.folder}: cannot be written: {error.strerror or error}; free space or choose -o"
+        ) from error
+    try:
+        process = subprocess.Popen(
+            [atc, *job.arguments],
+            cwd=job.directory,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        stream.close()
+        raise AtcError(f"{atc}: cannot be started: {error.strerror or error}; is set_env.sh sourced?") from error
+    return _Running(job, process, stream, time.monotonic())
+
+
+def _finish(entry: _Running, atc: str) -> str:
+    """Return the .om's name, or raise with what the log says: exit code, success line and file must all agree."""
+    entry.stream.close()
+    job, returncode = entry.job, entry.process.returncode
+    text = _log_text(job)
+    if returncode == 0 and _SUCCESS in text:
+        try:
+            return collect(str(job.directory), job.name, job.key)
+        except (OSError, ValueError) as error:
+            why = f"ATC reported success, but {error}"
+            failure = AtcFailure("", why, "", "", "", "", "check the disk, then run it again with -- --log=debug")
+    elif returncode == 0:
+        why = "ATC ended without an error and without its success line"
+        failure = AtcFailure("", why, "", "", "", "", "run it again with -- --log=debug")
+    else:
+        failure = explain_failure(text, returncode, GraphView(read_onnx(job.directory / job.graph)))
+    for leftover in job.folder.glob("*.om"):
+        leftover.unlink()
+    raise AtcRunError(job.name, failure, [atc, *job.arguments], returncode, log_tail(text), str(job.log))
+
+
+def _log_text(job: Job) -> str:
+    """Return the log; of a very long one the two ends."""
+    with job.log.open("rb") as stream:
+        head = stream.read(_MAX_LOG_BYTES)
+        size = stream.seek(0, os.SEEK_END)
+        if size > 2 * _MAX_LOG_BYTES:
+            stream.seek(size - _MAX_LOG_BYTES)
+        else:
+            stream.seek(len(head))
+        return (head + stream.read(_MAX_LOG_BYTES)).decode("utf-8", "replace")
+
+
+def _end(entry: _Running) -> None:
+    """End a job and the compilers it started; its .om, if any, is incomplete and goes."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(entry.process.pid, number)
+            entry.process.wait(_GRACE_SECONDS)
+        except (ProcessLookupError, PermissionError):
+            break
+        except subprocess.TimeoutExpired:
+            continue
+        break
+    entry.stream.close()
+    for leftover in entry.job.folder.glob("*.om"):
+        leftover.unlink(missing_ok=True)

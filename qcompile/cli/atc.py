@@ -1,0 +1,135 @@
+"""`qcompile atc`: compile every graph with CANN's ATC, or prepare that for a machine which has CANN."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from qcompile.ascend.atc_build import Outcome, build_oms, copy_build, find_compiler, target_chip
+from qcompile.ascend.atc_folder import SCRIPT_NAME, prepare_folder
+from qcompile.ascend.atc_jobs import Build, check_jobs, plan_build
+from qcompile.ascend.atc_options import parse_extra_flags
+from qcompile.ascend.cann_install import find_cann
+from qcompile.ascend.chips import cann_version
+from qcompile.ascend.legality.finding import Finding, Report
+from qcompile.errors import AtcError
+from qcompile.report.numbers import human_bytes, printable
+
+_NO_CANN = 3
+_SHOWN = 5
+
+
+@click.command("atc", context_settings={"ignore_unknown_options": False})
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED, metavar="[-- FLAGS OF ATC]")
+@click.option(
+    "--soc-version", metavar="NAME", help="Ascend910B4, ...; default: the manifest's target, or this machine's NPU."
+)
+@click.option(
+    "--host-cpu", type=click.Choice(["aarch64", "x86_64"]), help="Where the .om will run; default: this machine's."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write there instead of beside the graphs.")
+@click.option("--cann", metavar="VERSION", help="Release to check against; default: the installed one, else 8.1.")
+@click.option("--dry-run", is_flag=True, help="Print the command lines and stop.")
+@click.option("--skip-check", is_flag=True, help="Compile even what `qcompile check` would refuse.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    model: Path,
+    flags: tuple[str, ...],
+    soc_version: str | None,
+    host_cpu: str | None,
+    output: Path | None,
+    cann: str | None,
+    dry_run: bool,
+    skip_check: bool,
+    as_json: bool,
+) -> None:
+    """Compile MODEL, an .onnx file or a lowered directory, into .om files; one per graph, resumable.
+
+    Without CANN it prints the command lines, writes a folder to copy to a machine that has CANN, and exits with 3.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    install = find_cann()
+    chip = target_chip(model, soc_version)
+    build = plan_build(model, chip, parse_extra_flags(flags), host_cpu or "")
+    release = cann or (install.version if install is not None else "") or "8.1"
+    if not skip_check:
+        _refuse_illegal(console, check_jobs(build, cann_version(release)))
+    if dry_run:
+        _print_lines(build, as_json, {"dry_run": True})
+        return
+    if install is None or install.atc is None:
+        default = build.directory if model.is_dir() else build.directory / build.jobs[0].name
+        folder = prepare_folder(build, output or default.with_name(f"{default.name}-for-atc"))
+        _print_lines(build, as_json, {"folder": str(folder), "om": {}})
+        console.print(
+            f"no CANN here: nothing was compiled. Copy {folder} to a machine with CANN and run: bash {SCRIPT_NAME}"
+        )
+        raise click.exceptions.Exit(_NO_CANN)
+    atc, notes = find_compiler(install, os.environ)
+    for note in notes:
+        console.print(f"[yellow]note:[/] {note}")
+    if output is not None:
+        build = copy_build(build, output)
+    with console.status("") as status:
+
+        def say(name: str, event: str, seconds: float) -> None:
+            if event == "running":
+                status.update(f"{name}: {seconds:.0f} s")
+            else:
+                console.print(f"{name}: {event}" + (f" after {seconds:.0f} s" if event == "done" else ""))
+
+        outcome = build_oms(build, atc, install, os.environ, say)
+    _print_outcome(outcome, as_json)
+
+
+def _refuse_illegal(console: Console, reports: list[Report]) -> None:
+    doubtful = [(report, finding) for report in reports for finding in report.findings if finding.stops]
+    certain = [(report, finding) for report, finding in doubtful if finding.certain]
+    for report, finding in doubtful[:_SHOWN]:
+        console.print(printable(f"{Path(report.graph).name}: {_line(finding)}"), markup=False)
+    if certain:
+        report, finding = certain[0]
+        raise AtcError(
+            f"{report.graph}: {len(certain)} findings that ATC would refuse, first {finding.code} {finding.rule} "
+            f"{finding.node or ''}: {finding.cure}; `qcompile check` lists them, --skip-check compiles anyway"
+        )
+
+
+def _line(finding: Finding) -> str:
+    doubt = "" if finding.certain else "may be refused: "
+    return f"{doubt}{finding.code} {finding.rule} {finding.node}: {finding.seen}; {finding.cure}"
+
+
+def _print_lines(build: Build, as_json: bool, more: dict[str, Any]) -> None:
+    if as_json:
+        jobs = [
+            {"name": j.name, "argv": ["atc", *j.arguments], "memory_bytes_estimate": j.memory_bytes} for j in build.jobs
+        ]
+        click.echo(
+            json.dumps({"directory": str(build.directory), "soc_version": build.chip.name, "jobs": jobs, **more})
+        )
+        return
+    click.echo(f"cd {build.directory}")
+    for job in build.jobs:
+        click.echo(job.command)
+
+
+def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        click.echo(
+            json.dumps({"directory": str(outcome.directory), "om": outcome.oms, "manifest": outcome.has_manifest})
+        )
+        return
+    for name in outcome.oms.values():
+        size = (outcome.directory / name).stat().st_size
+        click.echo(f"{outcome.directory / name}: {human_bytes(size)}")
+    free = shutil.disk_usage(outcome.directory).free
+    if free < 1 << 30:
+        click.echo(f"only {human_bytes(free)} left on this disk", err=True)
