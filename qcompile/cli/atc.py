@@ -15,7 +15,7 @@ from qcompile.ascend.atc_build import Outcome, build_oms, copy_build, find_compi
 from qcompile.ascend.atc_folder import SCRIPT_NAME, prepare_folder
 from qcompile.ascend.atc_jobs import Build, check_jobs, plan_build
 from qcompile.ascend.atc_options import parse_extra_flags
-from qcompile.ascend.cann_install import find_cann
+from qcompile.ascend.cann_install import CannInstall, find_cann
 from qcompile.ascend.chips import cann_version
 from qcompile.ascend.legality.finding import Finding, Report
 from qcompile.errors import AtcError
@@ -77,6 +77,10 @@ def command(
         console.print(f"[yellow]note:[/] {note}")
     if output is not None:
         build = copy_build(build, output)
+    _print_outcome(_compiled(console, build, atc, install), as_json)
+
+
+def _compiled(console: Console, build: Build, atc: str, install: CannInstall) -> Outcome:
     with console.status("") as status:
 
         def say(name: str, event: str, seconds: float) -> None:
@@ -85,8 +89,7 @@ def command(
             else:
                 console.print(f"{name}: {event}" + (f" after {seconds:.0f} s" if event == "done" else ""))
 
-        outcome = build_oms(build, atc, install, os.environ, say)
-    _print_outcome(outcome, as_json)
+        return build_oms(build, atc, install, os.environ, say)
 
 
 def _refuse_illegal(console: Console, reports: list[Report]) -> None:

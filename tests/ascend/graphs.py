@@ -58,51 +58,53 @@ def norm_model(op: str = "NPURmsNorm", attributes: str = "", **options: str) -> 
     return constants(parsed(f"y = {op} {attributes} (x, gamma)", **options), gamma=ones(64))
 
 
+_LAYER_BODY = """
+    n, rstd = NPURmsNorm (x, gamma)
+    qkv = MatMul (n, w_qkv)
+    q, k, v = Split <axis = -1> (qkv, sizes)
+    q4 = Reshape (q, q_shape)
+    k4 = Reshape (k, k_shape)
+    qr = NPURotaryMul (q4, cos, sin)
+    kr = NPURotaryMul (k4, cos, sin)
+    qt = Transpose <perm = [0, 2, 1, 3]> (qr)
+    keys = Concat <axis = 1> (past_k, kr)
+    kt = Transpose <perm = [0, 2, 3, 1]> (keys)
+    scores = MatMul (qt, kt)
+    masked = Add (scores, mask)
+    p = Softmax <axis = -1> (masked)
+    v4 = Reshape (v, k_shape)
+    values = Concat <axis = 1> (past_v, v4)
+    vt = Transpose <perm = [0, 2, 1, 3]> (values)
+    o = MatMul (p, vt)
+    ot = Transpose <perm = [0, 2, 1, 3]> (o)
+    flat = Reshape (ot, x_shape)
+    out = MatMul (flat, w_o)
+    h = Add (x, out)
+    last = Slice (h, start, stop, last_axis)
+    n2, rstd2, h2 = NPUAddRmsNorm (h, out, gamma)
+    y = Add (n2, h2)
+"""
+_LAYER_INPUTS = (
+    "float16[2,1,64] x, float16[2,1,1,16] cos, float16[2,1,1,16] sin, float16[2,1,1,17] mask, "
+    "float16[2,16,4,16] past_k, float16[2,16,4,16] past_v"
+)
+_LAYER_OUTPUTS = "float16[2,1,64] y, float16[2,1,4,16] kr, float16[2,1,4,16] v4, float16[2,1,32] last"
+_LAYER_VALUES = (
+    "float16[2,1,64] n, float[2,1,1] rstd, float16[2,1,192] qkv, float16[2,1,64] q, float16[2,1,64] k, "
+    "float16[2,1,64] v, float16[2,1,4,16] q4, float16[2,1,4,16] k4, float16[2,1,4,16] qr, float16[2,4,1,16] qt, "
+    "float16[2,17,4,16] keys, float16[2,4,16,17] kt, float16[2,4,1,17] scores, float16[2,4,1,17] masked, "
+    "float16[2,4,1,17] p, float16[2,17,4,16] values, float16[2,4,17,16] vt, float16[2,4,1,16] o, "
+    "float16[2,1,4,16] ot, float16[2,1,64] flat, float16[2,1,64] out, float16[2,1,64] h, float16[2,1,64] n2, "
+    "float[2,1,1] rstd2, float16[2,1,64] h2"
+)
+
+
 def attention_layer() -> onnx.ModelProto:
     """One decoder layer of a decode graph: two rows, one token each, cache of 16, fp16, all types stated."""
-    body = """
-        n, rstd = NPURmsNorm (x, gamma)
-        qkv = MatMul (n, w_qkv)
-        q, k, v = Split <axis = -1> (qkv, sizes)
-        q4 = Reshape (q, q_shape)
-        k4 = Reshape (k, k_shape)
-        qr = NPURotaryMul (q4, cos, sin)
-        kr = NPURotaryMul (k4, cos, sin)
-        qt = Transpose <perm = [0, 2, 1, 3]> (qr)
-        keys = Concat <axis = 1> (past_k, kr)
-        kt = Transpose <perm = [0, 2, 3, 1]> (keys)
-        scores = MatMul (qt, kt)
-        masked = Add (scores, mask)
-        p = Softmax <axis = -1> (masked)
-        v4 = Reshape (v, k_shape)
-        values = Concat <axis = 1> (past_v, v4)
-        vt = Transpose <perm = [0, 2, 1, 3]> (values)
-        o = MatMul (p, vt)
-        ot = Transpose <perm = [0, 2, 1, 3]> (o)
-        flat = Reshape (ot, x_shape)
-        out = MatMul (flat, w_o)
-        h = Add (x, out)
-        last = Slice (h, start, stop, last_axis)
-        n2, rstd2, h2 = NPUAddRmsNorm (h, out, gamma)
-        y = Add (n2, h2)
-    """
-    inputs = (
-        "float16[2,1,64] x, float16[2,1,1,16] cos, float16[2,1,1,16] sin, float16[2,1,1,17] mask, "
-        "float16[2,16,4,16] past_k, float16[2,16,4,16] past_v"
-    )
-    outputs = "float16[2,1,64] y, float16[2,1,4,16] kr, float16[2,1,4,16] v4, float16[2,1,32] last"
-    values = (
-        "float16[2,1,64] n, float[2,1,1] rstd, float16[2,1,192] qkv, float16[2,1,64] q, float16[2,1,64] k, "
-        "float16[2,1,64] v, float16[2,1,4,16] q4, float16[2,1,4,16] k4, float16[2,1,4,16] qr, float16[2,4,1,16] qt, "
-        "float16[2,17,4,16] keys, float16[2,4,16,17] kt, float16[2,4,1,17] scores, float16[2,4,1,17] masked, "
-        "float16[2,4,1,17] p, float16[2,17,4,16] values, float16[2,4,17,16] vt, float16[2,4,1,16] o, "
-        "float16[2,1,4,16] ot, float16[2,1,64] flat, float16[2,1,64] out, float16[2,1,64] h, float16[2,1,64] n2, "
-        "float[2,1,1] rstd2, float16[2,1,64] h2"
-    )
     shapes = {"q_shape": [2, 1, 4, 16], "k_shape": [2, 1, 4, 16], "x_shape": [2, 1, 64], "sizes": [64, 64, 64]}
     numbers = {"start": [0], "stop": [32], "last_axis": [-1]}
     int64 = {name: np.array(v, np.int64) for name, v in (shapes | numbers).items()}
-    model = parsed(body, inputs, outputs, values)
+    model = parsed(_LAYER_BODY, _LAYER_INPUTS, _LAYER_OUTPUTS, _LAYER_VALUES)
     return constants(model, gamma=ones(64), w_qkv=ones(64, 192), w_o=ones(64, 64), **int64)
 
 

@@ -1,6 +1,5 @@
 """`qcompile atc` with a stand-in for the compiler on PATH: command lines, resuming, failures, folders, manifest."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -10,72 +9,19 @@ import sys
 import time
 from pathlib import Path
 
-import onnx
 import pytest
 from click.testing import CliRunner
 
-from qcompile.ascend.atc_jobs import Job, compile_settings, plan_build
-from qcompile.ascend.atc_options import parse_extra_flags
-from qcompile.ascend.chips import chip_named
 from qcompile.cli.atc import command
 from qcompile.errors import AtcError
 from qcompile.runtime.manifest import Manifest, check_file
 from tests.ascend.fake_cann import sourced, toolkit
 from tests.ascend.faults import changed, input_dim, renamed
-from tests.ascend.graphs import ascend_quant, attention_layer, dynamic_w8a8, norm_model, parsed, saved, weight_only
+from tests.ascend.graphs import norm_model, parsed, saved
 from tests.graphs_on_disk import file_size_limit
 
 LOGS = Path(__file__).parents[1] / "data" / "atc_logs"
 CHIP = ["--soc-version", "Ascend910B4"]
-
-
-@pytest.fixture
-def model(tmp_path):
-    """A lowered directory: two graphs with shared weights, tokenizer, manifest."""
-    directory = tmp_path / "model"
-    directory.mkdir()
-    entries = []
-    for name, role in (("decode_b4_t1024", "decode"), ("prefill_s128_t1024", "prefill")):
-        proto = norm_model()
-        tensor = proto.graph.initializer[0]
-        (directory / "weights.data").write_bytes(tensor.raw_data)
-        tensor.ClearField("raw_data")
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value="weights.data")
-        saved(proto, directory, f"{name}.onnx")
-        file = {"name": f"{name}.onnx", "size_bytes": 1, "sha256": ""}
-        io = {"kv_cache": "appended", "logits": "chosen", "inputs": ["x"], "outputs": ["y"], "dtype": "float16"}
-        entries.append({"role": role, "file": file, "data": [], "io": io})
-    (directory / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 99}}, "added_tokens": []}))
-    shape = {"model_type": "qwen2", "vocab_size": 100, "num_hidden_layers": 2, "num_attention_heads": 4}
-    shape |= {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048}
-    files = [{"name": "tokenizer.json", "size_bytes": 1, "sha256": ""}]
-    record = {"schema_version": 1, "target": "ascend910b4", "model": shape, "graphs": entries, "files": files}
-    (directory / "qcompile.json").write_text(json.dumps(record))
-    return directory
-
-
-@pytest.fixture
-def cann(tmp_path, monkeypatch):
-    """CANN 8.1 with the stand-in, its environment set in this process; returns what the stand-in was called with."""
-    home = toolkit(tmp_path / "system")
-    for name, value in sourced(home, tmp_path / "tools").items():
-        monkeypatch.setenv(name, value)
-    calls = tmp_path / "calls"
-    calls.touch()
-    monkeypatch.setenv("FAKE_ATC", "weights")
-    monkeypatch.setenv("FAKE_ATC_CALLS", str(calls))
-    monkeypatch.setenv("FAKE_ATC_LOG", str(LOGS / "EZ3003.log"))
-    monkeypatch.delenv("TE_PARALLEL_COMPILER", raising=False)
-    return calls
-
-
-@pytest.fixture
-def no_cann(tmp_path, monkeypatch):
-    for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH", "ASCEND_OPP_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    monkeypatch.setenv("HOME", str(tmp_path / "empty"))
 
 
 def run(*arguments):
@@ -313,62 +259,6 @@ def test_what_the_check_refuses_is_not_compiled(tmp_path, cann):
     assert run(path, *CHIP, "--skip-check").exit_code == 0
 
 
-@pytest.mark.parametrize(
-    ("build", "flags"),
-    [
-        (norm_model, "--precision_mode=must_keep_origin_dtype"),
-        (dynamic_w8a8, "--precision_mode=must_keep_origin_dtype"),
-        (weight_only, "--precision_mode=must_keep_origin_dtype"),
-        (attention_layer, "--precision_mode=must_keep_origin_dtype"),
-        (ascend_quant, "--precision_mode=force_fp16"),
-        (lambda: parsed("y = Add (x, x)", "float[1,2] x", "float[1,2] y"), "--precision_mode=allow_fp32_to_fp16"),
-        (lambda: parsed("y = Add (x, s)", "float16[1,2] x, float16 s", "float16[1,2] y"), "--input_shape=x:1,2;s:"),
-    ],
-)
-def test_the_precision_mode_fits_the_graph(build, flags, tmp_path):
-    (job,) = plan_build(saved(build(), tmp_path), chip_named("910b4"), {}).jobs
-    assert flags in job.arguments
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--precision_mode=force_fp16", "--precision_mode_v2=origin"], "E10055"),
-        (["--precision_mode=fastest"], "E10001"),
-        (["--log=loud"], "E10010"),
-        (["--dynamic_batch_size=1,2", "--dynamic_dims=1;2"], "E10009"),
-        (["--dynamic_dims=1;2", "--input_shape=x:1~4,8,64"], "E10040"),
-        (["--dynamic_dims=1;2"], "E10012"),
-        (["--input_shape=x:-1,8,64"], "open dimensions"),
-        (["--input_shape=x:one"], "is not a size"),
-        (["--soc_version=Ascend310P3"], "--soc-version is an option"),
-        (["--model=other.onnx"], "qcompile sets it"),
-        (["--log"], "has no value"),
-        (["fast"], "no flag of ATC"),
-        (["--log=info", "--log=debug"], "given twice"),
-        (["--external_weight=2"], "0 and 1 only"),
-    ],
-)
-def test_flags_that_exclude_each_other(flags, words, tmp_path, cann):
-    result = run(saved(norm_model(), tmp_path), *CHIP, "--", *flags)
-    assert result.exit_code == 1
-    assert words in str(result.exception)
-    assert calls_of(cann) == []
-
-
-def test_a_quantized_graph_has_no_gears(tmp_path, cann):
-    flags = ["--dynamic_dims=8;16", "--input_shape=x:-1,64"]
-    assert "one .om per bucket" in str(run(saved(ascend_quant(), tmp_path), *CHIP, "--", *flags).exception)
-
-
-def test_open_dimensions_need_buckets(tmp_path, cann):
-    path = saved(changed(norm_model, input_dim(1, "sequence"))(), tmp_path)
-    assert "lower it to buckets" in str(run(path, *CHIP).exception)
-    assert run(path, *CHIP, "--", "--input_shape=x:1,8,64").exit_code == 0
-    gears = run(path, *CHIP, "--", "--input_shape=x:1,-1,64", "--dynamic_dims=8;16")
-    assert gears.exit_code == 0, gears.exception
-
-
 def test_the_chip_must_be_known(tmp_path, cann):
     path = saved(norm_model(), tmp_path)
     assert "which chip?" in str(run(path).exception)
@@ -391,24 +281,3 @@ def test_missing_weights_are_one_line(model, cann):
     result = run(model)
     assert result.exit_code == 1
     assert "is missing" in str(result.exception)
-
-
-def job_of(memory_gib: int) -> Job:
-    empty = Job("n", Path(), "g", (), (), "", 0, 0, 0)
-    return dataclasses.replace(empty, memory_bytes=memory_gib << 30)
-
-
-@pytest.mark.parametrize(
-    ("free_gib", "cpus", "expected"),
-    [(8, 4, (1, 1)), (64, 16, (4, 4)), (64, 2, (1, 2)), (16, 16, (1, 5)), (1, 8, (1, 1)), (None, 64, (1, 8))],
-)
-def test_parallel_only_if_memory_allows(free_gib, cpus, expected):
-    jobs = [job_of(8)] * 4
-    at_once, workers = compile_settings(jobs, None if free_gib is None else free_gib << 30, cpus)
-    assert (at_once, workers) == expected
-    if free_gib is not None and free_gib >= 16:
-        assert at_once * ((8 << 30) + workers * (3 << 29)) <= free_gib << 30
-
-
-def test_flags_may_be_written_with_a_space():
-    assert parse_extra_flags(["--log", "info", "-oo_level=O1"]) == {"log": "info", "oo_level": "O1"}
