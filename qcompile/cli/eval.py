@@ -94,6 +94,8 @@ def command(
     Every finished answer is kept in a journal beside the output: the same command again goes on where an
     interrupted one stopped.
     """
+    output = output or Path(f"{directory.resolve().name}-{data.stem}.json")
+    _check_paths(data, output, html)
     settings = _settings(options)
     cases, problems = read_cases(data)
     task = Task(
@@ -102,7 +104,7 @@ def command(
         problems,
         Templates.load(options["templates"]),
         settings,
-        output or Path(f"{directory.resolve().name}-{data.stem}.json"),
+        output,
     )
     _report(problems)
     if not task.cases:
@@ -117,6 +119,13 @@ def command(
     else:
         Console(highlight=False).print(render(record))
     _say_where(task.output, html)
+
+
+def _check_paths(data: Path, output: Path, html: Path | None) -> None:
+    """No output may stand where another one or the cases are."""
+    paths = [path.resolve() for path in (data, output, scoreboard_path(output), html) if path is not None]
+    if len(set(paths)) < len(paths):
+        raise click.UsageError("DATA.jsonl, --output, the scoreboard beside it and --html must be different files")
 
 
 def _run(directory: Path, task: Task, *, fresh: bool, threads: int | None, batch_size: int) -> dict[str, Any]:
@@ -225,5 +234,6 @@ def _progress() -> Iterator[_Bars]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield _Bars(progress)

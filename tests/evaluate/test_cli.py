@@ -179,6 +179,13 @@ def test_a_model_without_a_chat_template(model: Path, data: Path, tmp_path: Path
     assert run(base, data, "-o", "results.json", "--raw").stderr.count("no chat template") == 0
 
 
+@pytest.mark.parametrize("options", [("-o", "cases.jsonl"), ("-o", "r.json", "--html", "r.scoreboard.json")])
+def test_outputs_never_take_the_place_of_the_cases(model: Path, data: Path, options: tuple[object, ...]) -> None:
+    before = data.read_bytes()
+    assert run(model, data, *options).exit_code == 2
+    assert data.read_bytes() == before
+
+
 def test_other_settings_are_announced(model: Path, data: Path) -> None:
     run(model, data, "-o", "results.json")
     result = run(model, data, "-o", "results.json", "--seed", 7)
