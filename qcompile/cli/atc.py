@@ -16,13 +16,14 @@ from qcompile.ascend.atc_folder import SCRIPT_NAME, prepare_folder
 from qcompile.ascend.atc_jobs import Build, check_jobs, plan_build
 from qcompile.ascend.atc_options import parse_extra_flags
 from qcompile.ascend.cann_install import CannInstall, find_cann
-from qcompile.ascend.chips import cann_version
+from qcompile.ascend.chips import Cann, cann_version
 from qcompile.ascend.legality.finding import Finding, Report
 from qcompile.errors import AtcError
 from qcompile.report.numbers import human_bytes, printable
 
 _NO_CANN = 3
 _SHOWN = 5
+_USUAL_CANN = "8.1"
 
 
 @click.command("atc", context_settings={"ignore_unknown_options": False})
@@ -58,9 +59,8 @@ def command(
     install = find_cann()
     chip = target_chip(model, soc_version)
     build = plan_build(model, chip, parse_extra_flags(flags), host_cpu or "")
-    release = cann or (install.version if install is not None else "") or "8.1"
     if not skip_check:
-        _refuse_illegal(console, check_jobs(build, cann_version(release)))
+        _refuse_illegal(console, check_jobs(build, _release(console, cann, install)))
     if dry_run:
         _print_lines(build, as_json, {"dry_run": True})
         return
@@ -92,9 +92,24 @@ def _compiled(console: Console, build: Build, atc: str, install: CannInstall) ->
         return build_oms(build, atc, install, os.environ, say)
 
 
+def _release(console: Console, cann: str | None, install: CannInstall | None) -> Cann:
+    """The release to check against: the one given, the installed one, or 8.1 with a note."""
+    if cann:
+        return cann_version(cann)
+    try:
+        return cann_version(install.version if install is not None else _USUAL_CANN)
+    except AtcError:
+        console.print(
+            f"[yellow]note:[/] the release of CANN is not known; the rules of {_USUAL_CANN} are used (--cann says it)"
+        )
+        return cann_version(_USUAL_CANN)
+
+
 def _refuse_illegal(console: Console, reports: list[Report]) -> None:
     doubtful = [(report, finding) for report in reports for finding in report.findings if finding.stops]
     certain = [(report, finding) for report, finding in doubtful if finding.certain]
+    for warning in dict.fromkeys(warning for report in reports for warning in report.warnings):
+        console.print(f"[yellow]warning:[/] {warning}")
     for report, finding in doubtful[:_SHOWN]:
         console.print(printable(f"{Path(report.graph).name}: {_line(finding)}"), markup=False)
     if certain:

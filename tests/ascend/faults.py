@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from qcompile.ascend.legality.rule import AtcOptions
-from tests.ascend.graphs import constants, parsed
+from tests.ascend.graphs import constants, flash_attention, parsed
 
 Build = Callable[[], onnx.ModelProto]
 
@@ -181,3 +181,15 @@ def dead_output() -> onnx.ModelProto:
     )
     model.graph.node[0].output.append("")
     return model
+
+
+def mask_dims(model: onnx.ModelProto, *dims: int) -> None:
+    """Give the mask of `flash_attention` another shape."""
+    for dim, size in zip(model.graph.input[3].type.tensor_type.shape.dim, dims, strict=True):
+        dim.dim_value = size
+
+
+def lengths_given() -> onnx.ModelProto:
+    """Flash attention told the filled lengths instead of a mask alone."""
+    model = flash_attention("q, k, v, pse, mask, lengths, lengths")
+    return constants(model, lengths=int64s(128))

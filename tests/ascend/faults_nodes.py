@@ -11,6 +11,8 @@ from tests.ascend.faults import (
     dead_output,
     infinite_mask,
     int64s,
+    lengths_given,
+    mask_dims,
     node_of,
     overflowing,
     replaced,
@@ -132,5 +134,36 @@ NODE_FAULTS = [
         lambda: parsed('y = NPUIncreFlashAttention <num_heads = 4, input_layout = "BSH"> (x, x, x)'),
         "op-unusable",
         "",
+    ),
+    Fault(
+        "interleaved rotation by NPURotaryMul",
+        rotary("1,8,4,16", "1,8,1,16", attributes="<mode = 1>"),
+        "attribute-ignored",
+        "",
+    ),
+    Fault(
+        "a mask per head", changed(flash_attention, lambda m: mask_dims(m, 1, 4, 128, 128)), "attention-mask", "EZ9999"
+    ),
+    Fault(
+        "compressed mask of another size",
+        lambda: flash_attention(attributes="sparse_mode=2"),
+        "attention-mask",
+        "EZ9999",
+    ),
+    Fault(
+        "keys of other heads", lambda: flash_attention(attributes="num_key_value_heads=4"), "attention-heads", "EZ9999"
+    ),
+    Fault(
+        "pse_shift per batch only",
+        changed(flash_attention, replaced("pse", np.zeros((1, 1, 128, 128), np.float16))),
+        "attention-pse",
+        "EZ9999",
+    ),
+    Fault("lengths as inputs", lengths_given, "attention-lengths", "EZ9999"),
+    Fault(
+        "three inputs for NPURmsNorm",
+        changed(norm_model, lambda m: m.graph.node[0].input.append("gamma")),
+        "operand-count",
+        "E11010",
     ),
 ]

@@ -162,4 +162,32 @@ QUANT_FAULTS = [
     ),
     Fault("scales of another grouping", changed(weight_only, replaced("scale", ones(3, 48))), "scale-shape", "E14001"),
     Fault("weight-only on 310B", weight_only, "op-not-on-chip", "EZ3002", "310b4"),
+    Fault(
+        "DynamicQuant to int4",
+        lambda: parsed("y, s = NPUDynamicQuant <dst_type = 3> (x)", "float16[8,64] x", "int8[8,64] y, float[8] s"),
+        "attribute-ignored",
+        "",
+    ),
+    Fault(
+        "transposed weight-only weight",
+        changed(weight_only, attribute("NPUWeightQuantBatchMatmulV2", transpose_weight=1)),
+        "attribute-ignored",
+        "",
+    ),
+    Fault(
+        "bf16 bias for f16 output",
+        lambda: constants(
+            parsed(
+                "q, s = NPUDynamicQuant (x) y = QuantBatchMatMul (q, w, ws, , b, s)",
+                "float16[8,64] x, bfloat16[32] b",
+                "float16[8,32] y",
+                "int8[8,64] q, float[8] s",
+            ),
+            w=ones(64, 32, dtype=np.int8),
+            ws=ones(32, dtype=np.float32),
+        ),
+        "quant-types",
+        "EZ3002",
+    ),
+    Fault("deq_scale per row", changed(ascend_quant, replaced("deq", plain_scale(ones(8)))), "scale-shape", "E14001"),
 ]

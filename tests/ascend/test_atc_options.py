@@ -56,6 +56,16 @@ def test_flags_that_exclude_each_other(flags, words, tmp_path, cann):
     assert calls_of(cann) == []
 
 
+def test_a_release_nobody_knows_warns(tmp_path, cann, monkeypatch):
+    path = saved(norm_model(), tmp_path)
+    assert "newer than the tables" in run(path, *CHIP, "--cann", "12.0", "--dry-run").stderr
+    for info in (tmp_path / "system").rglob("ascend_toolkit_install.info"):
+        info.write_text("version=next\n")
+    result = run(path, *CHIP, "--dry-run")
+    assert result.exit_code == 0
+    assert "release of CANN is not known" in result.stderr
+
+
 def test_a_quantized_graph_has_no_gears(tmp_path, cann):
     flags = ["--dynamic_dims=8;16", "--input_shape=x:-1,64"]
     assert "one .om per bucket" in str(run(saved(ascend_quant(), tmp_path), *CHIP, "--", *flags).exception)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qcompile.ascend.chips import Cann, Chip, nearest_cann
+from qcompile.ascend.legality.attention_rules import ATTENTION_RULES
 from qcompile.ascend.legality.finding import Finding, Report
 from qcompile.ascend.legality.form_rules import FORM_MODEL_RULES, FORM_RULES
 from qcompile.ascend.legality.model_rules import MODEL_RULES
@@ -44,7 +45,7 @@ def check_model(path: Path, chip: Chip, cann: Cann, options: AtcOptions | None =
 def _findings(context: Context) -> Iterator[Finding]:
     for model_rule in (*MODEL_RULES, *FORM_MODEL_RULES):
         yield from model_rule(context)
-    rules = (*NODE_RULES, *FORM_RULES, *NPU_RULES, *QUANT_RULES)
+    rules = (*NODE_RULES, *FORM_RULES, *NPU_RULES, *ATTENTION_RULES, *QUANT_RULES)
     for node in context.view.nodes:
         for rule in rules:
             yield from rule(context, node)

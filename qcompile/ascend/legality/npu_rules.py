@@ -10,9 +10,24 @@ from qcompile.ascend.legality.view import Node, Shape
 from qcompile.ascend.operators import AttributeRule, Operator
 
 _EPSILON = 1e-6
-_MASK_TYPES = {"910B": frozenset({"bool", "i8", "u8"}), "310P": frozenset({"bool"})}
-_FULL_TOKENS = 2147483647
-_MAX_ROTARY_HEAD, _MAX_ATTENTION_HEAD, _MAX_HIDDEN = 896, 512, 65535
+_MAX_ROTARY_HEAD = 896
+# What the parsers of these operators read; the two norms have a rule of their own for epsilon.
+_READS_ONLY = {
+    "NPURotaryMul": frozenset[str](),
+    "NPUDynamicQuant": frozenset[str](),
+    "NPUDynamicQuantV2": frozenset[str](),
+    "NPURmsNorm": frozenset({"epsilon", "eps"}),
+    "NPUAddRmsNorm": frozenset({"epsilon", "eps"}),
+    "NPUWeightQuantBatchMatmulV2": frozenset({"antiquant_group_size", "dtype"}),
+}
+# Values that say what happens anyway.
+_HARMLESS: dict[str, tuple[object, ...]] = {
+    "mode": (0, "half"),
+    "rotary_mode": (0, "half"),
+    "transpose_x": (0,),
+    "transpose_weight": (0,),
+    "dst_type": (2,),
+}
 
 
 def _detailed(context: Context, node: Node) -> Operator | None:
@@ -219,105 +234,22 @@ def _rotary_finding(node: Node, seen: str, wanted: str, cure: str) -> Finding:
     return about(node, "rotary-shape", "EZ9999", certain=certain, seen=seen, wanted=wanted, cure=cure)
 
 
-def prompt_flash_attention(context: Context, node: Node) -> Iterator[Finding]:
-    """NPUPromptFlashAttention: inputs by count, full masks, GQA, and what the 310P leaves out."""
-    if node.op != "NPUPromptFlashAttention":
+def ignored_attributes(context: Context, node: Node) -> Iterator[Finding]:
+    """Attributes that look as if they did something, and that the parser does not read."""
+    read = _READS_ONLY.get(node.op)
+    if read is None or _detailed(context, node) is None:
         return
-    count = len(node.inputs)
-    pse, mask = node.input(3), node.input(4)
-    if count == 4 or (count >= 5 and pse is None and context.chip.family == "910B"):
-        yield _attention_finding(
-            node,
-            "attention-inputs",
-            "E11010",
-            f"{count} inputs{', pse_shift left empty' if count >= 5 else ''}",
-            "3 inputs, or at least 5 with a real pse_shift tensor",
-            'give pse_shift a constant of zeros (1,N,Qs,KVs): "" still counts as an input',
-        )
-    if count >= 10 and count != 12:
-        yield _attention_finding(
-            node, "attention-inputs", "E11010", f"{count} inputs", "3, 5, 7, 9 or 12", "connect all of a group"
-        )
-    if mask is not None and mask.dtype is not None and mask.dtype not in _MASK_TYPES.get(context.chip.family, ()):
-        wanted = ", ".join(sorted(_MASK_TYPES.get(context.chip.family, ())))
-        yield _attention_finding(
-            node, "attention-mask", "EZ3002", f"a mask of {mask.dtype}", f"{wanted}, True is masked", "cast the mask"
-        )
-    yield from _attention_attributes(context, node)
-    yield from _attention_310p(context, node)
-
-
-def _attention_attributes(context: Context, node: Node) -> Iterator[Finding]:
-    given = node.attributes
-    heads, kv_heads = given.get("num_heads"), given.get("num_key_value_heads", 0)
-    if isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads and heads % kv_heads:
-        seen, wanted = f"{heads} heads over {kv_heads} key/value heads", "a divisor"
-        yield _attention_finding(node, "attention-heads", "EZ9999", seen, wanted, "correct num_key_value_heads")
-    for name in ("pre_tokens", "next_tokens"):
-        if node.input(4) is not None and given.get(name, 0) != _FULL_TOKENS and given.get("sparse_mode", 0) == 0:
-            seen = f"{name} {given.get(name, 'absent, which is 0')}"
+    for name, value in node.attributes.items():
+        if name not in read and value not in _HARMLESS.get(name, ()):
             yield about(
                 node,
-                "attention-window",
+                "attribute-ignored",
                 "",
                 effect=WRONG,
-                seen=seen,
-                wanted=str(_FULL_TOKENS),
-                cure="set it: 0 would mask everything but the diagonal's side",
+                seen=f"{name} {value!r}, which the parser does not read",
+                wanted=f"only {', '.join(sorted(read)) or 'no attributes'}",
+                cure="write in the graph what it should do (a Transpose, another operator)",
             )
-    if node.input(4) is None and given.get("sparse_mode", 0) == 0:
-        yield about(
-            node,
-            "attention-unmasked",
-            "",
-            effect=WRONG,
-            certain=False,
-            seen="no mask and sparse_mode 0",
-            wanted="a mask, unless every query may see every key",
-            cure="connect a mask (True is masked)",
-        )
-    yield from _attention_sizes(node, given.get("input_layout"))
 
 
-def _attention_sizes(node: Node, layout: object) -> Iterator[Finding]:
-    query = node.input(0)
-    shape = query.shape if query is not None else None
-    wanted_rank = 3 if layout == "BSH" else 4
-    if shape is None or not isinstance(layout, str):
-        return
-    if len(shape) != wanted_rank:
-        seen = f"query {shape_text(shape)} in layout {layout}"
-        yield _attention_finding(node, "attention-shape", "EZ9999", seen, f"{wanted_rank} dimensions", "reshape")
-        return
-    head = shape[-1] if wanted_rank == 4 else None
-    if head is not None and head > _MAX_ATTENTION_HEAD:
-        seen, wanted = f"head size {head}", f"at most {_MAX_ATTENTION_HEAD}"
-        yield _attention_finding(node, "attention-shape", "EZ9999", seen, wanted, "use MatMul + Softmax + MatMul")
-    hidden = {"BSH": shape[-1], "BSND": (shape[-1] or 0) * (shape[-2] or 0)}.get(layout)
-    if hidden is not None and hidden >= _MAX_HIDDEN:
-        seen = f"{hidden} values per token in {layout}"
-        yield _attention_finding(node, "attention-shape", "EZ9999", seen, f"fewer than {_MAX_HIDDEN}", "use BNSD")
-
-
-def _attention_310p(context: Context, node: Node) -> Iterator[Finding]:
-    if context.chip.family != "310P":
-        return
-    if node.attributes.get("num_key_value_heads", 0):
-        seen = f"num_key_value_heads {node.attributes['num_key_value_heads']}"
-        yield _attention_finding(node, "attention-310p", "EZ9999", seen, "0 on 310P", "repeat keys and values")
-    if node.input(3) is not None:
-        yield _attention_finding(node, "attention-310p", "EZ9999", "pse_shift", "none on 310P", "leave it out")
-    query, key = node.input(0), node.input(1)
-    lengths = [v.shape[2] for v in (query, key) if v is not None and v.shape is not None and len(v.shape) == 4]
-    aligned = len(lengths) == 2 and lengths[0] == lengths[1] and (lengths[0] or 1) % 128 == 0
-    if node.input(4) is not None and len(lengths) == 2 and not aligned:
-        seen = f"a mask with lengths {lengths[0]} and {lengths[1]}"
-        wanted = "equal lengths, multiples of 128, on 310P"
-        yield _attention_finding(node, "attention-310p", "EZ9999", seen, wanted, "use MatMul + Softmax + MatMul")
-
-
-def _attention_finding(node: Node, rule: str, code: str, seen: str, wanted: str, cure: str) -> Finding:
-    return about(node, rule, code, seen=seen, wanted=wanted, cure=cure)
-
-
-NPU_RULES: tuple[NodeRule, ...] = (usable, operands, attributes, rms_norm, rotary, prompt_flash_attention)
+NPU_RULES: tuple[NodeRule, ...] = (usable, operands, attributes, ignored_attributes, rms_norm, rotary)

@@ -16,7 +16,7 @@ _WEIGHT_ONLY = frozenset({"NPUWeightQuantBatchMatmulV2", "WeightQuantBatchMatmul
 _TRANS_QUANT_BIT = np.uint64(1) << np.uint64(46)
 _DROPPED_MANTISSA = np.uint64(0x1FFF)
 _PASS_THROUGH = frozenset({"Reshape", "Identity", "Transpose", "Add", "Unsqueeze", "Squeeze"})
-_BIAS_TYPES = {"u64": {"i32"}, "i64": {"i32"}, "f32": {"i32", "bf16", "f16", "f32"}, "bf16": {"i32", "bf16", "f32"}}
+_BIAS_BY_SCALE = {"u64": {"i32"}, "i64": {"i32"}, "f32": {"i32", "f32"}, "bf16": {"i32", "bf16", "f32"}}
 
 
 def quant_matmul(context: Context, node: Node) -> Iterator[Finding]:
@@ -67,8 +67,11 @@ def _scale_types(context: Context, node: Node) -> Iterator[Finding]:
         yield _types(node, "output i8 without offset", "offset f32", "connect it")
     if per_token is not None and scale.dtype in {"u64", "i64"}:
         yield _types(node, f"pertoken_scale with a {scale.dtype} scale", "an f32 scale", "use f32 scales per token")
-    if bias is not None and bias.dtype not in (None, *_BIAS_TYPES.get(scale.dtype, set())):
-        wanted = ", ".join(sorted(_BIAS_TYPES.get(scale.dtype, set())))
+    biases = _BIAS_BY_SCALE.get(scale.dtype, set()) | (
+        {made} if scale.dtype == "f32" and made in {"f16", "bf16"} else set()
+    )
+    if bias is not None and bias.dtype not in (None, *biases):
+        wanted = ", ".join(sorted(biases))
         yield _types(node, f"bias {bias.dtype} with scale {scale.dtype}", wanted, "convert the bias")
     yield from _packed_scale(context, node, scale)
 
@@ -185,7 +188,11 @@ def ascend_dequant(context: Context, node: Node) -> Iterator[Finding]:
             wanted="plain f32 bits in the low 32",
             cure="pack it as AMCT does; bit 46 belongs to QuantBatchMatMul",
         )
-    source = node.input(0)
+    source, scale = node.input(0), node.input(1)
+    columns = source.shape[-1] if source is not None and source.shape else None
+    if scale is not None and scale.is_static and columns is not None and scale.shape not in {(), (1,), (columns,)}:
+        seen, wanted = f"deq_scale {shape_text(scale.shape)}", f"one value, or {columns}"
+        yield about(node, "scale-shape", "E14001", seen=seen, wanted=wanted, cure="one scale per output column")
     between = list(context.view.walk_back(source, _PASS_THROUGH))
     if between and any(n.op == "Add" for n in between):
         yield about(
