@@ -105,10 +105,10 @@ def lower_model(
         ShapeError: The buckets do not fit the model.
     """
     if options.dtype not in _TYPES:
-        raise UnsupportedOpError(f"--dtype {options.dtype}: wanted one of {', '.join(_TYPES)}")
+        raise UnsupportedOpError(f"--ascend-dtype {options.dtype}: wanted one of {', '.join(_TYPES)}")
     dtype = _TYPES[options.dtype]
     if options.dtype.replace("fp", "f") not in chip.floats:
-        raise UnsupportedOpError(f"{chip.name} has no {options.dtype} kernels; lower with --dtype fp16")
+        raise UnsupportedOpError(f"{chip.name} has no {options.dtype} kernels; lower with --ascend-dtype fp16")
     buckets = options.buckets.buckets(shape.max_position_embeddings)
     table = _rope_table(model, max(b.kv_len + b.query_len for b in buckets))
     foldings = foldings_of(model)

@@ -12,6 +12,7 @@ from qcompile.tensors import Array, StreamedTensor
 from qcompile.weights import rows_of
 
 Factor = tuple[int, float]
+_AT_ONCE_BYTES = 64 << 10  # vectors: what is wrong with one is said before anything is written
 
 
 class TypedWeights:
@@ -57,8 +58,10 @@ def _typed(name: str, tensor: ir.TensorProtocol, dtype: ir.DataType, factor: Fac
         if not worst <= largest:
             raise PassError(
                 f"weight '{name}' holds {worst:.4g}, which {dtype.name} cannot (at most {largest:.4g}); "
-                "lower with --dtype bf16, or mend the checkpoint"
+                "lower with --ascend-dtype bf16, or mend the checkpoint"
             )
         return values.astype(numpy_dtype)
 
+    if tensor.nbytes <= _AT_ONCE_BYTES:
+        return ir.Tensor(rows(0, int(tensor.shape[0])), name=name)  # type: ignore[arg-type]
     return StreamedTensor(rows, dtype, ir.Shape(tensor.shape.numpy()), name=name)
