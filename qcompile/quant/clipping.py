@@ -9,14 +9,18 @@ Groups wider than 512 use the diagonal of H: a block as wide as the row would co
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
-from qcompile.quant.mse import candidates, round_with_searched_scales
+from qcompile.quant.mse import candidates, num_threads, round_with_searched_scales
 from qcompile.quant.rtn import encode, grouped, nearest_codes
 from qcompile.quant.scheme import AlgorithmOptions, FloatArray, QuantizedWeight, WeightScheme
 
 MAX_BLOCK = 512
 _BLOCK_ELEMENTS = 1 << 20
+# OpenBLAS computes products up to this size in one thread; larger ones of such small blocks wait more than they work.
+_SERIAL_PRODUCT = 1 << 18
 
 
 def clip(weight: FloatArray, scheme: WeightScheme, hessian: FloatArray, options: AlgorithmOptions) -> QuantizedWeight:
@@ -25,12 +29,17 @@ def clip(weight: FloatArray, scheme: WeightScheme, hessian: FloatArray, options:
     if scheme.group_of(num_inputs) > MAX_BLOCK:
         return round_with_searched_scales(weight, scheme, options, _diagonal(hessian))
     blocks = diagonal_blocks(hessian, scheme)
-    step = max(1, _BLOCK_ELEMENTS // num_inputs)
-    parts = [_clip_rows(weight[start : start + step], scheme, blocks, options) for start in range(0, len(weight), step)]
-    zero_points = [part.zero_points for part in parts if part.zero_points is not None]
+    step = max(1, min(_BLOCK_ELEMENTS // num_inputs, _SERIAL_PRODUCT // scheme.group_of(num_inputs) ** 2))
+
+    def part(start: int) -> QuantizedWeight:
+        return _clip_rows(weight[start : start + step], scheme, blocks, options)
+
+    with ThreadPoolExecutor(num_threads()) as pool:
+        parts = list(pool.map(part, range(0, len(weight), step)))
+    zero_points = [p.zero_points for p in parts if p.zero_points is not None]
     return QuantizedWeight(
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate([part.scales for part in parts]),
+        np.concatenate([p.codes for p in parts]),
+        np.concatenate([p.scales for p in parts]),
         np.concatenate(zero_points) if zero_points else None,
         scheme,
     )
