@@ -134,7 +134,7 @@ class _Question:
         if self.is_opaque:
             return [None] * len(node.outputs)
         if self.fused is not None:
-            return [Spec(dtype, shape) for dtype, shape in self.fused.infer(node, types)]
+            return self._infer_fused(types)
         assert self.op is not None
         if node.op_type in {"Shape", "Size"}:
             return [_shape_of(node, inputs)]
@@ -146,6 +146,15 @@ class _Question:
                 return [Spec(ir.DataType.from_numpy(v.dtype), v.shape, v) for v in known]
         inferred = self._infer(inputs, types)
         return [None if t is None else Spec(*t) for t in inferred] if inferred else [None] * len(node.outputs)
+
+    def _infer_fused(self, types: Sequence[single_op.TensorType | None]) -> Sequence[Spec | None]:
+        assert self.fused is not None
+        try:
+            found = [Spec(dtype, shape) for dtype, shape in self.fused.infer(self.node, types)]
+        except (IndexError, ValueError):  # an input is absent, or of another rank
+            found = []
+        count = len(self.node.outputs)
+        return [*found[:count], *[None] * (count - len(found))]
 
     def _infer(
         self, inputs: Sequence[Spec | None], types: Sequence[single_op.TensorType | None]

@@ -13,8 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-# Above this many cache columns a case is only for shapes and masks: nothing is computed on it.
-_MAX_PROVED_LENGTH = 4096
+from qcompile.errors import GraphError
+
+# Above this many cache columns, over all rows, a case is only for shapes and masks: nothing is computed on it.
+_MAX_PROVED_COLUMNS = 16384
+# Cache columns over all rows: a long case of many rows is shortened to the one, more than the other is refused.
+_MAX_LONG_COLUMNS = 1 << 19
+_MAX_COLUMNS = 1 << 24
 _PAST_PREFIX = "past_key_values."
 
 
@@ -46,7 +51,7 @@ class Case:
     @property
     def is_proved(self) -> bool:
         """Whether rewrites are run on this case; otherwise it is only looked at."""
-        return self.total_length <= _MAX_PROVED_LENGTH
+        return self.batch_size * self.total_length <= _MAX_PROVED_COLUMNS
 
     def attention_mask(self) -> np.ndarray:
         """Return the padding mask, int64 [B, T]: 1 for a token, 0 for padding on the left."""
@@ -83,12 +88,21 @@ LONG_PREFILL = Case("prefill of 131072 tokens", 1, 131072, 0)
 
 
 def cases_for(graph: ir.Graph) -> tuple[Case, ...]:
-    """Return the cases that a graph can be called with, given the dimensions its inputs fix."""
+    """Return the cases that a graph can be called with, given the dimensions its inputs fix.
+
+    Raises:
+        GraphError: These dimensions are too large to look at.
+    """
     fixed = _FixedDims.of(graph)
     long_case = LONG_DECODE if fixed.has_past else LONG_PREFILL
     found: dict[Case, Case] = {}
     for case in (*CASES, long_case):
         adapted = fixed.adapt(case)
+        if adapted.batch_size * adapted.total_length > _MAX_COLUMNS:
+            raise GraphError(
+                f"graph '{graph.name}' has inputs of fixed dimensions, batch {adapted.batch_size} and length "
+                f"{adapted.total_length}: too large to study; export it with dynamic dimensions"
+            )
         found.setdefault(replace(adapted, name=""), adapted)
     return tuple(found.values())
 
@@ -119,8 +133,9 @@ class _FixedDims:
     def adapt(self, case: Case) -> Case:
         """Return the case with the fixed dimensions in place of its own; padding stays where it was."""
         batch = self.batch_size or case.batch_size
-        length = self.sequence_length or case.sequence_length
-        past = case.past_length if self.past_length is None else self.past_length
+        longest = max(_MAX_LONG_COLUMNS // batch, 1)
+        length = self.sequence_length or min(case.sequence_length, longest)
+        past = min(case.past_length, longest) if self.past_length is None else self.past_length
         past = past if self.has_past else 0
         if self.total_length is not None and self.has_past and self.past_length is None:
             past = max(self.total_length - length, 0)
@@ -147,7 +162,7 @@ def input_shape(value: ir.Value, case: Case, dims: DimBinding) -> tuple[int, ...
     elif _is_past(value) and len(declared) == 4:
         wanted = (case.batch_size, None, case.past_length, None)
     return tuple(
-        dim if isinstance(dim, int) else (want if want is not None else dims.bind(dim))
+        dim if isinstance(dim, int) and dim >= 0 else (want if want is not None else dims.bind(dim))
         for dim, want in zip(declared, wanted, strict=True)
     )
 
@@ -172,9 +187,10 @@ class DimBinding:
         self._bound: dict[str, int] = {}
         self._meanings: set[str] = set()
 
-    def bind(self, dim: ir.SymbolicDim) -> int:
-        """Return the number of a symbolic dimension; the same name has the same number, an unnamed one its own."""
-        name = str(dim.value) if dim.value is not None else f"unnamed {len(self._bound)}"
+    def bind(self, dim: ir.SymbolicDim | int) -> int:
+        """Return the number of a free dimension; the same name has the same number, an unnamed one (or -1) its own."""
+        is_named = isinstance(dim, ir.SymbolicDim) and dim.value is not None
+        name = str(dim) if is_named else f"unnamed {len(self._bound)}"
         if name not in self._bound:
             meaning = _meaning(name.lower())
             # Two names for one thing may be two things: only the first gets the case's number.

@@ -10,10 +10,14 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
+from qcompile.errors import GraphError
+
 DOMAIN = "qcompile"
 DOMAIN_VERSION = 1
 # The definitions use ReduceMean, Split and Shape as opset 18 has them; later opsets read them the same way.
 MIN_OPSET = 18
+# The first with functions, and the one that came with opset 18.
+MIN_IR_VERSION = 8
 
 TensorType = tuple[ir.DataType, tuple[int, ...]]
 InferOutputs = Callable[[ir.Node, Sequence[TensorType]], list[TensorType]]
@@ -52,12 +56,40 @@ class FusedOp:
         present = [t for t in inputs if t is not None]
         return self.outputs(node, present)
 
+    def is_defined_by(self, function: ir.Function) -> bool:
+        """Whether a function that a model brings along is this operator's own definition."""
+        seen, own = ir.to_proto(function), self.proto(MIN_OPSET)
+        if [*seen.input] != [*own.input] or [*seen.output] != [*own.output]:
+            return False
+        return [n.SerializeToString(deterministic=True) for n in map(_anonymous, seen.node)] == [
+            n.SerializeToString(deterministic=True) for n in map(_anonymous, own.node)
+        ]
+
     def register(self, model: ir.Model) -> None:
-        """Add the function and its domain to a model that calls it; its body is of the model's own opset."""
+        """Add the function and its domain to a model that calls it; its body is of the model's own opset.
+
+        Raises:
+            GraphError: The model has another function of that name.
+        """
         opset = model.graph.opset_imports.get("", MIN_OPSET)
         function = ir.serde.deserialize_function(self.proto(opset))
-        model.functions.setdefault(function.identifier(), function)
+        existing = model.functions.setdefault(function.identifier(), function)
+        if existing is not function and not self.is_defined_by(existing):
+            raise GraphError(
+                f"function {DOMAIN}::{self.name} is not what this version means by it: do not skip "
+                "inline-exporter-functions, which puts its operators in its place"
+            )
+        model.ir_version = max(model.ir_version, MIN_IR_VERSION)
         model.graph.opset_imports.setdefault(DOMAIN, DOMAIN_VERSION)
+
+
+def _anonymous(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A copy of a node with nothing but what it computes: onnx-ir adds names and metadata."""
+    copy = onnx.NodeProto(op_type=node.op_type, domain=node.domain, input=node.input, output=node.output)
+    copy.attribute.extend(sorted(node.attribute, key=lambda attribute: attribute.name))
+    for attribute in copy.attribute:
+        attribute.doc_string = ""
+    return copy
 
 
 @functools.lru_cache(maxsize=256)

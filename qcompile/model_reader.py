@@ -1,7 +1,7 @@
 """Read an ONNX model from an untrusted file: graph in memory, weights left on disk as MappedTensors."""
 
+import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -9,8 +9,11 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from qcompile.errors import GraphError
+from qcompile.soundness import check_graph, check_tensor, tensors_of
 from qcompile.tensors import DataFile, MappedTensor
 
+# It warns of values that nothing gives; here they are an error.
+logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
 _MAX_GRAPH_BYTES = 2 << 30
 _MAX_ATTRIBUTE_BYTES = 64 << 20
 
@@ -34,12 +37,14 @@ def load_model(path: Path) -> ir.Model:
         raise _not_onnx(path, "it has no graph")
     if not proto.opset_import:
         raise _not_onnx(path, "it imports no operator set")
-    for tensor in _external_tensors(proto):
-        _check_entries(tensor, path)
     try:
+        for tensor in tensors_of(proto):
+            _check_entries(tensor, path)
+            check_tensor(tensor, path)
         model = ir.from_proto(proto)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise GraphError(f"{path}: the graph is malformed: {_first_line(error)}; export it again") from error
+    check_graph(model, path)
     _Binder(path).bind(model)
     return model
 
@@ -66,24 +71,6 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor of a model, subgraphs and functions included, whose data is in another file."""
-    graphs = [proto.graph]
-    nodes = [node for function in proto.functions for node in function.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            nodes.extend(graph.node)
-            yield from (tensor for tensor in graph.initializer if tensor.external_data)
-        for node in nodes:
-            for attribute in node.attribute:
-                yield from (tensor for tensor in (attribute.t, *attribute.tensors) if tensor.external_data)
-                graphs.extend(attribute.graphs)
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-        nodes = []
 
 
 def _check_entries(tensor: onnx.TensorProto, path: Path) -> None:

@@ -134,7 +134,7 @@ def _infer(
         found = shape_inference.infer_node_outputs(
             schema, node, types, data, opset_imports=[onnx.OperatorSetIdProto(domain="", version=opset)]
         )
-    except (*_REFUSALS, onnx.defs.SchemaError, shape_inference.InferenceError):
+    except (*_REFUSALS, onnx.defs.SchemaError, onnx.checker.ValidationError, shape_inference.InferenceError):
         return None
     return [_tensor_type(found.get(name)) if name else None for name in node.output]
 

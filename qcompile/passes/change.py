@@ -75,10 +75,10 @@ def _fix_names(model: ir.Model) -> None:
 
 def register_functions(model: ir.Model) -> None:
     """Give the model the definitions of exactly the fused operators it calls."""
-    called = {n.op_type for n in model.graph if n.domain == DOMAIN}
+    called = {n.op_type for n in model.graph.all_nodes() if n.domain == DOMAIN}
     for identifier in [i for i in model.functions if i[0] == DOMAIN and i[1] not in called]:
         del model.functions[identifier]
-    for name in sorted(called):
+    for name in sorted(called & FUSED_OPS.keys()):
         FUSED_OPS[name].register(model)
     if not called:
         model.graph.opset_imports.pop(DOMAIN, None)

@@ -71,17 +71,23 @@ class EliminateIdentities(Pass):
 
 
 class LiftConstants(Pass):
-    """Constant nodes become initializers: one spelling of a constant."""
+    """Constant nodes become initializers, and initializers are no inputs: one spelling of a constant."""
 
     name = "lift-constants"
     summary = "Constant nodes -> initializers"
 
     def call(self, context: PassContext, result: PassResult) -> None:
-        """Lift every Constant node, scalars too."""
-        before = sum(n.op_type == "Constant" for n in context.model.graph)
+        """Lift every Constant node, scalars too; drop the inputs that only name an initializer."""
+        before = _num_constants(context.model.graph)
+        ir_passes.RemoveInitializersFromInputsPass()(context.model)
         ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(context.model)
-        result.rewrites = before - sum(n.op_type == "Constant" for n in context.model.graph)
-        result.matches = before
+        result.matches, result.rewrites = before, before - _num_constants(context.model.graph)
+
+
+def _num_constants(graph: ir.Graph) -> int:
+    """Constants in another spelling than an initializer alone."""
+    inputs = sum(v.const_value is not None for v in graph.inputs)
+    return inputs + sum((n.domain, n.op_type) == ("", "Constant") for n in graph)
 
 
 def _remove_unused_initializers(graph: ir.Graph) -> None:

@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from qcompile.functions import MIN_OPSET
+from qcompile.fused_op import MIN_IR_VERSION
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
 from qcompile.passes.change import finish_rewrites, named_constant
 from qcompile.passes.matching import node_label
@@ -59,6 +60,7 @@ class NormalizeOpset(Pass):
         for node, new_nodes in converted.items():
             _replace(node, new_nodes)
         model.graph.opset_imports[""] = MIN_OPSET
+        model.ir_version = max(model.ir_version, MIN_IR_VERSION)
         result.rewrites = 1
         result.detail["converted"] = len(converted)
         context.forget_analysis()
