@@ -130,7 +130,7 @@ def _notes(engine: "Engine", run: Run, num_damaged: int) -> list[str]:
     notes += [
         f"code was run without {missing}: the sandbox had only {isolation}"
         for isolation in sorted(isolations)
-        if (missing := " and ".join(layer for layer in ("seccomp", "namespaces") if layer not in isolation))
+        if (missing := " and ".join(layer for layer in ("seccomp", "landlock", "namespaces") if layer not in isolation))
     ]
     if num_damaged:
         notes.append(f"{num_damaged} damaged lines of the journal were dropped; what they held was run again")

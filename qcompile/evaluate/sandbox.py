@@ -144,9 +144,16 @@ def _outcome(report: bytes, nonce: str, killed_for: str, returncode: int) -> Out
     if killed_for:
         return Outcome(False, killed_for, isolation)
     if final is not None:
-        reason = str(final.get("reason", "")).encode("utf-8", "backslashreplace").decode("utf-8")
-        return Outcome(final["passed"] is True, reason, isolation)
+        return Outcome(final["passed"] is True, _from_hex(final.get("reason", "")), isolation)
     return Outcome(False, _death(returncode), isolation)
+
+
+def _from_hex(text: Any) -> str:
+    """The reason; the child may have been taken over, so anything can stand here."""
+    try:
+        return bytes.fromhex(text).decode("utf-8")
+    except (TypeError, ValueError):
+        return "the report is damaged"
 
 
 def _record(line: bytes) -> dict[str, Any]:

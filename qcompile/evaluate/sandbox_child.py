@@ -182,17 +182,20 @@ def _install_hook(readable: "list[str]") -> None:
     sys.addaudithook(hook)
 
 
-def _run(code: str, tests: list[str]) -> str:
-    """Execute the code and the tests; returns the reason of the first failure, empty when all passed."""
+def _run(code: str, tests: "list[str]") -> str:
+    """Execute the code and the tests; returns the reason of the first failure, empty when all passed.
+
+    What decides is bound before the code runs: it may have replaced builtins when its tests begin.
+    """
     namespace = {"__name__": "solution"}
-    where = "the code"
-    try:
-        exec(compile(code, "<answer>", "exec"), namespace)
-        for number, test in enumerate(tests, 1):
-            where = f"test {number}"
-            exec(compile(test, f"<test {number}>", "exec"), namespace)
-    except BaseException as error:  # SystemExit and KeyboardInterrupt are failures here too
-        return f"{where}: {_describe(error)}"
+    steps = [("the code", code, "<answer>")]
+    steps += [(f"test {number}", test, f"<test {number}>") for number, test in enumerate(tests, 1)]
+    execute, translate, describe, failure = exec, compile, _describe, BaseException
+    for where, source, name in steps:
+        try:
+            execute(translate(source, name, "exec"), namespace)
+        except failure as error:  # SystemExit and KeyboardInterrupt are failures here too
+            return where + ": " + describe(error)
     return ""
 
 
@@ -229,18 +232,22 @@ def main() -> None:
     os.dup2(nothing, 0)
     os.close(nothing)
 
-    def report(**record: object) -> None:
-        os.write(report_fd, json.dumps({"nonce": nonce, **record}).encode() + b"\n")
+    def line(**record: object) -> bytes:
+        return json.dumps({"nonce": nonce, **record}).encode() + b"\n"
 
-    report(isolation="+".join(_close_doors(program["limits"], program["without"])))
+    doors = _close_doors(program["limits"], program["without"])
+    write, leave = os.write, os._exit
+    success, failure = line(passed=True), line(passed=False, reason="")
+    write(report_fd, line(isolation="+".join(doors)))
     reason = _run(program["code"], program["tests"])
     sys.stdout = sys.__stdout__ or sys.stdout
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
         pass
-    report(passed=not reason, reason=reason)
-    os._exit(0)
+    in_hex = reason.encode("utf-8", "backslashreplace").hex().encode()
+    write(report_fd, failure.replace(b'"reason": "', b'"reason": "' + in_hex) if reason else success)
+    leave(0)
 
 
 main()

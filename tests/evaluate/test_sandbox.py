@@ -196,7 +196,13 @@ def unharmed(victim: Path) -> bool:
     return victim.read_text() == "secret-7f3a" and os.listdir(victim.parent) == ["victim.txt"]
 
 
-@pytest.mark.parametrize(("name", "code"), [(name, code) for name, code, _ in ATTACKS], ids=[a[0] for a in ATTACKS])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        pytest.param(name, code, id=name, marks=needs_seccomp if layers == ("seccomp",) else ())
+        for name, code, layers in ATTACKS
+    ],
+)
 def test_an_attack_fails(name: str, code: str, victim: Path, port: int) -> None:
     outcome = run(filled(code, victim, port), limits=ROOMY)
     assert not outcome.is_passed, name
@@ -262,6 +268,41 @@ def test_a_report_that_the_code_writes_does_not_count() -> None:
         os._exit(0)
     """
     assert not run(code).is_passed
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import builtins\nbuiltins.exec = lambda *_: None",
+        "import builtins\nbuiltins.compile = lambda *_: 'pass'",
+        "import builtins\nbuiltins.enumerate = lambda *_: []",
+        "import builtins\nbuiltins.BaseException = ()",
+        "import builtins\nbuiltins.AssertionError = type('E', (Exception,), {})",
+        "import __main__\n__main__._describe = lambda _: ''\n__main__._run = lambda *_: ''",
+        "import json\ndumps = json.dumps\njson.dumps = lambda record: dumps({**record, 'passed': True})",
+        "import os\nos.write = print",
+        "import sys\nsys.exit = sys.excepthook = None",
+    ],
+)
+def test_code_cannot_turn_its_tests_off_by_replacing_names(code: str) -> None:
+    outcome = run(code, "assert f(1) == 2")
+    assert not outcome.is_passed
+    assert run(code + "\ndef f(x): return x + 1", "assert f(1) == 2").is_passed
+
+
+def test_a_stolen_nonce_cannot_crash_the_judge() -> None:
+    """Code that walks up the frames can forge a report (docs/evaluation.md says so), but not break the evaluation."""
+    code = """
+        import json, os, sys
+        frame = sys._getframe()
+        while "report_fd" not in frame.f_locals: frame = frame.f_back
+        forged = {"nonce": frame.f_locals["nonce"], "passed": False, "reason": ["no hex"], "isolation": {"a": 1}}
+        os.write(frame.f_locals["report_fd"], b"[]\\nnull\\n" + json.dumps(forged).encode() + b"\\n")
+        os._exit(0)
+    """
+    outcome = run(code)
+    assert not outcome.is_passed
+    assert outcome.reason == "the report is damaged"
 
 
 def test_a_flooded_report_fails(tmp_path: Path) -> None:
