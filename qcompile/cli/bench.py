@@ -44,7 +44,8 @@ def command(
 
 def _run(directory: Path, options: BenchOptions) -> BenchReport:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
 
         def say(what: str, done: int, total: int) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import traceback
 import warnings
+from typing import NoReturn
 
 import click
 
@@ -27,6 +29,9 @@ COMMANDS: dict[str, str] = {
     "generate": "Generate text from prompts.",
     "chat": "Talk with a model.",
 }
+
+
+_INTERRUPTED = "interrupted; nothing half-written was left"
 
 
 class _LazyGroup(click.Group):
@@ -57,8 +62,15 @@ class _LazyGroup(click.Group):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             raise click.ClickException(" ".join(str(error).split())) from error
+        except BrokenPipeError:
+            raise  # click knows what to do
+        except OSError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            where = f"{error.filename}: " if error.filename is not None else ""
+            raise click.ClickException(f"{where}{error.strerror or error}") from error
         except KeyboardInterrupt:
-            click.echo("interrupted; nothing half-written was left", err=True)
+            click.echo(_INTERRUPTED, err=True)
             raise click.exceptions.Exit(130) from None
 
 
@@ -71,8 +83,16 @@ def cli(debug: bool) -> None:
         warnings.simplefilter("ignore")
 
 
+def _terminate(number: int, frame: object) -> NoReturn:
+    """SIGTERM unwinds like an error, so that what was being written is removed."""
+    del frame
+    click.echo(_INTERRUPTED, err=True)
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """Entry point of the `qcompile` script."""
+    signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -127,7 +127,7 @@ def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> 
 def _run(model: Path, output: Path, options: OptimizeOptions) -> OptimizeReport:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
 
         def say(what: str, done: int, total: int) -> None:
@@ -152,4 +152,5 @@ def _write_json(path: Path, done: OptimizeReport) -> None:
         temporary.write_text(json.dumps(done.record(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise click.ClickException(f"{path}: the report cannot be written: {error.strerror or error}") from error

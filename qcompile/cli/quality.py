@@ -75,7 +75,8 @@ def command(
 
 def _compare(reference: Path, other: Path, options: CompareOptions) -> QualityReport:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("opening", total=None)
 
         def say(what: str, done: int, total: int) -> None:

@@ -25,7 +25,8 @@ def command(reference: Path, other: Path, tokens: int, seed: int, as_json: bool)
     A quantized model is held to the limits for quantized weights: greedy agreement and mean KL.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
 
         def say(what: str, done: int, total: int) -> None:
