@@ -1,0 +1,422 @@
+"""Ways in which checkpoints, models, prompts and options go wrong, each as a command line and what it must say."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from tests.export.tiny_gguf import gguf_config, write_gguf
+from tests.runtime.test_tokenizer import rewrite
+from tests.tiny_checkpoints import write_tiny_checkpoint
+
+Command = tuple[list[object], str]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A place to break things in: `out` is a compiled model that a failing command must leave alone."""
+
+    root: Path
+    exported: Path
+    lowered: Path
+
+    @property
+    def out(self) -> Path:
+        return self.root / "out"
+
+    def checkpoint(self, **options: Any) -> Path:
+        return write_tiny_checkpoint(self.root / "checkpoint", "qwen2", **options)
+
+    def copy(self, source: Path | None = None) -> Path:
+        return Path(shutil.copytree(source or self.exported, self.root / "model"))
+
+    def export(self, source: object, *options: object) -> list[object]:
+        return ["export", source, "-o", self.out, *options]
+
+    def optimize(self, source: object, *options: object) -> list[object]:
+        return ["optimize", source, "-o", self.out, *options]
+
+
+BAD: dict[str, Callable[[Workshop], Command]] = {}
+# The same damage to a model, met by each command that reads models.
+BAD_MODELS: dict[str, Callable[[Path], str]] = {}
+
+
+def bad(make: Callable[[Workshop], Command]) -> Callable[[Workshop], Command]:
+    """Register a case by the name of its function."""
+    BAD[make.__name__.replace("_", " ")] = make
+    return make
+
+
+def damage(make: Callable[[Path], str]) -> Callable[[Path], str]:
+    """Register a damage to a compiled-model directory; it returns what must be said."""
+    BAD_MODELS[make.__name__.replace("_", " ")] = make
+    return make
+
+
+def truncate(path: Path, keep: int) -> None:
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change entries; None removes one."""
+    record = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+
+
+# Checkpoints
+
+
+def _truncated_safetensors(keep: int) -> Callable[[Workshop], Command]:
+    def make(shop: Workshop) -> Command:
+        source = shop.checkpoint()
+        truncate(source / "model.safetensors", keep)
+        return shop.export(source), r"model\.safetensors: "
+
+    return make
+
+
+for _keep in (0, 7, 100, 20_000):
+    BAD[f"safetensors truncated to {_keep} bytes"] = _truncated_safetensors(_keep)
+
+
+@bad
+def corrupt_safetensors_header(shop: Workshop) -> Command:
+    source = shop.checkpoint()
+    path = source / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:8] + b"\xff" * 64 + path.read_bytes()[72:])
+    return shop.export(source), r"model\.safetensors: .*header"
+
+
+@bad
+def missing_shard(shop: Workshop) -> Command:
+    source = shop.checkpoint(shards=3)
+    (source / "model-00002-of-00003.safetensors").unlink()
+    return shop.export(source), r"model-00002-of-00003\.safetensors"
+
+
+@bad
+def missing_weight(shop: Workshop) -> Command:
+    source = shop.checkpoint(shards=3)
+    index = source / "model.safetensors.index.json"
+    record = json.loads(index.read_text())
+    record["weight_map"].pop("model.norm.weight")
+    index.write_text(json.dumps(record))
+    return shop.export(source), "model.norm.weight"
+
+
+def _config_without(key: str) -> Callable[[Workshop], Command]:
+    def make(shop: Workshop) -> Command:
+        source = shop.checkpoint()
+        edit_json(source / "config.json", **{key: None})
+        return shop.export(source), rf"config\.json: .*{key}"
+
+    return make
+
+
+for _key in (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+):
+    BAD[f"config without {_key}"] = _config_without(_key)
+
+
+@bad
+def config_that_does_not_say_what_it_is(shop: Workshop) -> Command:
+    source = shop.checkpoint()
+    edit_json(source / "config.json", model_type=None, architectures=None)
+    return shop.export(source), r"config\.json: .*(model_type|architecture)"
+
+
+@bad
+def config_that_is_not_json(shop: Workshop) -> Command:
+    source = shop.checkpoint()
+    (source / "config.json").write_text("{'hidden_size': 64}")
+    return shop.export(source), r"config\.json: .*JSON"
+
+
+@bad
+def no_config(shop: Workshop) -> Command:
+    source = shop.checkpoint()
+    (source / "config.json").unlink()
+    return shop.export(source), r"config\.json"
+
+
+@bad
+def another_architecture(shop: Workshop) -> Command:
+    source = shop.checkpoint()
+    edit_json(source / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
+    return shop.export(source), "LlamaForCausalLM"
+
+
+@bad
+def sliding_window_in_use(shop: Workshop) -> Command:
+    source = shop.checkpoint(use_sliding_window=True, sliding_window=16, max_window_layers=0)
+    return shop.export(source), "sliding"
+
+
+@bad
+def pickled_weights_only(shop: Workshop) -> Command:
+    source = shop.checkpoint()
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    return shop.export(source), "safetensors"
+
+
+@bad
+def damaged_tokenizer_in_the_checkpoint(shop: Workshop) -> Command:
+    source = shop.checkpoint()
+    truncate(source / "tokenizer.json", 50)
+    return shop.export(source), r"tokenizer\.json"
+
+
+@bad
+def a_checkpoint_that_is_not_there(shop: Workshop) -> Command:
+    return shop.export(shop.root / "nowhere"), "nowhere"
+
+
+def _truncated_gguf(keep: int) -> Callable[[Workshop], Command]:
+    def make(shop: Workshop) -> Command:
+        path = shop.root / "model.gguf"
+        write_gguf(path, gguf_config())
+        truncate(path, keep if keep > 0 else path.stat().st_size + keep)
+        return shop.export(path), r"model\.gguf: "
+
+    return make
+
+
+for _keep in (3, 20, 5000, -100_000, -1):
+    BAD[f"gguf truncated to {_keep} bytes"] = _truncated_gguf(_keep)
+
+
+@bad
+def a_gguf_that_is_none(shop: Workshop) -> Command:
+    (shop.root / "model.gguf").write_bytes(b"PK\x03\x04" + bytes(4000))
+    return shop.export(shop.root / "model.gguf"), r"model\.gguf: .*GGUF"
+
+
+@bad
+def a_file_where_the_output_goes(shop: Workshop) -> Command:
+    (shop.root / "taken").write_text("mine")
+    return ["export", shop.checkpoint(), "-o", shop.root / "taken"], "taken"
+
+
+@bad
+def a_directory_that_is_not_ours_where_the_output_goes(shop: Workshop) -> Command:
+    (shop.root / "mine").mkdir()
+    (shop.root / "mine" / "thesis.txt").write_text("all of it")
+    return ["optimize", shop.exported, "-o", shop.root / "mine"], "mine"
+
+
+# Options
+
+
+@bad
+def unknown_pass(shop: Workshop) -> Command:
+    return shop.optimize(shop.exported, "--passes", "fuse-rmsnorm"), "did you mean 'fuse-rms-norm'"
+
+
+@bad
+def unknown_pass_to_skip(shop: Workshop) -> Command:
+    return shop.optimize(shop.exported, "--skip", "fuse-atention"), "did you mean 'fuse-attention'"
+
+
+@bad
+def unknown_pass_to_explain(shop: Workshop) -> Command:
+    return ["inspect", shop.exported, "--why", "fuse-swigluu"], "did you mean 'fuse-swiglu'"
+
+
+@bad
+def surgery_script_that_is_not_there(shop: Workshop) -> Command:
+    return shop.optimize(shop.exported, "--surgery", f"{shop.root}/none.py:edit"), r"none\.py"
+
+
+@bad
+def surgery_function_that_is_not_there(shop: Workshop) -> Command:
+    (shop.root / "edit.py").write_text("def other(graph):\n    return graph\n")
+    return shop.optimize(shop.exported, "--surgery", f"{shop.root}/edit.py:edit"), "edit"
+
+
+@bad
+def surgery_that_raises(shop: Workshop) -> Command:
+    (shop.root / "edit.py").write_text("def edit(graph):\n    raise KeyError('layers.0')\n")
+    return shop.optimize(shop.exported, "--surgery", f"{shop.root}/edit.py:edit"), r"edit\.py.*layers\.0"
+
+
+@bad
+def surgery_with_a_syntax_error(shop: Workshop) -> Command:
+    (shop.root / "edit.py").write_text("def edit(graph:\n")
+    return shop.optimize(shop.exported, "--surgery", f"{shop.root}/edit.py:edit"), r"edit\.py"
+
+
+@bad
+def a_report_that_cannot_be_written(shop: Workshop) -> Command:
+    return shop.optimize(shop.exported, "--dry-run", "--report", shop.root / "no" / "report.json"), "report.json"
+
+
+@bad
+def a_page_that_cannot_be_written(shop: Workshop) -> Command:
+    return ["inspect", shop.exported, "--html", shop.root / "no" / "page.html"], "page.html"
+
+
+# Prompts
+
+
+def generate(model: Path, *arguments: object) -> list[object]:
+    return ["generate", "--threads", "1", model, *arguments]
+
+
+@bad
+def prompt_longer_than_the_context(shop: Workshop) -> Command:
+    return generate(shop.lowered, "word " * 400), r"prompt.* \d+ tokens.*\d+"
+
+
+@bad
+def empty_prompt(shop: Workshop) -> Command:
+    return generate(shop.lowered, ""), "prompt 1 is empty"
+
+
+@bad
+def prompt_file_of_invalid_utf8(shop: Workshop) -> Command:
+    (shop.root / "prompt.txt").write_bytes("élan".encode("latin-1"))
+    return generate(shop.lowered, "--prompt-file", shop.root / "prompt.txt"), r"prompt\.txt: not valid UTF-8: byte 0xe9"
+
+
+@bad
+def prompt_file_that_is_a_directory(shop: Workshop) -> Command:
+    return generate(shop.lowered, "--prompt-file", shop.root), "cannot be read"
+
+
+@bad
+def template_that_raises(shop: Workshop) -> Command:
+    model = shop.copy(shop.lowered)
+    rewrite(model, "chat_template.jinja", b"{{ raise_exception('no system role') }}")
+    return generate(model, "Hello"), r"chat_template\.jinja: the template raised: no system role"
+
+
+@bad
+def template_with_a_syntax_error(shop: Workshop) -> Command:
+    model = shop.copy(shop.lowered)
+    rewrite(model, "chat_template.jinja", b"{% for m in messages %}{{ m.content")
+    return generate(model, "Hello"), r"chat_template\.jinja"
+
+
+@bad
+def template_that_divides_by_zero(shop: Workshop) -> Command:
+    model = shop.copy(shop.lowered)
+    rewrite(model, "chat_template.jinja", b"{{ 1 / 0 }}")
+    return generate(model, "Hello"), r"chat_template\.jinja"
+
+
+@bad
+def tokenizer_that_is_no_json(shop: Workshop) -> Command:
+    model = shop.copy(shop.lowered)
+    rewrite(model, "tokenizer.json", b"{")
+    return generate(model, "Hello"), r"tokenizer\.json"
+
+
+@bad
+def tokenizer_config_that_is_a_list(shop: Workshop) -> Command:
+    model = shop.copy(shop.lowered)
+    rewrite(model, "tokenizer_config.json", b"[1, 2]")
+    return generate(model, "Hello"), r"tokenizer_config\.json"
+
+
+@bad
+def a_file_that_is_not_what_the_manifest_says(shop: Workshop) -> Command:
+    model = shop.copy(shop.lowered)
+    truncate(model / "model.onnx.data", 1000)
+    return generate(model, "Hello"), r"model\.onnx\.data"
+
+
+@bad
+def manifest_that_is_no_json(shop: Workshop) -> Command:
+    model = shop.copy(shop.lowered)
+    truncate(model / "qcompile.json", 100)
+    return generate(model, "Hello"), r"qcompile\.json"
+
+
+@bad
+def manifest_of_the_future(shop: Workshop) -> Command:
+    model = shop.copy(shop.lowered)
+    edit_json(model / "qcompile.json", schema_version=999)
+    return generate(model, "Hello"), r"qcompile\.json: .*999"
+
+
+# Models
+
+
+@damage
+def not_an_onnx_file(model: Path) -> str:
+    (model / "model.onnx").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
+    return r"model\.onnx"
+
+
+@damage
+def empty_file(model: Path) -> str:
+    (model / "model.onnx").write_bytes(b"")
+    return r"model\.onnx"
+
+
+@damage
+def truncated_graph(model: Path) -> str:
+    truncate(model / "model.onnx", 5000)
+    return r"model\.onnx"
+
+
+@damage
+def missing_data(model: Path) -> str:
+    (model / "model.onnx.data").unlink()
+    return r"model\.onnx\.data"
+
+
+@damage
+def truncated_data(model: Path) -> str:
+    truncate(model / "model.onnx.data", 1000)
+    return r"model\.onnx\.data"
+
+
+def _relocate(model: Path, location: str) -> None:
+    proto = onnx.load(model / "model.onnx", load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    (model / "model.onnx").write_bytes(proto.SerializeToString())
+
+
+@damage
+def data_at_an_absolute_path(model: Path) -> str:
+    secret = model.parent / "secret"
+    shutil.copy(model / "model.onnx.data", secret)
+    _relocate(model, str(secret))
+    return "secret"
+
+
+@damage
+def data_above_the_directory(model: Path) -> str:
+    shutil.copy(model / "model.onnx.data", model.parent / "secret")
+    _relocate(model, "../secret")
+    return r"\.\./secret"
+
+
+@damage
+def data_behind_a_link(model: Path) -> str:
+    shutil.move(model / "model.onnx.data", model.parent / "secret")
+    os.symlink(model.parent / "secret", model / "model.onnx.data")
+    return r"model\.onnx\.data"
+
+
+@damage
+def no_graph(model: Path) -> str:
+    (model / "model.onnx").unlink()
+    return r"model\.onnx"
