@@ -82,7 +82,7 @@ def _split_sizes(context: Context, node: Node) -> Iterator[Finding]:
                 cure="fold them: static graphs know their sizes",
             )
         return
-    axis = int(node.attributes.get("axis", 0))
+    axis = node.integer("axis", 0)
     shape = data.shape if data is not None else None
     dim = shape[axis] if shape and -len(shape) <= axis < len(shape) else None
     if dim is not None and int(sizes.sum()) != dim:

@@ -147,7 +147,8 @@ def is_valid_onnx(context: Context, node: Node) -> Iterator[Finding]:
             wanted=f"{schema.min_input} to {schema.max_input} at opset {opset}",
             cure=f"write {node.op} as opset {opset} has it",
         )
-    missing = [name for name, a in schema.attributes.items() if a.required and name not in node.attributes]
+    kinds = {a.name: a.type for a in node.proto.attribute}
+    missing = [name for name, a in schema.attributes.items() if a.required and name not in kinds]
     if missing:
         yield about(
             node,
@@ -157,9 +158,27 @@ def is_valid_onnx(context: Context, node: Node) -> Iterator[Finding]:
             wanted=f"the attributes {node.op} needs at opset {opset}",
             cure="add it",
         )
-    unknown = [name for name in node.attributes if name not in schema.attributes]
+    yield from _attribute_kinds(node, schema, kinds)
+    unknown = [name for name in kinds if name not in schema.attributes]
     if unknown and not node.op.startswith("NPU"):
         yield from _unknown_attribute(context, node, unknown, opset)
+
+
+def _attribute_kinds(node: Node, schema: onnx.defs.OpSchema, kinds: dict[str, int]) -> Iterator[Finding]:
+    for name, kind in kinds.items():
+        known = (
+            onnx.AttributeProto.AttributeType.Name(kind) if kind in onnx.AttributeProto.AttributeType.values() else "?"
+        )
+        declared = schema.attributes.get(name)
+        if declared is not None and kind and declared.type != getattr(onnx.defs.OpSchema.AttrType, known, None):
+            yield about(
+                node,
+                "attribute-kind",
+                "E11010",
+                seen=f"the attribute {name} as {known}",
+                wanted=f"{name} as {node.op} has it",
+                cure="correct the attribute",
+            )
 
 
 def _unknown_attribute(context: Context, node: Node, unknown: list[str], opset: int) -> Iterator[Finding]:

@@ -76,12 +76,18 @@ class Node:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Plain attribute values by name; graphs and tensors as protobuf messages."""
-        return {a.name: attribute_value(a) for a in self.proto.attribute}
+        """Numbers, strings and tuples of them by name; tensors and graphs are left out."""
+        found = {a.name: attribute_value(a) for a in self.proto.attribute}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def integer(self, name: str, default: int) -> int:
+        """Return an integer attribute, or the default where it is absent or of another kind."""
+        value = self.attributes.get(name, default)
+        return value if isinstance(value, int) else default
 
     def input(self, index: int) -> Value | None:
         """Return an input, or None for a hole or one beyond the end."""
-        return self.inputs[index] if index < len(self.inputs) else None
+        return self.inputs[index] if 0 <= index < len(self.inputs) else None
 
     @property
     def layer(self) -> str:
@@ -235,19 +241,20 @@ class GraphView:
             value = value.producer.input(0)
 
 
-def attribute_value(attribute: AttributeProto) -> Any:
-    """Return an attribute as Python has it."""
+def attribute_value(attribute: AttributeProto) -> int | float | str | tuple[Any, ...] | None:
+    """Return an attribute as Python has it; None for tensors, graphs and unknown kinds."""
     kind = attribute.type
     if kind == AttributeProto.STRING:
         return attribute.s.decode("utf-8", "replace")
+    if kind == AttributeProto.INT:
+        return int(attribute.i)
+    if kind == AttributeProto.FLOAT:
+        return float(attribute.f)
     if kind == AttributeProto.STRINGS:
-        return [text.decode("utf-8", "replace") for text in attribute.strings]
-    fields = {
-        AttributeProto.INT: "i", AttributeProto.FLOAT: "f", AttributeProto.TENSOR: "t", AttributeProto.GRAPH: "g",
-        AttributeProto.INTS: "ints", AttributeProto.FLOATS: "floats",
-    }  # fmt: skip
-    value = getattr(attribute, fields[kind]) if kind in fields else None
-    return list(value) if kind in {AttributeProto.INTS, AttributeProto.FLOATS} and value is not None else value
+        return tuple(text.decode("utf-8", "replace") for text in attribute.strings)
+    if kind == AttributeProto.INTS:
+        return tuple(attribute.ints)
+    return tuple(attribute.floats) if kind == AttributeProto.FLOATS else None
 
 
 def _typed(info: onnx.ValueInfoProto) -> Value:
@@ -270,8 +277,10 @@ def _fill_constant(node: Node, value: Value) -> None:
             value.dtype = DTYPES.get(attribute.t.data_type)
             value.shape = tuple(int(d) for d in attribute.t.dims)
             return
-        if attribute.name in {"value_int", "value_ints", "value_float", "value_floats"}:
-            numbers = attribute_value(attribute)
+        numbers = attribute_value(attribute)
+        if numbers is not None and attribute.name in {"value_int", "value_ints", "value_float", "value_floats"}:
+            if isinstance(numbers, str):
+                return
             dtype = np.int64 if "int" in attribute.name else np.float32
             tensor = onnx.numpy_helper.from_array(np.asarray(numbers, dtype))
             value.tensor, value.dtype, value.shape = tensor, DTYPES[tensor.data_type], tuple(tensor.dims)
