@@ -10,7 +10,8 @@
     QuantizeOptions(group_size=64, symmetric=False, layers=(LayerOptions("*down_proj*", bits=8),))      Python
 
 A value that is not given is the pass's own. A pattern is a shell pattern over the names of a projection: its node's, its
-weight's, and `lm_head` or `embed_tokens` for the ends of the model. The last layer entry that matches wins.
+weight's, and for some places `lm_head`, `embed_tokens` or `down_proj` (what follows the activation of a feed-forward).
+The last layer entry that matches wins.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from qcompile.passes.matching import node_label
 from qcompile.quantized_functions import EMBEDDINGS, QUANTIZED_LINEARS
 from qcompile.weights import columns_of, rows_of
 
-HEAD, EMBEDDING = "lm_head", "embed_tokens"
+HEAD, EMBEDDING, DOWN = "lm_head", "embed_tokens", "down_proj"
+_ACTIVATIONS = {"SwiGlu", "Gelu", "GeluTanh"}
 Rows = Callable[[int, int], np.ndarray]
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 _QUANTIZED = {
@@ -90,8 +91,7 @@ def _projections(node: ir.Node, head: ir.Node | None) -> Iterator[Projection]:
     tensor = source.const_value
     assert tensor is not None
     first, second = (int(d) for d in tensor.shape.numpy())
-    place = (EMBEDDING,) if node.op_type == "Gather" else (HEAD,) if node is head else ()
-    names = tuple(dict.fromkeys(name for name in (node_label(node), source.name or "", *place) if name))
+    names = tuple(dict.fromkeys(name for name in (node_label(node), source.name or "", _place(node, head)) if name))
     if transposed:
 
         def rows(start: int, stop: int) -> np.ndarray:
@@ -104,6 +104,16 @@ def _projections(node: ir.Node, head: ir.Node | None) -> Iterator[Projection]:
             return columns_of(tensor, start, stop)
 
         yield Projection(node, names, source, second, first, columns)
+
+
+def _place(node: ir.Node, head: ir.Node | None) -> str:
+    """Return the name of the place in a decoder, which graphs of every exporter share; empty for the others."""
+    if node.op_type == "Gather":
+        return EMBEDDING
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if before is not None and before.domain == DOMAIN and before.op_type in _ACTIVATIONS:
+        return DOWN
+    return HEAD if node is head else ""
 
 
 def _linear(node: ir.Node) -> tuple[ir.Value, bool] | None:

@@ -44,6 +44,7 @@ from qcompile.passes.lower_weights_to_ort import LowerWeightsToOrt
 from qcompile.passes.normalize_opset import NormalizeOpset
 from qcompile.passes.quantize_int4 import QuantizeInt4
 from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static
+from qcompile.passes.quantize_rotation import RotateResidual
 from qcompile.passes.root_shapes import RootShapes
 from qcompile.passes.select_last_token import SelectLastToken
 
@@ -78,7 +79,7 @@ FUSE: tuple[type[Pass], ...] = (
     FuseAddLayerNorm,
     FuseAddRmsNorm,
 )
-QUANTIZE: tuple[type[Pass], ...] = (QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static, QuantizeInt4)
+QUANTIZE: tuple[type[Pass], ...] = (RotateResidual, QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static, QuantizeInt4)
 LOWER: tuple[type[Pass], ...] = (
     SelectLastToken,
     LowerWeightsToOrt,
