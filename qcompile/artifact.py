@@ -86,7 +86,8 @@ def find_graph(path: Path) -> tuple[Path, Manifest | None]:
                 f"{path}: holds {len(manifest.graphs)} static graphs for {manifest.target}, no model to work on; give "
                 "the directory they were lowered from, or one of its .onnx files"
             )
-        return path / manifest.graph().file.name, manifest
+        role = "model" if any(entry.role == "model" for entry in manifest.graphs) else "decoder"
+        return path / manifest.graph(role).file.name, manifest
     if (path / GRAPH_NAME).is_file():
         return path / GRAPH_NAME, None
     raise GraphError(

@@ -9,9 +9,35 @@ import onnx_ir as ir
 
 from qcompile.errors import GraphError
 from qcompile.model_config import ModelConfig
-from qcompile.runtime.manifest import Manifest, ModelShape
+from qcompile.runtime.manifest import GraphIO, Manifest, ModelShape
 
 DEFAULT_MAX_POSITION = 32768
+
+
+_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+# The shape in the manifest of a graph that is no decoder: an encoder, a vision model.
+NO_DECODER = ModelShape("none", 0, 0, 0, 0, 0, 0)
+
+
+def is_decoder(graph: ir.Graph) -> bool:
+    """Whether a graph can generate: it gives logits and has a KV cache."""
+    has_cache = any((v.name or "").startswith("past_key_values.") for v in graph.inputs)
+    return has_cache and any(v.name == "logits" for v in graph.outputs)
+
+
+def model_io_of(graph: ir.Graph) -> GraphIO:
+    """Return the interface of a graph that is no decoder; the dtype is that of its first float output or input."""
+    dtypes = [v.dtype for v in (*graph.outputs, *graph.inputs) if v.dtype is not None]
+    floats = [dtype.numpy().name for dtype in dtypes if dtype in _FLOATS]
+    inputs, outputs = (tuple(v.name or "" for v in values) for values in (graph.inputs, graph.outputs))
+    return GraphIO("none", "none", inputs, outputs, floats[0] if floats else "float32")
+
+
+def describe_any(model: ir.Model, directory: Path, manifest: Manifest | None) -> tuple[ModelShape, dict[str, Any]]:
+    """As `describe_model`; `NO_DECODER` for a graph that is none and has no config.json beside it."""
+    if manifest is None and not is_decoder(model.graph) and not (directory / "config.json").is_file():
+        return NO_DECODER, {}
+    return describe_model(model, directory, manifest)
 
 
 def describe_model(model: ir.Model, directory: Path, manifest: Manifest | None) -> tuple[ModelShape, dict[str, Any]]:

@@ -27,12 +27,13 @@ from qcompile.ascend.chips import chip_named
 from qcompile.ascend.lowering.lower import AscendOptions, lower_model
 from qcompile.errors import PassError, UnsupportedOpError, VerifyError
 from qcompile.fusion_counts import expected_counts, missing_fusions
-from qcompile.model_shape import describe_model
+from qcompile.model_shape import describe_any, is_decoder, model_io_of
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection, op_histogram
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.proof import Prover
 from qcompile.passes.quantize_model import QuantizeModel
 from qcompile.passes.schedule import schedule
+from qcompile.passes.select_last_token import SelectLastToken
 from qcompile.quantize_options import QuantizeOptions
 from qcompile.runtime.manifest import FileEntry, GraphEntry, Manifest, ModelShape
 from qcompile.surgeon import apply_surgery
@@ -40,6 +41,8 @@ from qcompile.target import Target, default_target, target_named
 from qcompile.verify import Agreement, compare_directories
 
 VERIFY_LEVELS = ("off", "fast", "full")
+# They change the interface to what generating needs.
+_DECODER_PASSES = (SelectLastToken.name, LowerAttentionToOrt.name)
 Report = Callable[[str, int, int], None]
 
 
@@ -126,9 +129,9 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     graph_path, manifest = find_graph(source)
     model = load_model(graph_path)
     target = _target(options, model)
-    plan = schedule(options.passes, options.skip, target.lowering)
+    plan = _schedule(model, target, options)
     _check_quantization(plan, options.quantize)
-    shape, config = describe_model(model, graph_path.parent, manifest)
+    shape, config = describe_any(model, graph_path.parent, manifest)
     context = PassContext(model, None if options.verify == "off" else Prover())
     done = OptimizeReport(str(source), str(output), target.name, ops_before=op_histogram(model))
     if options.surgery:
@@ -170,6 +173,18 @@ def _target(options: OptimizeOptions, model: ir.Model) -> Target:
     return target
 
 
+def _schedule(model: ir.Model, target: Target, options: OptimizeOptions) -> list[type[Pass]]:
+    """Return the passes; a graph that cannot generate keeps its interface."""
+    if is_decoder(model.graph):
+        return schedule(options.passes, options.skip, target.lowering)
+    if options.verify == "full" or target.chip is not None:
+        raise UnsupportedOpError(
+            f"graph '{model.graph.name}' is no decoder (past_key_values.{{i}}.key|value in, logits out): "
+            "use --verify fast, which proves every rewrite, and --target ort or portable"
+        )
+    return schedule(options.passes, (*options.skip, *_DECODER_PASSES), target.lowering)
+
+
 def _check_quantization(plan: Sequence[type[Pass]], options: QuantizeOptions) -> None:
     schemes = [step.name for step in plan if issubclass(step, QuantizeModel)]
     if len(schemes) > 1:
@@ -202,7 +217,8 @@ def _run(plan: Sequence[Pass], context: PassContext, done: OptimizeReport, say: 
 def _judge_counts(done: OptimizeReport, expected: dict[str, int], earlier: Manifest | None, strict: bool) -> None:
     done.expected = expected
     # what an earlier run has fused is not there to be fused again
-    before = [(step["name"], step.get("rewrites", 0)) for step in earlier.passes] if earlier is not None else []
+    records = [step for step in earlier.passes if isinstance(step, dict)] if earlier is not None else []
+    before = [(step.get("name"), step.get("rewrites", 0)) for step in records]
     seen = {name: done.count(name) + sum(n for other, n in before if other == name) for name in expected}
     shortfalls = missing_fusions(done.expected, seen)
     for result in done.results:
@@ -220,8 +236,9 @@ def _graphs(
 ) -> list[tuple[GraphEntry, ir.Model]]:
     """Return the graphs to write: the model itself, or one per bucket for an Ascend chip."""
     if target.chip is None:
-        entry = GraphEntry("decoder", FileEntry(GRAPH_NAME, 0, ""), (), graph_io_of(model))
-        return [(entry, model)]
+        can_generate = is_decoder(model.graph)
+        role, io = ("decoder", graph_io_of(model)) if can_generate else ("model", model_io_of(model.graph))
+        return [(GraphEntry(role, FileEntry(GRAPH_NAME, 0, ""), (), io), model)]
     lowered = lower_model(model, origin.shape, chip_named(target.chip), options.ascend, say)
     done.ascend = lowered.record()
     done.warnings += [f"{what}; spelled out in {count} places" for what, count in lowered.reasons.items()]

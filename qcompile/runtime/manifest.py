@@ -55,7 +55,9 @@ class GraphIO:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: its role (``decoder``; on Ascend ``prefill`` and ``decode``), files and interface.
+    """One graph: its role, files and interface.
+
+    The role is ``decoder``, or ``model`` for one that cannot generate, or on Ascend ``prefill`` or ``decode``.
 
     Attributes:
         bucket: Batch B, new tokens S and cache length T of a graph of fixed shapes; None for any other.
@@ -70,7 +72,10 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The few config words the runtime needs; names as in Hugging Face's config.json."""
+    """The few config words the runtime needs; names as in Hugging Face's config.json.
+
+    A graph that is no decoder has `model_type` ``none`` and zeros.
+    """
 
     model_type: str
     vocab_size: int
@@ -193,7 +198,8 @@ def _shape_from(record: Dict[str, Any]) -> ModelShape:
     shape = ModelShape(**record)
     for f in fields(ModelShape):
         value = getattr(shape, f.name)
-        is_size = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
+        smallest = 0 if shape.model_type == "none" else 1
+        is_size = isinstance(value, int) and not isinstance(value, bool) and smallest <= value < 1 << 31
         if not (isinstance(value, str) if f.name == "model_type" else is_size):
             raise TypeError(f"model.{f.name} is {value!r}")
     return shape
