@@ -20,10 +20,10 @@ INT8 = LinearScheme(8, "channel", True, "float", "rtn")
 W8A8 = LinearScheme(8, "channel", True, "dynamic", "rtn")
 
 
-def logits_of(model):
+def logits_of(model, rows=ROWS):
     value = next(v for v in model.graph.outputs if v.name == "logits")
     found = []
-    BlockRunner(model, [value]).run(ROWS, lambda r, v, a: found.append(a[0]), lambda i: None, lambda *p: None)
+    BlockRunner(model, [value]).run(rows, lambda r, v, a: found.append(a[0]), lambda i: None, lambda *p: None)
     return np.concatenate(found).astype(np.float64)
 
 
