@@ -184,6 +184,7 @@ def _manifest_from(record: Any, path: Path) -> Manifest:
             f"{path}: schema_version is {version!r}, this qcompile reads {SCHEMA_VERSION}; compile the model again"
         )
     try:
+        _require_kinds(record)
         values = {f.name: record[f.name] for f in fields(Manifest) if f.name in record}
         values["model"] = _shape_from(record["model"])
         values["graphs"] = tuple(_graph_from(entry) for entry in record["graphs"])
@@ -192,6 +193,14 @@ def _manifest_from(record: Any, path: Path) -> Manifest:
         return Manifest(**values)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ManifestError(f"{path}: a field is missing or of the wrong kind: {error}") from None
+
+
+def _require_kinds(record: Dict[str, Any]) -> None:
+    kinds: Dict[str, type] = {"target": str, "graphs": list, "files": list, "passes": list}
+    kinds.update(dict.fromkeys(("quantization", "source", "config", "verification", "build"), dict))
+    for name, kind in kinds.items():
+        if name in record and not isinstance(record[name], kind):
+            raise TypeError(f"{name} is {record[name]!r}")
 
 
 def _shape_from(record: Dict[str, Any]) -> ModelShape:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.runtime.errors import ManifestError
-from qcompile.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, check_file, find_file
+from qcompile.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, Manifest, check_file, find_file
 
 
 def load(directory: Path, record: Any) -> Manifest:
@@ -99,11 +99,28 @@ def test_any_value_anywhere_is_read_or_refused(
 ) -> None:
     record = json.loads((model / MANIFEST_NAME).read_text(encoding="utf-8"))
     keys = ("target", "model", "graphs", "files", "passes", "config", "verification", "schema_version")
-    record[data.draw(st.sampled_from(keys))] = data.draw(JSON)
+    key, value = data.draw(st.sampled_from(keys)), data.draw(JSON)
+    record[key] = value
     try:
-        load(tmp_path_factory.mktemp("m"), record)
-    except ManifestError:
+        manifest = load(tmp_path_factory.mktemp("m"), record)
+    except ManifestError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert MANIFEST_NAME in refusal
+        assert "\n" not in refusal
         return
+    # What was taken is what was written, and of the kind that was promised.
+    assert key != "model"
+    if key == "schema_version":
+        assert value == SCHEMA_VERSION
+    elif key in {"graphs", "files", "passes"}:
+        assert isinstance(value, list)
+        assert len(getattr(manifest, key)) == len(value)
+    else:
+        assert getattr(manifest, key) == value
+        assert isinstance(value, str if key == "target" else dict)
 
 
 def test_an_unknown_role(tmp_path: Path, record: dict[str, Any]) -> None:

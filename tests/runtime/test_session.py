@@ -144,8 +144,11 @@ def test_beyond_the_reservation_is_an_error(session: Session) -> None:
 
 
 def test_close_twice(session: Session) -> None:
-    session.close()
-    session.close()
+    for _ in range(2):
+        session.close()
+        assert (session.num_slots, session.capacity) == (0, 0)
+        with pytest.raises(SessionError):
+            session.forward(0, TOKENS[None, :5].astype(np.int64), [0])
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
