@@ -4,9 +4,9 @@ A lowered graph holds operators that no ONNX runtime knows. `reference_model` re
 calling its definition, so that the graph that goes to ATC, not an ancestor of it, is what is run and compared. The
 bodies follow CANN's documentation; they were not compared with a device.
 
-Rounding: ONNX Runtime's CPU computes float16 operators in float32 and drops the roundings between them where it can. A
-chip rounds every kernel's result. So each float result is sent through a Reshape, which keeps its type and is not looked
-through: without it the scores of Qwen2.5-0.5B looked ten times more exact than float16 is.
+Rounding: ONNX Runtime's CPU has no float16 kernels; it computes in float32 and drops the roundings between operators where
+it can, which made the scores of Qwen2.5-0.5B look ten times more exact than float16 is. So the copy is in float32, and
+what each operator makes is cast to the graph's type and back: a chip's kernels round their results, and only these.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from qcompile.ascend.lowering.static_graph import OPSET, dims
+from qcompile.ascend.lowering.static_graph import OPSET
+from qcompile.tensors import Array, MappedTensor, StreamedTensor
+from qcompile.weights import rows_of
 
 DOMAIN = "npu_reference"
 
@@ -51,8 +53,9 @@ _BODIES = {
 }
 NPU_OPS = frozenset(_BODIES)
 # They move numbers and compute none.
-_EXACT = {"Reshape", "Concat", "Gather", "Transpose", "Slice", "Split", "Identity", "Expand", "Cast", "TopK", "ArgMax"}
+_EXACT = {"Reshape", "Concat", "Gather", "Transpose", "Slice", "Split", "Identity", "Expand", "TopK", "ArgMax"}
 _HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+_FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 
 @functools.cache
@@ -60,29 +63,33 @@ def _function(op_type: str) -> onnx.FunctionProto:
     return onnx.parser.parse_function(f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">\n{_BODIES[op_type]}')
 
 
-def reference_model(model: ir.Model, *, keep_logits: bool = False) -> ir.Model:
-    """Return a copy of a lowered graph that any ONNX runtime runs; weights are shared with the original.
+WideWeights = dict[tuple[int | None, int | None], ir.TensorProtocol]
+
+
+def reference_model(model: ir.Model, *, keep_logits: bool = False, shared: WideWeights | None = None) -> ir.Model:
+    """Return a copy of a lowered graph that any ONNX runtime runs, in float32 with the roundings of the graph's types.
 
     Args:
-        model: The lowered graph.
+        model: The lowered graph; it is left as it is.
         keep_logits: Make what the greedy choice is taken from an output, `logits` [B, 1, V], if it is none.
+        shared: Give one dictionary for all graphs that share a file of weights, and their copies share them too.
     """
+    shared = {} if shared is None else shared
     twin = model.clone()
     graph = twin.graph
-    if keep_logits and not any(value.name == "logits" for value in graph.outputs):
-        choice = next(node for node in graph if node.op_type == "ArgMax")
-        logits = choice.inputs[0]
-        assert logits is not None
-        logits.name = "logits"
-        graph.outputs.append(logits)
+    if keep_logits:
+        _keep_logits(graph)
+    for value in (*graph.inputs, *graph.initializers.values()):
+        _widen(value, shared)
     used = set()
     for node in list(graph):
         if node.domain == "" and node.op_type in NPU_OPS:
             node.domain = DOMAIN
             node.attributes.clear()  # the parser ignores them, and so do the definitions
             used.add(node.op_type)
-        if node.op_type not in _EXACT:
-            _round_results(graph, node)
+        for value in node.outputs:
+            if value.dtype in _HALVES:
+                _round(graph, node, value)
     for op_type in sorted(used):
         function = ir.serde.deserialize_function(_function(op_type))
         twin.functions[function.identifier()] = function
@@ -91,18 +98,52 @@ def reference_model(model: ir.Model, *, keep_logits: bool = False) -> ir.Model:
     return twin
 
 
-def _round_results(graph: ir.Graph, node: ir.Node) -> None:
-    for value in node.outputs:
-        readers = list(value.uses())
-        if value.dtype not in _HALVES or not readers:
-            continue
-        name = "rounded." + "x".join(map(str, dims(value)))
-        if name not in graph.initializers:
-            tensor = ir.Tensor(np.array(dims(value), dtype=np.int64), name=name)
-            graph.register_initializer(ir.Value(name=name, const_value=tensor))
-        barrier = ir.node("Reshape", [value, graph.initializers[name]], name=f"{value.name}.rounded")
-        barrier.outputs[0].name = f"{value.name}.rounded"
-        barrier.outputs[0].type, barrier.outputs[0].shape = value.type, value.shape
-        graph.insert_after(node, barrier)
-        for reader, index in readers:
-            reader.replace_input_with(index, barrier.outputs[0])
+def _keep_logits(graph: ir.Graph) -> None:
+    if any(value.name == "logits" for value in graph.outputs):
+        return
+    choice = next(node for node in graph if node.op_type == "ArgMax")
+    logits = choice.inputs[0]
+    assert logits is not None
+    logits.name = "logits"
+    graph.outputs.append(logits)
+
+
+def _widen(value: ir.Value, shared: WideWeights) -> None:
+    """Make an input or a weight float32; the numbers of a weight stay those of its type."""
+    tensor = value.const_value
+    if value.dtype not in _HALVES:
+        return
+    value.type = _FLOAT
+    if tensor is None:
+        return
+
+    def rows(start: int, stop: int) -> Array:
+        return rows_of(tensor, start, stop).astype(np.float32)
+
+    if not isinstance(tensor, MappedTensor):
+        value.const_value = ir.Tensor(tensor.numpy().astype(np.float32), name=value.name)
+        return
+    place = (tensor.offset, tensor.length)
+    if place not in shared:
+        shared[place] = StreamedTensor(rows, ir.DataType.FLOAT, ir.Shape(tensor.shape.numpy()), name=value.name)
+    value.const_value = shared[place]
+
+
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Put a value of half precision through its type; what computes nothing only becomes float32."""
+    half = value.dtype
+    assert half is not None
+    value.type = _FLOAT
+    if node.op_type == "Cast":
+        node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+    elif node.op_type in _EXACT:
+        return
+    narrow = ir.node("Cast", [value], {"to": int(half)}, name=f"{value.name}.narrow")
+    wide = ir.node("Cast", [narrow.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{value.name}.rounded")
+    narrow.outputs[0].name, wide.outputs[0].name = narrow.name, wide.name
+    wide.outputs[0].type, wide.outputs[0].shape = _FLOAT, value.shape
+    ir.convenience.replace_all_uses_with(value, wide.outputs[0], replace_graph_outputs=True)
+    graph.insert_after(node, [narrow, wide])
+    narrow.replace_input_with(0, value)
+    if wide.outputs[0].is_graph_output():
+        value.name, wide.outputs[0].name = f"{value.name}.exact", value.name

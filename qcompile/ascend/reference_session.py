@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from qcompile.artifact import load_model, save_model
-from qcompile.ascend.reference import reference_model
-from qcompile.errors import GraphError
+from qcompile.artifact import load_model
+from qcompile.ascend.reference import WideWeights, reference_model
 from qcompile.runtime.errors import SessionError
 from qcompile.runtime.manifest import GraphEntry, Manifest
 from qcompile.runtime.session import Scores
 from qcompile.runtime.static_buckets import StaticBuckets
+from qcompile.weights_writer import save_models
 
 
 class ReferenceSession:
@@ -40,13 +40,10 @@ class ReferenceSession:
         self.max_chunk = self.buckets.max_chunk
         self.num_slots = self.capacity = 0
         self._names = [name for name in manifest.graphs[0].io.inputs if name.startswith("past_key_values.")]
-        self._dtype = np.dtype(manifest.graphs[0].io.dtype) if manifest.graphs[0].io.dtype == "float16" else None
         self._cache: dict[str, np.ndarray] = {}
         self._loaded: dict[str, ort.InferenceSession] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix="qcompile-reference-")
-        if self._dtype is None:
-            self.close()
-            raise GraphError(f"{directory}: {manifest.graphs[0].io.dtype} graphs cannot be run here, only float16 ones")
+        self._save_references(manifest)
 
     def reserve(self, num_slots: int, capacity: int) -> None:
         """See Session; the capacity is that of the smallest bucket that holds it."""
@@ -54,7 +51,7 @@ class ReferenceSession:
         capacity = self.buckets.capacity(max(capacity, self.capacity))
         shape = (num_slots, self.shape.num_key_value_heads, capacity, self.shape.head_dim)
         for name in self._names:
-            grown = np.zeros(shape, self._dtype)
+            grown = np.zeros(shape, np.float32)
             if name in self._cache:
                 grown[: self.num_slots, :, : self.capacity] = self._cache[name]
             self._cache[name] = grown
@@ -84,7 +81,7 @@ class ReferenceSession:
         if "last_token_index" in entry.io.inputs:
             feeds["last_token_index"] = np.array([s - 1], np.int32)
         for name in self._names:
-            rows = np.zeros((batch, self.shape.num_key_value_heads, kv_len, self.shape.head_dim), self._dtype)
+            rows = np.zeros((batch, self.shape.num_key_value_heads, kv_len, self.shape.head_dim), np.float32)
             width = min(kv_len, self.capacity)
             rows[:n, :, :width] = self._cache[name][slots.start : slots.stop, :, :width]
             feeds[name] = rows
@@ -112,17 +109,25 @@ class ReferenceSession:
         self._cache.clear()
         self._scratch.cleanup()
 
+    def _save_references(self, manifest: Manifest) -> None:
+        """Write every graph's reference; they share their weights, which a runtime maps and does not copy."""
+        shared: WideWeights = {}
+        models = {
+            entry.file.name: reference_model(
+                load_model(self.directory / entry.file.name), keep_logits=True, shared=shared
+            )
+            for entry in manifest.graphs
+        }
+        save_models(models, Path(self._scratch.name), "weights.data")
+
     def _session(self, entry: GraphEntry) -> ort.InferenceSession:
         name = entry.file.name
         if name not in self._loaded:
-            path = Path(self._scratch.name) / name
-            save_model(reference_model(load_model(self.directory / name), keep_logits=True), path)
             options: Any = ort.SessionOptions()
             options.intra_op_num_threads = self._threads
-            # beyond the basic level the roundings are optimized away
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
             try:
-                self._loaded[name] = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+                path = str(Path(self._scratch.name) / name)
+                self._loaded[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             except Exception as error:
                 raise SessionError(f"{self.directory / name}: cannot be run by its definitions: {error}") from None
         return self._loaded[name]
