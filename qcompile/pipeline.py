@@ -25,6 +25,7 @@ from qcompile.artifact import (
 )
 from qcompile.ascend.chips import chip_named
 from qcompile.ascend.lowering.lower import AscendOptions, lower_model
+from qcompile.calibration.provide import CalibratedStatistics, TextSource
 from qcompile.errors import PassError, UnsupportedOpError, VerifyError
 from qcompile.fusion_counts import expected_counts, missing_fusions
 from qcompile.model_shape import describe_any, is_decoder, model_io_of
@@ -137,7 +138,12 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     if options.surgery:
         context.model = apply_surgery(model, options.surgery)
         done.warnings.append(f"surgery {options.surgery} is yours: it was run as it is and not checked")
-    _run([_instance(step, shape, options.quantize) for step in plan], context, done, say)
+    statistics = CalibratedStatistics(
+        TextSource(graph_path.parent, manifest, options.quantize.calibration),
+        with_hessians=options.quantize.needs_hessian,
+        say=say,
+    )
+    _run([_instance(step, shape, options.quantize, statistics) for step in plan], context, done, say)
     _judge_counts(done, expected_counts(shape, {step.name for step in plan}), manifest, options.strict)
     done.ops_after = op_histogram(context.model)
     origin = _Origin(graph_path, manifest, shape, config)
@@ -195,11 +201,13 @@ def _check_quantization(plan: Sequence[type[Pass]], options: QuantizeOptions) ->
         raise PassError("quantization options are given and no quantization pass; add int8 or int4 to --passes")
 
 
-def _instance(pass_class: type[Pass], shape: ModelShape, quantize: QuantizeOptions) -> Pass:
+def _instance(
+    pass_class: type[Pass], shape: ModelShape, quantize: QuantizeOptions, statistics: CalibratedStatistics
+) -> Pass:
     if pass_class is LowerAttentionToOrt:
         return LowerAttentionToOrt(shape.max_position_embeddings)
     if issubclass(pass_class, QuantizeModel):
-        return pass_class(quantize)
+        return pass_class(quantize, statistics)
     return pass_class()
 
 
@@ -258,29 +266,34 @@ def _write(
         saved = artifact.save_graphs(graphs, data_name=data_name, progress=lambda n, total: say("writing", n, total))
         artifact.copy_auxiliary(origin.graph_path.parent)
         done.size_bytes = sum(s.file.size_bytes for s in saved) + sum(entry.size_bytes for entry in saved[0].data)
-        quantized = {
-            result.name: result.detail["quantized"] for result in done.results if result.detail.get("quantized")
-        }
         earlier = origin.manifest
         provenance = Provenance(
             target=done.target,
             shape=origin.shape,
             passes=(*(earlier.passes if earlier else ()), *(r.record() for r in done.results)),
-            quantization=_quantization(quantized, earlier),
+            quantization=_quantization(done.results, earlier),
             source=earlier.source if earlier else {"path": str(origin.graph_path)},
             config=origin.config,
         )
         artifact.stage(provenance)
         if options.verify == "full":
             done.agreement = compare_directories(origin.graph_path, artifact.path, say=say)
-            if not done.agreement.holds(quantized=bool(quantized)):
+            if not done.agreement.holds(quantized=bool(provenance.quantization)):
                 raise VerifyError(f"{done.agreement.summary()}; nothing was written")
             artifact.stage(replace(provenance, verification=done.agreement.record()))
         artifact.publish()
 
 
-def _quantization(quantized: dict[str, Any], earlier: Manifest | None) -> dict[str, Any]:
+def _quantization(results: Sequence[PassResult], earlier: Manifest | None) -> dict[str, Any]:
     """Return what the manifest says of quantized tensors: this run's, or what an earlier run did."""
-    if not quantized:
+    found = next((result for result in results if result.detail.get("quantized")), None)
+    if found is None:
         return earlier.quantization if earlier is not None else {}
-    return {"scheme": "+".join(quantized), "tensors": [tensor for tensors in quantized.values() for tensor in tensors]}
+    calibration = found.detail.get("calibration", {})
+    rotations = [result.detail["rotation"] for result in results if result.detail.get("rotation")]
+    return {
+        "scheme": found.name,
+        "tensors": found.detail["quantized"],
+        **({"calibration": calibration} if calibration else {}),
+        **({"rotation": rotations[0]} if rotations else {}),
+    }

@@ -19,11 +19,10 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from qcompile.errors import QuantError
-from qcompile.quant.algorithms import ALGORITHMS
+from qcompile.quant.algorithms import ALGORITHMS, NEEDS_HESSIAN
 
 Activations = Literal["float", "dynamic", "static"]
 GroupSize = int | Literal["channel"]
@@ -123,7 +122,8 @@ class QuantizeOptions:
         algorithm: See there.
         keep_float: Patterns of layers that stay float.
         layers: Values for some layers only; the last entry that matches wins, value by value.
-        calibration: Text to calibrate on, for algorithms and activations that need it; None takes the built-in set.
+        calibration: Text to calibrate on, for algorithms and activations that need it: a file, ``builtin``, or ``self``
+            for what the model writes.
     """
 
     bits: int | None = None
@@ -133,7 +133,7 @@ class QuantizeOptions:
     algorithm: str | None = None
     keep_float: tuple[str, ...] = ()
     layers: tuple[LayerOptions, ...] = ()
-    calibration: Path | None = None
+    calibration: str = "builtin"
 
     def scheme_for(self, names: Sequence[str], defaults: Sequence[LayerOptions]) -> LinearScheme | None:
         """Return what becomes of a projection, or None when it stays float.
@@ -159,6 +159,11 @@ class QuantizeOptions:
             return LinearScheme(**values)
         except QuantError as error:
             raise QuantError(f"{names[0]}: {error}") from None
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether an algorithm that was asked for looks at second moments of activations."""
+        return any(name in NEEDS_HESSIAN for name in (self.algorithm, *(layer.algorithm for layer in self.layers)))
 
     def asks_group_size(self, names: Sequence[str]) -> bool:
         """Whether the group size of a projection was given, and is not the pass's own choice."""
@@ -250,7 +255,7 @@ def _checked(key: str, value: Any, kind: type, where: str) -> Any:
     wanted = {"bits": int, "symmetric": bool}.get(key, str)
     if type(value) is not wanted:
         raise QuantError(f"{where}: {key} = {value!r}; wanted {_TYPE_NAMES[wanted]}")
-    return Path(str(value)) if key == "calibration" else value
+    return value
 
 
 _TYPE_NAMES = {int: "a number", bool: "true or false", str: "a text"}

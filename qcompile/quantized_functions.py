@@ -120,7 +120,7 @@ def _int8_product(scaling: str) -> str:
     return f"""
       scaled = Div (x32, {scaling})
       nearest = Round (scaled)
-      least = Constant <value = float {{-127.0}}> ()
+      least = Constant <value = float {{-128.0}}> ()
       most = Constant <value = float {{127.0}}> ()
       code = Clip (nearest, least, most)
       middle = Constant <value = float {{128.0}}> ()
@@ -177,7 +177,7 @@ LINEAR_W8A8 = FusedOp(
 
 LINEAR_W8A8_STATIC = FusedOp(
     "LinearW8A8Static",
-    # One step for all of x, found beforehand: code = clip(round(x / step), -127, 127). weight int8 [M, N], scales [N].
+    # One step for all of x, found beforehand: code = clip(round(x / step), -128, 127). weight int8 [M, N], scales [N].
     f"""LinearW8A8Static (x, weight, scales, step) => (y) {{
       x32 = Cast <to = 1> (x)
       step32 = Cast <to = 1> (step)

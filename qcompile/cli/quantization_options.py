@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -38,8 +37,8 @@ _OPTIONS = (
     ),
     click.option(
         "--calibration",
-        type=click.Path(path_type=Path, dir_okay=False, exists=True),
-        help="Text to calibrate on  [default: a built-in set]",
+        metavar="FILE|builtin|self",
+        help="Text to calibrate on: UTF-8 text or .jsonl, or what the model itself writes  [default: builtin]",
     ),
 )
 

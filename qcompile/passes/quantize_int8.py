@@ -4,8 +4,10 @@
     int8-dynamic    int8, one scale per token     LinearW8A8, one scale per output (W8A8)
     int8-static     int8, one calibrated scale    LinearW8A8Static, one scale per output (W8A8)
 
-In all three the embedding and the output head are W8A16: the head is bound by memory, not by arithmetic, when tokens are
-generated, and blocks of 128 cost 3 % more bytes than one scale per row and a third of the error.
+In all three the embedding, the output head and what follows the activation of a feed-forward (down_proj) are W8A16. The
+head is bound by memory, not by arithmetic, when tokens are generated; blocks of 128 cost 3 % more bytes than one scale per
+row and a third of the error. The inputs of down_proj are products of two projections, with outliers that no rotation of the
+residual stream reaches: measured on a 0.5B model, they are 70 % of what rounding all activations costs.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from qcompile.passes.quantize_model import QuantizeModel
-from qcompile.passes.quantize_projections import EMBEDDING, HEAD
+from qcompile.passes.quantize_projections import DOWN, EMBEDDING, HEAD
 from qcompile.quantize_options import LayerOptions
 
-_ENDS = (LayerOptions(HEAD, activations="float"), LayerOptions(EMBEDDING, activations="float"))
+_FLOAT_INPUTS = tuple(LayerOptions(name, activations="float") for name in (HEAD, EMBEDDING, DOWN))
 
 
 class QuantizeInt8(QuantizeModel):
@@ -32,7 +34,7 @@ class QuantizeInt8Dynamic(QuantizeModel):
 
     name = "int8-dynamic"
     summary = "projections -> int8 weights per channel, int8 activations per token (W8A8)"
-    defaults: ClassVar[tuple[LayerOptions, ...]] = (LayerOptions("*", bits=8, activations="dynamic"), *_ENDS)
+    defaults: ClassVar[tuple[LayerOptions, ...]] = (LayerOptions("*", bits=8, activations="dynamic"), *_FLOAT_INPUTS)
 
 
 class QuantizeInt8Static(QuantizeModel):
@@ -40,4 +42,4 @@ class QuantizeInt8Static(QuantizeModel):
 
     name = "int8-static"
     summary = "projections -> int8 weights per channel, int8 activations with calibrated scales (W8A8)"
-    defaults: ClassVar[tuple[LayerOptions, ...]] = (LayerOptions("*", bits=8, activations="static"), *_ENDS)
+    defaults: ClassVar[tuple[LayerOptions, ...]] = (LayerOptions("*", bits=8, activations="static"), *_FLOAT_INPUTS)

@@ -9,9 +9,9 @@ while the model is saved; with statistics (GPTQ and what else looks at activatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +27,20 @@ from qcompile.quant.scheme import InputStatistics, WeightScheme
 from qcompile.quantize_options import GROUP_SIZES, LayerOptions, LinearScheme, QuantizeOptions
 from qcompile.tensors import StreamedTensor
 
-Statistics = Callable[[Projection], InputStatistics]
+
+class Statistics(Protocol):
+    """What is known about the inputs of projections."""
+
+    def prepare(self, model: ir.Model) -> Any:
+        """Gather it for a float model, before anything in it is replaced."""
+
+    def __call__(self, projection: Projection) -> InputStatistics:
+        """Return it for one projection."""
+
+    def record(self) -> dict[str, Any]:
+        """Return where it comes from, for the manifest."""
+
+
 _SCALE_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 _INT8_MAX = 127
 
@@ -63,7 +76,9 @@ class QuantizeModel(Pass):
             raise QuantError(f"no layer is called '{unused[0]}'; there are, for example: {_examples(projections)}")
         tables: dict[tuple[ir.Value, LinearScheme], _Codes] = {}
         tensors = []
-        for projection, scheme in self._decide(projections, result):
+        decided = self._decide(projections, result)
+        self._prepare(context.model, decided, result)
+        for projection, scheme in decided:
             key = (projection.source, scheme)
             if key not in tables or scheme.activations != "float":
                 tables[key] = self._quantized(context.model.graph, projection, scheme)
@@ -87,6 +102,18 @@ class QuantizeModel(Pass):
             else:
                 decided[index] = scheme
         return [(projections[index], scheme) for index, scheme in decided.items()]
+
+    def _prepare(self, model: ir.Model, decided: Sequence[tuple[Projection, LinearScheme]], result: PassResult) -> None:
+        """Gather statistics if any scheme needs them."""
+        wanting = next(((p, s) for p, s in decided if _is_calibrated(s)), None)
+        if wanting is None:
+            return
+        projection, scheme = wanting
+        if self.statistics is None:
+            wanted = "static activations" if scheme.activations == "static" else scheme.algorithm
+            raise QuantError(f"{projection.name}: {wanted} needs calibration data, and there is none")
+        self.statistics.prepare(model)
+        result.detail["calibration"] = self.statistics.record()
 
     def _scheme(self, projection: Projection, tied: Sequence[LinearScheme | None]) -> LinearScheme | str:
         """Return the scheme of a projection, or why it stays float; `tied` are those of others with its weight."""
@@ -140,12 +167,11 @@ class QuantizeModel(Pass):
 
     def _statistics(self, projection: Projection, scheme: LinearScheme) -> InputStatistics | None:
         """Return what is known of the inputs, if the scheme needs it."""
-        if scheme.algorithm not in NEEDS_HESSIAN and scheme.activations != "static":
-            return None
-        if self.statistics is None:
-            wanted = scheme.algorithm if scheme.activations != "static" else "static activations"
-            raise QuantError(f"{projection.name}: {wanted} needs calibration data, and there is none")
-        return self.statistics(projection)
+        return self.statistics(projection) if self.statistics is not None and _is_calibrated(scheme) else None
+
+
+def _is_calibrated(scheme: LinearScheme) -> bool:
+    return scheme.algorithm in NEEDS_HESSIAN or scheme.activations == "static"
 
 
 def _blocked(graph: ir.Graph, pieces: QuantizedPieces, scheme: WeightScheme) -> _Codes:

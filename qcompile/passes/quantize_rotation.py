@@ -252,7 +252,8 @@ def _rotation_nodes(
     rows, width = 1 << rotation.power, len(rotation.block)
     kind = f"{rotation.size}.{'back' if back else 'forth'}"
     block = rotation.block.T if back else rotation.block
-    inner = named_constant(graph, f"rotation.block.{kind}", np.ascontiguousarray(block).astype(numpy_type))
+    # Of rank 3: a matrix would be taken for a projection, and quantized.
+    inner = named_constant(graph, f"rotation.block.{kind}", np.ascontiguousarray(block[None]).astype(numpy_type))
     outer = named_constant(graph, f"rotation.hadamard.{rotation.size}", _sylvester(rotation.power).astype(numpy_type))
     signs = named_constant(graph, f"rotation.signs.{rotation.size}", rotation.signs.astype(numpy_type))
     matrix_shape = named_constant(graph, f"rotation.shape.{rows}x{width}", np.array([0, 0, rows, width], np.int64))

@@ -21,7 +21,7 @@ def test_the_command_the_user_named(model, tmp_path):
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "qcompile.json").is_file()
     assert "fuse-attention" in result.output
-    assert "int8-weight" in result.output
+    assert "int8-dynamic" in result.output
 
 
 def test_default_output_is_beside_the_model(model):

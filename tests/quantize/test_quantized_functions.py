@@ -62,7 +62,7 @@ def test_static_activations_are_clipped():
     x = np.linspace(-3, 3, 2 * 32, dtype=np.float32).reshape(2, 32)
     step = np.array(0.01, np.float32)
     scales = np.array([0.5], np.float32)
-    wanted = np.clip(np.rint(x / step), -127, 127) @ codes.astype(np.float64) * step * scales
+    wanted = np.clip(np.rint(x / step), -128, 127) @ codes.astype(np.float64) * step * scales
     seen = call("LinearW8A8Static", {"x": x, "weight": codes, "scales": scales, "step": step})
     np.testing.assert_allclose(seen, wanted, rtol=1e-5)
     assert np.abs(x / step).max() > 127
