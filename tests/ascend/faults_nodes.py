@@ -121,7 +121,6 @@ NODE_FAULTS = [
         "EZ9999",
     ),
     Fault("window of 0", lambda: flash_attention(attributes="next_tokens="), "attention-window", ""),
-    Fault("no mask", lambda: flash_attention("q, k, v"), "attention-unmasked", ""),
     Fault(
         "fp16 mask",
         changed(flash_attention, lambda m: setattr(m.graph.input[3].type.tensor_type, "elem_type", 10)),

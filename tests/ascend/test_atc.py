@@ -1,5 +1,6 @@
 """`qcompile atc` with a stand-in for the compiler on PATH: command lines, resuming, failures, folders, manifest."""
 
+import ast
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from qcompile.ascend import atc_manifest
 from qcompile.cli.atc import command
 from qcompile.errors import AtcError
 from qcompile.runtime.manifest import Manifest, check_file
@@ -281,3 +283,16 @@ def test_missing_weights_are_one_line(model, cann):
     result = run(model)
     assert result.exit_code == 1
     assert "is missing" in str(result.exception)
+
+
+def test_the_script_beside_build_om_needs_python_3_7_only():
+    source = Path(atc_manifest.__file__).read_text(encoding="utf-8")
+    tree = ast.parse(source, feature_version=(3, 7))
+    imported = {
+        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
+    assert imported <= {"__future__", "hashlib", "json", "os", "sys", "typing", "collections.abc"}
+    methods = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not methods & {"removeprefix", "removesuffix", "is_relative_to", "readlink"}

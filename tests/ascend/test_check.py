@@ -16,7 +16,7 @@ from tests.ascend.faults import Fault, changed, input_dim
 from tests.ascend.faults_model import MODEL_FAULTS
 from tests.ascend.faults_nodes import NODE_FAULTS
 from tests.ascend.faults_quant import QUANT_FAULTS
-from tests.ascend.graphs import CLEAN, attention_layer, constants, norm_model, parsed, saved
+from tests.ascend.graphs import CLEAN, attention_layer, constants, flash_attention, norm_model, parsed, saved
 
 FAULTS = [*MODEL_FAULTS, *NODE_FAULTS, *QUANT_FAULTS]
 
@@ -111,6 +111,12 @@ def test_an_unknown_release_warns_and_uses_the_nearest(version, words, tmp_path)
     report = report_on(saved(norm_model(), tmp_path), cann=version)
     assert any(words in warning for warning in report.warnings)
     assert report.findings == ()
+
+
+def test_attention_without_a_mask_is_a_warning(tmp_path):
+    report = report_on(saved(flash_attention("q, k, v"), tmp_path))
+    assert report.findings == ()
+    assert any("without a mask" in warning for warning in report.warnings)
 
 
 def test_operators_that_are_only_likely_are_named(tmp_path):

@@ -62,17 +62,6 @@ def _attention_attributes(context: Context, node: Node) -> Iterator[Finding]:
                 wanted=str(_FULL_TOKENS),
                 cure="set it: 0 would mask everything but the diagonal's side",
             )
-    if node.input(4) is None and given.get("sparse_mode", 0) == 0:
-        yield about(
-            node,
-            "attention-unmasked",
-            "",
-            effect=WRONG,
-            certain=False,
-            seen="no mask and sparse_mode 0",
-            wanted="a mask, unless every query may see every key",
-            cure="connect a mask (True is masked)",
-        )
     yield from _attention_sizes(node, given.get("input_layout"))
 
 
@@ -170,6 +159,13 @@ def _mask_shape(node: Node, shape: Shape, sizes: tuple[int | None, int | None, i
         yield _attention_finding(
             node, "attention-mask", "EZ9999", f"mask {shape_text(shape)}", wanted, "one mask for all heads"
         )
+
+
+def is_unmasked(node: Node) -> bool:
+    """Whether every query sees every key: right for an encoder or a full cache, seldom for a decoder's prompt."""
+    if node.op != "NPUPromptFlashAttention":
+        return False
+    return node.input(4) is None and node.integer("sparse_mode", 0) == 0
 
 
 ATTENTION_RULES: tuple[NodeRule, ...] = (prompt_flash_attention,)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qcompile.ascend.chips import Cann, Chip, nearest_cann
-from qcompile.ascend.legality.attention_rules import ATTENTION_RULES
+from qcompile.ascend.legality.attention_rules import ATTENTION_RULES, is_unmasked
 from qcompile.ascend.legality.finding import Finding, Report
 from qcompile.ascend.legality.form_rules import FORM_MODEL_RULES, FORM_RULES
 from qcompile.ascend.legality.model_rules import MODEL_RULES
@@ -38,7 +38,7 @@ def check_model(path: Path, chip: Chip, cann: Cann, options: AtcOptions | None =
     view = GraphView(file, options.input_shapes)
     context = Context(view, chip, release, operator_table(), options)
     findings = tuple(_deduplicated(_findings(context)))
-    warnings = [*([warning] if warning else []), *_unsure_operators(context)]
+    warnings = [*([warning] if warning else []), *_unsure_operators(context), *_unmasked(context)]
     return Report(str(path), chip.name, str(release), findings, tuple(warnings), len(view.nodes))
 
 
@@ -66,3 +66,9 @@ def _unsure_operators(context: Context) -> Iterator[str]:
         names = [op.name for op in operators if op.support(context.cann) is support]
         if names:
             yield f"{words} to be parsed by CANN {context.cann}: {', '.join(names)}; `qcompile doctor` there tells"
+
+
+def _unmasked(context: Context) -> Iterator[str]:
+    names = [node.name for node in context.view.nodes if is_unmasked(node)]
+    if names:
+        yield f"{len(names)} NPUPromptFlashAttention without a mask let every query see every key, such as {names[0]}"
