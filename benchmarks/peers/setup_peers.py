@@ -26,16 +26,17 @@ TORCH = os.environ.get("QCOMPILE_TORCH")
 
 @dataclass(frozen=True)
 class Environment:
-    """What one virtual environment holds."""
+    """What one virtual environment holds: requirements, variables of their builds, and what is taken out again."""
 
     name: str
     requirements: tuple[str, ...]
     variables: dict[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
     @property
     def stamp(self) -> str:
         """Changes when what is to be installed changes."""
-        return hashlib.sha256(json.dumps([self.requirements, self.variables, TORCH]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.requirements, self.variables, self.without, TORCH]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def read_peers(path: Path) -> dict[str, Peer]:
     """Read peers.toml; the engine's environment has the engine's name."""
     record = tomllib.loads(path.read_text(encoding="utf-8"))
     environments = {
-        name: Environment(name, tuple(e["requirements"]), e.get("variables", {}))
+        name: Environment(name, tuple(e["requirements"]), e.get("variables", {}), tuple(e.get("without", ())))
         for name, e in record["environments"].items()
     }
     return {
@@ -145,6 +146,8 @@ def install(environment: Environment, python: Path, say: Callable[[str], None]) 
     for part in ([r for r in wanted if r.startswith("torch")], wanted):
         if part:
             run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *part], env=variables)
+    if environment.without:
+        run([str(python), "-m", "pip", "uninstall", "-q", "-y", *environment.without])
     stamp.write_text(environment.stamp, encoding="utf-8")
 
 

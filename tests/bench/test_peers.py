@@ -205,14 +205,16 @@ def test_environments_and_models_are_made_once(tmp_path, monkeypatch):
             (Path(command[1]) / "model.onnx").write_bytes(b"12345")
 
     monkeypatch.setattr(setup_peers, "run", made)
-    peer = Peer("y", "genai", Environment("y", ("torch==1", "y==1")), 8, (("convert", "{model}"),))
+    peer = Peer("y", "genai", Environment("y", ("torch==1", "y==1"), {}, ("z",)), 8, (("convert", "{model}"),))
     first = prepare(peer, tmp_path, tmp_path, lambda text: None)
     assert (first.problem, first.size_bytes) == ("", 5)
     assert commands[0][-1] == "torch==1+cpu"
     assert commands[1][-2:] == ["torch==1+cpu", "y==1"]
-    assert len(commands) == 3
+    assert commands[2][2:4] == ["pip", "uninstall"]
+    assert commands[2][-1] == "z"
+    assert len(commands) == 4
     assert prepare(peer, tmp_path, tmp_path, lambda text: None) == first
-    assert len(commands) == 3
+    assert len(commands) == 4
 
 
 def test_ours_without_a_model_says_so(tmp_path):
