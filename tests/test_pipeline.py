@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,18 +215,39 @@ def test_models_of_different_vocabularies_are_not_compared(qwen2, tmp_path):
         compare_directories(qwen2, other)
 
 
-def test_same_bytes_whatever_the_hash_seed(qwen2, tmp_path):
+def without_times(record):
+    """The record of a run without how long it took and where it was written."""
+    if isinstance(record, dict):
+        return {key: without_times(value) for key, value in record.items() if key not in {"seconds", "output"}}
+    return [without_times(value) for value in record] if isinstance(record, list) else record
+
+
+def test_same_bytes_and_report_whatever_the_hash_seed(qwen2, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from qcompile.pipeline import optimize, OptimizeOptions;"
-        "optimize(Path(sys.argv[1]), Path(sys.argv[2]), OptimizeOptions(('fuse', 'int8')))"
+        "import json, sys; from pathlib import Path; from qcompile.pipeline import optimize, OptimizeOptions;"
+        "report = optimize(Path(sys.argv[1]), Path(sys.argv[2]), OptimizeOptions(('fuse', 'int8')));"
+        "print(json.dumps(report.record()))"
     )
-    files = []
+    runs = []
     for seed in ("1", "2"):
         output = tmp_path / seed
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", code, str(qwen2), str(output)],
             env={**os.environ, "PYTHONHASHSEED": seed},
             check=True,
+            capture_output=True,
         )
-        files.append([(output / name).read_bytes() for name in ("model.onnx", "model.onnx.data")])
-    assert files[0] == files[1]
+        files = [(output / name).read_bytes() for name in ("model.onnx", "model.onnx.data")]
+        manifest = json.loads((output / "qcompile.json").read_text(encoding="utf-8"))
+        runs.append((files, without_times(json.loads(done.stdout)), without_times(manifest)))
+    assert runs[0] == runs[1]
+    assert runs[0][1]["passes"][0]["name"] == "inline-exporter-functions"
+
+
+@pytest.mark.parametrize("graph", ["qwen2-dynamo-sdpa", "qwen3-optimum"])
+def test_a_second_run_gives_the_same_bytes(tmp_path, graph):
+    source = Path(__file__).parent / "data" / "graphs" / f"{graph}.onnx"
+    reports = [optimize(source, tmp_path / name, OptimizeOptions()) for name in ("a", "b")]
+    for name in ("model.onnx", "model.onnx.data"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert without_times(reports[0].record()) == without_times(reports[1].record())
