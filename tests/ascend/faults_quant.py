@@ -10,6 +10,7 @@ from tests.ascend.graphs import (
     constants,
     dynamic_w8a8,
     ones,
+    packed_int4,
     packed_scale,
     parsed,
     plain_scale,
@@ -190,4 +191,11 @@ QUANT_FAULTS = [
         "EZ3002",
     ),
     Fault("deq_scale per row", changed(ascend_quant, replaced("deq", plain_scale(ones(8)))), "scale-shape", "E14001"),
+    Fault("packed int4 on 310P", packed_int4, "quant-types", "EZ3002", "310p3"),
+    Fault(
+        "packed int4 with scales of the packed width",
+        changed(packed_int4, replaced("scale", ones(2, 6))),
+        "scale-shape",
+        "E14001",
+    ),
 ]

@@ -145,6 +145,15 @@ def weight_only(group: int = 32, inner: int = 64) -> onnx.ModelProto:
     return constants(model, w=ones(inner, 48, dtype=np.int8), scale=ones(groups, 48))
 
 
+def packed_int4() -> onnx.ModelProto:
+    """Weight-only with eight 4-bit weights in an int32."""
+    model = weight_only()
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != "w"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return constants(model, w=ones(64, 6, dtype=np.int32))
+
+
 def flash_attention(inputs: str = "q, k, v, pse, mask", attributes: str = "") -> onnx.ModelProto:
     given = {"num_heads": "4", "input_layout": '"BNSD"', "num_key_value_heads": "2"}
     given |= {"pre_tokens": "2147483647", "next_tokens": "2147483647"}
@@ -165,5 +174,6 @@ CLEAN = {
     "static w8a8": static_w8a8,
     "AscendQuant": ascend_quant,
     "weight only": weight_only,
+    "packed int4": packed_int4,
     "flash attention": flash_attention,
 }

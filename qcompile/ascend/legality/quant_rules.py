@@ -9,7 +9,7 @@ import numpy as np
 from qcompile.ascend.legality.finding import Finding
 from qcompile.ascend.legality.rule import REFUSED, SLOW, WRONG, Context, NodeRule, about, shape_text
 from qcompile.ascend.legality.types import GE_DTYPES
-from qcompile.ascend.legality.view import Node, Value
+from qcompile.ascend.legality.view import Node, Shape, Value
 
 _MAX_DIM = 65535
 _WEIGHT_ONLY = frozenset({"NPUWeightQuantBatchMatmulV2", "WeightQuantBatchMatmulV2"})
@@ -108,7 +108,7 @@ def weight_only(context: Context, node: Node) -> Iterator[Finding]:
         return
     x, weight, scale = node.input(0), node.input(1), node.input(2)
     group = node.attributes.get("antiquant_group_size", 0)
-    shape = weight.shape if weight is not None else None
+    shape = _unpacked_shape(weight)
     if isinstance(group, int) and (group % 32 or (shape and shape[0] is not None and group >= shape[0] > 0)):
         inner = shape[0] if shape else None
         wanted = f"0 or a multiple of 32 below K{'' if inner is None else f' = {inner}'}"
@@ -122,9 +122,24 @@ def weight_only(context: Context, node: Node) -> Iterator[Finding]:
             yield _limit(
                 node, "quant-dimension", f"weight {shape_text(shape)}", f"at most {_MAX_DIM}", "leave it in fp16"
             )
-    if context.chip.family == "310P" and weight is not None and weight.dtype == "i4":
-        yield _types(node, "weight i4 on 310P", "i8", "quantize to 8 bits for this chip")
-    yield from _group_scales(node, shape, scale, group)
+    if context.chip.family == "310P" and weight is not None and weight.dtype in {"i4", "i32"}:
+        yield _types(node, f"weight {weight.dtype} on 310P", "i8", "quantize to 8 bits for this chip")
+    yield from _group_scales(node, _unpacked_shape(weight), scale, group)
+
+
+def _unpacked_shape(weight: Value | None) -> Shape | None:
+    """Eight 4-bit weights are packed into an int32."""
+    shape = weight.shape if weight is not None else None
+    if weight is None or weight.dtype != "i32" or not shape or shape[-1] is None:
+        return shape
+    return (*shape[:-1], shape[-1] * 8)
+
+
+def _unpacked_shape(weight: Value | None) -> object:
+    """Return [K,N] of a weight; int32 words hold eight codes of 4 bits along N."""
+    if weight is None or weight.shape is None or weight.dtype != "i32" or None in weight.shape[-1:]:
+        return weight.shape if weight is not None else None
+    return (*weight.shape[:-1], 8 * int(weight.shape[-1] or 0))
 
 
 def _group_scales(node: Node, weight: object, scale: Value | None, group: object) -> Iterator[Finding]:
