@@ -64,7 +64,7 @@ def judge_all(
         finally:
             for future in waiting:
                 future.cancel()
-        if waiting:
+        if waiting or is_interrupted():
             raise KeyboardInterrupt
 
 
