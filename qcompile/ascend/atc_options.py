@@ -151,7 +151,12 @@ def _precision(view: GraphView, extra: Mapping[str, str]) -> dict[str, str]:
     if "precision_mode" in extra or "precision_mode_v2" in extra:
         return {}
     if any(node.op in _QUANT for node in view.nodes):
-        return {"precision_mode": "force_fp16"}  # the other modes are excluded for these operators
+        # the modes that keep types are excluded for these operators; this one leaves float32 norms and sums alone
+        interior = (
+            value for node in view.nodes for value in node.outputs if value is not None and not value.is_foldable
+        )
+        has_float32 = any(value.dtype == "f32" for value in interior)
+        return {"precision_mode": "allow_fp32_to_fp16" if has_float32 else "force_fp16"}
     is_typed = any(value.dtype in {"f16", "bf16"} for value in view.values.values())
     return {"precision_mode": "must_keep_origin_dtype" if is_typed else "allow_fp32_to_fp16"}
 

@@ -13,6 +13,13 @@ from tests.ascend.graphs import ascend_quant, attention_layer, dynamic_w8a8, nor
 from tests.ascend.test_atc import CHIP, calls_of, run
 
 
+def quantized_with_a_float32_norm():
+    model = ascend_quant()
+    model.graph.node.add(op_type="Cast", input=["x"], output=["wide"]).attribute.add(name="to", type="INT", i=1)
+    model.graph.value_info.add(name="wide").type.tensor_type.elem_type = 1
+    return model
+
+
 @pytest.mark.parametrize(
     ("build", "flags"),
     [
@@ -21,6 +28,7 @@ from tests.ascend.test_atc import CHIP, calls_of, run
         (weight_only, "--precision_mode=must_keep_origin_dtype"),
         (attention_layer, "--precision_mode=must_keep_origin_dtype"),
         (ascend_quant, "--precision_mode=force_fp16"),
+        (quantized_with_a_float32_norm, "--precision_mode=allow_fp32_to_fp16"),
         (lambda: parsed("y = Add (x, x)", "float[1,2] x", "float[1,2] y"), "--precision_mode=allow_fp32_to_fp16"),
         (lambda: parsed("y = Add (x, s)", "float16[1,2] x, float16 s", "float16[1,2] y"), "--input_shape=x:1,2;s:"),
     ],
