@@ -190,7 +190,7 @@ class _Run:
             groups={name: Summary.of(scores) for name, scores in groups.items()},
             scores=everything,
             greedy=greedy,
-            layers=self._layers(),
+            layers=self._layers(float(everything.kl.mean())),
             worst=[w for _, _, w in sorted(self.worst, key=lambda item: -item[0])],
             notes=self.notes,
         )
@@ -265,10 +265,11 @@ class _Run:
             done.append(greedy_agreement(self.scorers[0], self.scorers[1], prompt, limit, self.reader.ends, chunk))
         return done
 
-    def _layers(self) -> LayerReport:
+    def _layers(self, mean_kl: float) -> LayerReport:
         reasons = [f"{s.model.name}: {s.graph.stream_reason}" for s in self.scorers if s.graph.stream_reason]
         reason = "; ".join(reasons) if self.options.with_layers else "left out"
-        return self.meter.report(reason, is_half=any(m.manifest.graph().io.dtype != "float32" for m in self.models))
+        is_half = any(m.manifest.graph().io.dtype != "float32" for m in self.models)
+        return self.meter.report(reason, is_half=is_half, mean_kl=mean_kl)
 
     def _text_record(self, total: int) -> dict[str, Any]:
         return {

@@ -12,6 +12,8 @@ import numpy.typing as npt
 FLOAT_LIMIT = 1e-3
 HALF_LIMIT = 3e-2
 PARTS = ("attention", "mlp")
+# Unrelated vectors of one length differ by sqrt(2) of it
+_UNRELATED, _RELATED_KL = 1.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,19 @@ class LayerMeter:
             self._largest[i] = max(self._largest[i], float(difference.max()))
         self._count += len(reference[0]) - first
 
-    def report(self, reason: str, *, is_half: bool) -> LayerReport:
-        """Return what was gathered."""
+    def report(self, reason: str, *, is_half: bool, mean_kl: float) -> LayerReport:
+        """Return what was gathered.
+
+        Models that say the same things out of hidden states that have nothing in common carry them in different bases.
+        """
         blocks = tuple(
             HalfBlock(i // 2, PARTS[i % 2], float(self._sums[i] / max(self._count, 1)), float(self._largest[i]))
             for i in range(len(self._sums))
         )
-        return LayerReport(blocks, reason, HALF_LIMIT if is_half else FLOAT_LIMIT)
+        limit = HALF_LIMIT if is_half else FLOAT_LIMIT
+        if blocks and blocks[0].mean_difference > _UNRELATED and mean_kl < _RELATED_KL:
+            return LayerReport((), "the two carry their hidden states in different bases", limit)
+        return LayerReport(blocks, reason, limit)
 
 
 def relative_differences(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

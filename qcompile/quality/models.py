@@ -16,6 +16,7 @@ from qcompile.errors import QualityError
 from qcompile.export.export_checkpoint import export_checkpoint
 from qcompile.fetch import cache_directory
 from qcompile.model_shape import describe_model
+from qcompile.quant.hadamard import Rotation, hadamard_rotation
 from qcompile.runtime.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -67,6 +68,14 @@ class OpenedModel:
         """Return the tokens that end an answer."""
         generation = read_json_file(self.graph_path.parent, self.manifest, "generation_config.json")
         return set(end_ids((generation, self.manifest.config), tokenizer))
+
+    def rotation(self, size: int) -> Rotation | None:
+        """Return the rotation that `rotate-residual` folded into the weights, if the manifest tells of one of this size."""
+        for entry in self.manifest.passes:
+            told = (entry.get("detail") or {}).get("rotation") if entry.get("rewrites") else None
+            if isinstance(told, dict) and told.get("size") == size and type(told.get("seed")) is int:
+                return hadamard_rotation(size, abs(told["seed"]))
+        return None
 
     def record(self) -> dict[str, Any]:
         """Return JSON-ready data."""

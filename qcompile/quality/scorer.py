@@ -18,6 +18,7 @@ import onnxruntime
 from qcompile.errors import QualityError
 from qcompile.quality.models import OpenedModel
 from qcompile.quality.scoring_graph import ScoringGraph, scoring_graph
+from qcompile.quant.hadamard import Rotation
 from qcompile.runtime.ort_graph import BFLOAT16, FLOAT, FLOAT16, ElementType, one_line, view
 
 _PAST = "past_key_values."
@@ -39,7 +40,7 @@ class Scored:
 
     Attributes:
         logits: float32 [S, V]. Valid until the next call.
-        stream: One float32 [S, D] per name of `ScoringGraph.stream`.
+        stream: One float32 [S, D] per name of `ScoringGraph.stream`, a rotation of the stream undone.
     """
 
     logits: npt.NDArray[np.float32]
@@ -74,6 +75,7 @@ class Scorer:
         self._check_names()
         self.is_shared = "seqlens_k" in self._inputs
         self._wanted = ["logits", *graph.stream, *self._present]
+        self._rotations: dict[int, Rotation | None] = {}
         self.capacity = capacity
         self.length = 0
         self._cache = [self._empty(name) for name in self._past]
@@ -141,7 +143,15 @@ class Scorer:
         self.length += len(ids)
         logits = self._floats(values[0], "logits")
         stream = [self._floats(v, n) for v, n in zip(values[1:], self.graph.stream, strict=False)]
-        return Scored(logits.reshape(-1, logits.shape[-1]), [a.reshape(-1, a.shape[-1]) for a in stream])
+        return Scored(logits.reshape(-1, logits.shape[-1]), [self._unrotated(a) for a in stream])
+
+    def _unrotated(self, hidden: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return hidden states [S, D] in the basis of the checkpoint, whatever basis the graph carries them in."""
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        if rows.shape[-1] not in self._rotations:
+            self._rotations[rows.shape[-1]] = self.model.rotation(rows.shape[-1])
+        rotation = self._rotations[rows.shape[-1]]
+        return rows if rotation is None else rotation.undo(rows)
 
     def _feeds(self, ids: npt.NDArray[np.int64]) -> dict[str, Any]:
         total = self.length + len(ids)

@@ -175,6 +175,20 @@ def test_quantized_weights_cost_something(tiny, tmp_path):
     assert json.loads(json.dumps(record, allow_nan=False))["other"]["quantization"]
 
 
+def test_a_rotated_model_is_compared_in_the_checkpoints_basis(tiny, tmp_path):
+    """`int8` rotates the residual stream: with the manifest the layers still compare, without it the report says why not."""
+    report = optimize_tiny(tiny, tmp_path / "rotated", "fuse", "rotate-residual")
+    assert report.count("rotate-residual") == 1
+    seen = compare_models(tiny, tmp_path / "rotated", QUICK)
+    assert seen.overall.mean_kl < 1e-7
+    assert len(seen.layers.blocks) == 2 * LAYERS
+    assert seen.layers.first_divergence is None
+    (tmp_path / "rotated" / "qcompile.json").unlink()
+    seen = compare_models(tiny, tmp_path / "rotated", QUICK)
+    assert seen.layers.blocks == ()
+    assert seen.layers.reason == "the two carry their hidden states in different bases"
+
+
 def test_greedy_answers_are_followed_to_the_first_difference(tiny, tmp_path):
     other = export_tiny(tmp_path, num_hidden_layers=LAYERS, rope_theta=3.0, rms_norm_eps=0.5)
     report = compare_models(tiny, other, CompareOptions(num_tokens=20, greedy_tokens=24))
