@@ -28,6 +28,7 @@ from qcompile.ascend.lowering.lower import AscendOptions, lower_model
 from qcompile.calibration.provide import CalibratedStatistics, TextSource
 from qcompile.errors import PassError, UnsupportedOpError, VerifyError
 from qcompile.fusion_counts import expected_counts, missing_fusions
+from qcompile.loaded_model import LoadedModel, inspect_loaded
 from qcompile.model_shape import describe_any, is_decoder, model_io_of
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection, op_histogram
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
@@ -87,6 +88,7 @@ class OptimizeReport:
     ops_before: dict[str, int] = field(default_factory=dict)
     ops_after: dict[str, int] = field(default_factory=dict)
     agreement: Agreement | None = None
+    loaded: LoadedModel | None = None
     size_bytes: int = 0
     ascend: dict[str, Any] = field(default_factory=dict)
 
@@ -106,6 +108,7 @@ class OptimizeReport:
             "ops_before": self.ops_before,
             "ops_after": self.ops_after,
             "verification": self.agreement.record() if self.agreement is not None else {},
+            "loaded": self.loaded.record() if self.loaded is not None else {},
             "size_bytes": self.size_bytes,
             "ascend": self.ascend,
         }
@@ -281,6 +284,11 @@ def _write(
             if not done.agreement.holds(quantized=bool(provenance.quantization)):
                 raise VerifyError(f"{done.agreement.summary()}; nothing was written")
             artifact.stage(replace(provenance, verification=done.agreement.record()))
+        runs_here = target_named(done.target).runs_here and graphs[0][0].role == "decoder"
+        if provenance.quantization and options.verify != "off" and runs_here:
+            say("loading what was written", 0, 0)
+            done.loaded = inspect_loaded(artifact.path)
+            done.warnings += done.loaded.warnings()
         artifact.publish()
 
 

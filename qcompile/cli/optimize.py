@@ -114,8 +114,14 @@ def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> 
         console.print(f"{name}: {graph['kernels']} kernels by estimate, {graph['kernels_per_layer']} in a layer")
     for warning in done.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
+    _print_totals(done, console, dry_run=dry_run)
+
+
+def _print_totals(done: OptimizeReport, console: Console, *, dry_run: bool) -> None:
     if done.agreement is not None:
         console.print(f"whole model: {done.agreement.summary()}")
+    if done.loaded is not None:
+        console.print(f"loaded by ONNX Runtime: {done.loaded.summary()}", soft_wrap=True)
     nodes = f"{sum(done.ops_before.values())} → {sum(done.ops_after.values())} nodes"
     if dry_run:
         console.print(f"dry run for target {done.target}: {nodes}; nothing was written", soft_wrap=True)

@@ -53,6 +53,10 @@ class _Codes:
     values: list[ir.Value]
     attributes: dict[str, int] = field(default_factory=dict)
 
+    def operator(self, projection: Projection) -> str:
+        """Return the operator that stands for a projection."""
+        return ("Embedding" if projection.is_lookup else "Linear") + self.suffix
+
 
 class QuantizeModel(Pass):
     """A quantization scheme.
@@ -83,7 +87,7 @@ class QuantizeModel(Pass):
             if key not in tables or scheme.activations != "float":
                 tables[key] = self._quantized(context.model.graph, projection, scheme)
             _replace(context.model.graph, projection, tables[key])
-            tensors.append(_record(projection, scheme))
+            tensors.append(_record(projection, scheme, tables[key]))
             result.rewrites += 1
         result.detail["quantized"] = tensors
         if result.rewrites:
@@ -213,8 +217,9 @@ def _initializer(graph: ir.Graph, tensor: StreamedTensor) -> ir.Value:
 
 def _replace(graph: ir.Graph, projection: Projection, codes: _Codes) -> None:
     node = projection.node
-    kind, x = ("Embedding", node.inputs[1]) if projection.is_lookup else ("Linear", node.inputs[0])
-    new = ir.node(kind + codes.suffix, [x, *codes.values], codes.attributes, domain=DOMAIN, name=node.name)
+    x = node.inputs[1] if projection.is_lookup else node.inputs[0]
+    inputs = [x, *codes.values]
+    new = ir.node(codes.operator(projection), inputs, codes.attributes, domain=DOMAIN, name=node.name)
     old, new_nodes, output = node.outputs[0], [new], new.outputs[0]
     output.type, output.shape = old.type, old.shape
     if node.op_type == "Linear":
@@ -226,9 +231,10 @@ def _replace(graph: ir.Graph, projection: Projection, codes: _Codes) -> None:
     graph.opset_imports.setdefault(DOMAIN, DOMAIN_VERSION)
 
 
-def _record(projection: Projection, scheme: LinearScheme) -> dict[str, Any]:
+def _record(projection: Projection, scheme: LinearScheme, codes: _Codes) -> dict[str, Any]:
     return {
         "name": projection.name,
+        "operator": codes.operator(projection),
         "weight": projection.source.name,
         "shape": [projection.num_outputs, projection.num_inputs],
         "bits": scheme.bits,
