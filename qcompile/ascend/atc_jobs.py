@@ -83,7 +83,7 @@ class Build:
 
 
 def plan_build(
-    path: Path, chip: Chip, extra: Mapping[str, str], host_cpu: str = "", *, base: int = _BASE_BYTES
+    path: Path, chip: Chip, extra: Mapping[str, str], host_cpu: str = "", *, with_keys: bool = True
 ) -> Build:
     """Compose every job of a model.
 
@@ -92,7 +92,7 @@ def plan_build(
         chip: Target.
         extra: Further flags of ATC.
         host_cpu: aarch64 or x86_64; this machine's when empty.
-        base: Memory of ATC without weights.
+        with_keys: Whether graphs and weights are hashed; a dry run needs no keys.
 
     Raises:
         AtcError: Flags exclude each other, names collide, buckets do not fit the chip, the tokenizer does not fit the model.
@@ -104,7 +104,7 @@ def plan_build(
     cpu = host_cpu or ("x86_64" if platform.machine().lower() in {"x86_64", "amd64"} else "aarch64")
     invocation = Invocation(chip, cpu, len(graphs) > 1, extra)
     hashes: dict[Path, str] = {}
-    jobs = tuple(_job(view, invocation, hashes, base) for view in views)
+    jobs = tuple(_job(view, invocation, hashes if with_keys else None) for view in views)
     manifest = Manifest.load(directory) if path.is_dir() and (directory / MANIFEST_NAME).is_file() else None
     _refuse_what_does_not_fit(jobs, chip)
     if manifest is not None:
@@ -112,7 +112,7 @@ def plan_build(
     return Build(directory, chip, cpu, jobs, manifest)
 
 
-def _job(view: GraphView, invocation: Invocation, hashes: dict[Path, str], base: int) -> Job:
+def _job(view: GraphView, invocation: Invocation, hashes: dict[Path, str] | None) -> Job:
     graph = view.file.path
     data = view.file.data_files()
     for name in data:
@@ -120,10 +120,6 @@ def _job(view: GraphView, invocation: Invocation, hashes: dict[Path, str], base:
             raise AtcError(f"{graph}: its weights are in '{name}'; ATC and the build folder want them beside the model")
     stem = graph.name.removesuffix(".onnx")
     arguments = compose(view, graph.name, f"{WORK_FOLDER}/{stem}/{stem}", invocation)
-    digest = hashlib.sha256(json.dumps(arguments).encode())
-    for file in (graph, *(graph.parent / name for name in sorted(data))):
-        hashes.setdefault(file, sha256_of(file))
-        digest.update(hashes[file].encode())
     ports = [*view.inputs, *view.outputs]
     device = sum(tensor_bytes(value.shape or (), value.dtype) for value in ports)
     weights = weight_bytes(view)
@@ -133,11 +129,20 @@ def _job(view: GraphView, invocation: Invocation, hashes: dict[Path, str], base:
         graph=graph.name,
         data=tuple(sorted(data)),
         arguments=tuple(arguments),
-        key=digest.hexdigest(),
-        memory_bytes=base + _WEIGHT_FACTOR * weights,
+        key="" if hashes is None else _key([graph, *(graph.parent / name for name in sorted(data))], arguments, hashes),
+        memory_bytes=_BASE_BYTES + _WEIGHT_FACTOR * weights,
         device_bytes=device,
         weight_bytes=weights,
     )
+
+
+def _key(files: Sequence[Path], arguments: Sequence[str], hashes: dict[Path, str]) -> str:
+    digest = hashlib.sha256(json.dumps(list(arguments)).encode())
+    for file in files:
+        if file not in hashes:
+            hashes[file] = sha256_of(file)  # weights are shared: each file is read once
+        digest.update(hashes[file].encode())
+    return digest.hexdigest()
 
 
 def check_jobs(build: Build, cann: Cann) -> list[Report]:

@@ -58,7 +58,7 @@ def command(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     install = find_cann()
     chip = target_chip(model, soc_version)
-    build = plan_build(model, chip, parse_extra_flags(flags), host_cpu or "")
+    build = plan_build(model, chip, parse_extra_flags(flags), host_cpu or "", with_keys=not dry_run)
     if not skip_check:
         _refuse_illegal(console, check_jobs(build, _release(console, cann, install)))
     if dry_run:

@@ -124,7 +124,7 @@ def weight_only(context: Context, node: Node) -> Iterator[Finding]:
             )
     if context.chip.family == "310P" and weight is not None and weight.dtype in {"i4", "i32"}:
         yield _types(node, f"weight {weight.dtype} on 310P", "i8", "quantize to 8 bits for this chip")
-    yield from _group_scales(node, _unpacked_shape(weight), scale, group)
+    yield from _group_scales(node, shape, scale, group)
 
 
 def _unpacked_shape(weight: Value | None) -> Shape | None:
@@ -133,13 +133,6 @@ def _unpacked_shape(weight: Value | None) -> Shape | None:
     if weight is None or weight.dtype != "i32" or not shape or shape[-1] is None:
         return shape
     return (*shape[:-1], shape[-1] * 8)
-
-
-def _unpacked_shape(weight: Value | None) -> object:
-    """Return [K,N] of a weight; int32 words hold eight codes of 4 bits along N."""
-    if weight is None or weight.shape is None or weight.dtype != "i32" or None in weight.shape[-1:]:
-        return weight.shape if weight is not None else None
-    return (*weight.shape[:-1], 8 * int(weight.shape[-1] or 0))
 
 
 def _group_scales(node: Node, weight: object, scale: Value | None, group: object) -> Iterator[Finding]:
