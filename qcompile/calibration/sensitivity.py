@@ -65,6 +65,7 @@ class Sensitivity:
         schemes: Label to scheme, the one that hurts most first.
         findings: Tensor to its findings, in the order of the schemes.
         float_bytes: What each tensor takes as it is.
+        names: What each tensor may be called in a pattern.
         num_tokens: Tokens of the rows.
         num_positions: Positions whose distributions were compared.
     """
@@ -72,11 +73,12 @@ class Sensitivity:
     schemes: Mapping[str, LinearScheme]
     findings: Mapping[str, tuple[Finding, ...]]
     float_bytes: Mapping[str, int]
+    names: Mapping[str, tuple[str, ...]]
     num_tokens: int
     num_positions: int
 
     def ranking(self) -> list[Finding]:
-        """Return what the first scheme does to each tensor, the worst first."""
+        """Return what its coarsest scheme does to each tensor, the worst first."""
         return sorted((own[0] for own in self.findings.values()), key=lambda f: -f.divergence)
 
     def checks(self) -> list[Finding]:
@@ -92,10 +94,13 @@ class Sensitivity:
                 found[name].append(Choice(FLOAT, self.float_bytes[name], 0.0))
         return found
 
-    def layer_options(self, allocation: Allocation) -> tuple[tuple[LayerOptions, ...], tuple[str, ...]]:
-        """Return an allocation as the options of a quantization pass: `layers`, and `keep_float`."""
+    def layer_options(
+        self, allocation: Allocation, tensors: Sequence[str]
+    ) -> tuple[tuple[LayerOptions, ...], tuple[str, ...]]:
+        """Return what was chosen for some tensors as the options of a quantization pass: `layers`, and `keep_float`."""
         layers, kept = [], []
-        for name, label in allocation.labels().items():
+        for name in tensors:
+            label = allocation.chosen[name].label
             if label == FLOAT:
                 kept.append(glob.escape(name))
                 continue
@@ -111,8 +116,10 @@ class Sensitivity:
         columns = ["tensor", *(f"KL, {label}" for label in labels), *(["chosen"] if allocation else [])]
         rows = []
         for worst in self.ranking():
-            cells = [worst.tensor]
-            cells += [f"{f.divergence:.2e}{'' if f.is_measured else ' est.'}" for f in self.findings[worst.tensor]]
+            own = {
+                f.label: f"{f.divergence:.2e}{'' if f.is_measured else ' est.'}" for f in self.findings[worst.tensor]
+            }
+            cells = [worst.tensor, *(own.get(label, "–") for label in labels)]
             if allocation:
                 cells.append(allocation.chosen[worst.tensor].label)
             rows.append(cells)
@@ -124,8 +131,7 @@ class Sensitivity:
         for finding in self.ranking()[:_SHOWN]:
             chosen = f" → {allocation.chosen[finding.tensor].label}" if allocation else ""
             bars.append(Bar(finding.tensor[-30:], finding.divergence, f"{finding.divergence:.1e}{chosen}"))
-        first = next(iter(self.schemes))
-        return bar_plot(f"KL of one tensor in {first}", bars, unit="nats per token")
+        return bar_plot("KL when one tensor is quantized, in its coarsest scheme", bars, unit="nats per token")
 
     def record(self, allocation: Allocation | None = None) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -172,6 +178,7 @@ def measure_sensitivity(
         run.schemes,
         findings,
         {tensor.name: tensor.size_bytes(None) for tensor in trials.tensors},
+        {tensor.name: tuple(name for use in tensor.uses for name in use.names) for tensor in trials.tensors},
         sum(map(len, trials.rows)),
         trials.num_positions,
     )
@@ -236,7 +243,7 @@ class _Measuring:
         self.tensors = {tensor.name: tensor for tensor in trials.tensors}
 
     def findings(self, tensor: Tensor) -> tuple[Finding, ...]:
-        first, *others = self.schemes
+        first, *others = self._fitting(tensor)
         measured = self._measured(tensor, first)
         found = [measured]
         is_linear = not any(use.is_lookup for use in tensor.uses)
@@ -249,6 +256,22 @@ class _Measuring:
             size_bytes = tensor.size_bytes(self.schemes[label])
             found.append(Finding(tensor.name, label, size_bytes, measured.divergence * share, is_measured=False))
         return tuple(found)
+
+    def _fitting(self, tensor: Tensor) -> list[str]:
+        """Return the labels of the schemes that a tensor can take."""
+        is_looked_up = any(use.is_lookup for use in tensor.uses)
+        fitting = [
+            label
+            for label, s in self.schemes.items()
+            if (s.group_size == "channel" or tensor.shape[1] % s.group_size == 0)
+            and not (is_looked_up and s.activations != "float")
+        ]
+        if not fitting:
+            raise QuantError(
+                f"sensitivity: none of {', '.join(self.schemes)} fits '{tensor.name}' of shape {list(tensor.shape)}; "
+                "give one with float activations and a group size that divides its inputs"
+            )
+        return fitting
 
     def check(self, findings: dict[str, tuple[Finding, ...]], count: int) -> None:
         """Measure some of the estimates, evenly over their sizes, and put the measurements in their place."""

@@ -1,0 +1,180 @@
+"""Let a quantization pass choose its scheme per layer: for a quality, or for a size.
+
+    decision = decide(model, text, candidates, Goal(quality=0.01))
+    options = decision.apply(options)                 layers and keep_float, for the pass that follows
+    decision.record()                                 for the report; decision.page().write(path) for the chart
+
+Which layers are hard comes out of the measurement; no layer is named here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompile.calibration.calibrate import CalibrationSettings
+from qcompile.calibration.provide import TextSource
+from qcompile.calibration.runner import Say
+from qcompile.calibration.sensitivity import Sensitivity, choose, measure_sensitivity
+from qcompile.calibration.trial import Trials
+from qcompile.errors import QuantError
+from qcompile.quant.allocation import Allocation
+from qcompile.quantize_options import LinearScheme, QuantizeOptions
+from qcompile.report.chart_file import ChartFile, Table
+
+# Few rows and short ones: a hundred tensors are each a run of the model.
+TRIAL_SETTINGS = CalibrationSettings(num_tokens=384, row_length=96, with_hessians=False)
+_POSITIONS = 128
+_SHARE_OF_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What to reach; exactly one of the two.
+
+    Attributes:
+        quality: Mean KL(float || quantized) in nats per token, on the calibration text.
+        size_mb: Megabytes of all weights together (10^6 bytes), those that stay float among them.
+
+    Raises:
+        QuantError: None or both are given, or one is not positive.
+    """
+
+    quality: float | None = None
+    size_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.quality, self.size_mb) if value is not None]
+        if len(given) != 1 or not given[0] > 0:
+            raise QuantError(
+                f"quality = {self.quality}, size = {self.size_mb}: give one of them, a positive number: a KL in nats per "
+                "token such as 0.01, or megabytes"
+            )
+
+    def describe(self) -> str:
+        """Return it in words."""
+        return f"KL of {self.quality:g} at most" if self.quality is not None else f"{self.size_mb:g} MB at most"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was measured and chosen.
+
+    Attributes:
+        goal: What was to be reached.
+        sensitivity: What each tensor costs in each scheme.
+        allocation: The scheme of each tensor.
+        other_bytes: Weights that no scheme is for: norms, biases, tables.
+        source: The text it was measured on.
+    """
+
+    goal: Goal
+    sensitivity: Sensitivity
+    allocation: Allocation
+    other_bytes: int
+    source: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all weights."""
+        return self.allocation.size_bytes + self.other_bytes
+
+    def apply(self, options: QuantizeOptions) -> QuantizeOptions:
+        """Return the options of a pass with the choice in them.
+
+        Layers that the user gave options of their own are left to those, whatever that does to the goal.
+        """
+        given = [layer for layer in options.layers if layer.pattern != "*"]
+        free = [name for name, names in self.sensitivity.names.items() if not any(g.matches(names) for g in given)]
+        layers, kept = self.sensitivity.layer_options(self.allocation, free)
+        return replace(options, layers=(*layers, *options.layers), keep_float=(*kept, *options.keep_float))
+
+    def record(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return {
+            "goal": {"quality": self.goal.quality, "size_mb": self.goal.size_mb},
+            "source": self.source,
+            "size_bytes": self.size_bytes,
+            **self.sensitivity.record(self.allocation),
+        }
+
+    def summary(self) -> str:
+        """Return one line: the goal, what was reached, how many layers got what."""
+        labels = list(self.allocation.labels().values())
+        counts = ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
+        return (
+            f"{self.goal.describe()}: {self.size_bytes / 1e6:.1f} MB at a measured KL of {self.allocation.measured:.2g} "
+            f"({counts})"
+        )
+
+    def page(self) -> ChartFile:
+        """Return the ranking and the choice as tables and a chart."""
+        measured = self.allocation.measured
+        cards = [
+            ("Goal", self.goal.describe()),
+            ("Weights", f"{self.size_bytes / 1e6:.1f} MB"),
+            ("KL, measured", "" if measured is None else f"{measured:.2e}"),
+            ("KL, sum of single tensors", f"{self.allocation.divergence:.2e}"),
+        ]
+        tables = [self.sensitivity.table(self.allocation), self._checks()]
+        notes = [
+            f"Measured on {self.sensitivity.num_tokens} tokens of '{self.source}', {self.sensitivity.num_positions} positions.",
+            "'est.': from the squared error of the tensor's own outputs and its one measured KL.",
+        ]
+        chart = self.sensitivity.chart(self.allocation)
+        return ChartFile("qcompile", "What quantizing each tensor costs", cards, [chart], tables, notes)
+
+    def write_page(self, path: Path) -> None:
+        """Write the page as HTML, or the chart alone as SVG.
+
+        Raises:
+            ArtifactError: It cannot be written.
+        """
+        self.page().write(path)
+
+    def _checks(self) -> Table:
+        rows = [[f.tensor, f.label, f"{f.estimate:.2e}", f"{f.divergence:.2e}"] for f in self.sensitivity.checks()]
+        return Table("Estimates that were measured too", ["tensor", "scheme", "estimated", "measured"], rows)
+
+
+def decide(
+    model: ir.Model,
+    text: TextSource,
+    candidates: Sequence[LinearScheme],
+    goal: Goal,
+    *,
+    cache: Path | None = None,
+    say: Say | None = None,
+) -> Decision:
+    """Measure a float model tensor by tensor and choose a scheme for each.
+
+    A tensor takes about half a pass over 384 tokens; a model of 24 layers some 120 of them.
+
+    Args:
+        model: The graph that the pass is about to change.
+        text: Where the tokens come from.
+        candidates: Schemes to choose from; to leave a tensor float is always a choice.
+        goal: What to reach.
+        cache: Directory of calibrations, for texts that the model writes.
+        say: Called with (what, done, total).
+
+    Raises:
+        QuantError: The goal cannot be reached; the message says the best found. Or the model cannot be run.
+    """
+    # Rows of many texts say more than a few long ones: take every n-th of eight times as many.
+    wide = replace(TRIAL_SETTINGS, num_tokens=TRIAL_SETTINGS.num_tokens * _SHARE_OF_ROWS)
+    found = text.rows(wide, say, cache)
+    count = max(1, TRIAL_SETTINGS.num_tokens // TRIAL_SETTINGS.row_length)
+    full = sorted(found.rows, key=len, reverse=True)[: max(count, len(found.rows) // 2)]
+    rows = full[:: max(1, len(full) // count)][:count]
+    trials = Trials(model, rows, num_positions=_POSITIONS, say=say)
+    sensitivity = measure_sensitivity(trials, candidates, say=say)
+    everything = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    other_bytes = everything - sum(sensitivity.float_bytes.values())
+    budget = None if goal.size_mb is None else int(goal.size_mb * 1e6) - other_bytes
+    allocation = choose(sensitivity, trials, quality=goal.quality, size_bytes=budget, say=say)
+    return Decision(goal, sensitivity, allocation, other_bytes, found.source)
