@@ -120,7 +120,7 @@ def explain_failure(text: str, returncode: int, view: GraphView | None = None) -
     codes = list(dict.fromkeys(_CODE.findall(text)))
     errors = [code for code in codes if not code.startswith("W")]
     warnings = tuple(code for code in codes if code.startswith("W"))
-    if _is_out_of_memory(text, returncode, errors):
+    if _is_out_of_memory(text, returncode):
         return AtcFailure("OOM", "the machine ran out of memory", _oom_line(text), "", "", "", _OOM_CURE, warnings)
     if not errors:
         return _without_code(text, returncode, warnings)
@@ -144,9 +144,9 @@ def _meaning(code: str) -> tuple[str, str]:
     return "an error this table does not know", "read the log"
 
 
-def _is_out_of_memory(text: str, returncode: int, errors: list[str]) -> bool:
-    """The kernel's killer leaves no message: SIGKILL (or 137 from a shell) without any error code."""
-    if returncode in {-signal.SIGKILL, 137} and not errors:
+def _is_out_of_memory(text: str, returncode: int) -> bool:
+    """The kernel's killer leaves no message of its own: SIGKILL, or 137 from a shell."""
+    if returncode in {-signal.SIGKILL, 137}:
         return True
     return any(words in text for words in _tables()["out_of_memory"]["matches"])
 

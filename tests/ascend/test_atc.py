@@ -17,7 +17,7 @@ from qcompile.ascend import atc_manifest
 from qcompile.cli.atc import command
 from qcompile.errors import AtcError
 from qcompile.runtime.manifest import Manifest, check_file
-from tests.ascend.fake_cann import sourced, toolkit
+from tests.ascend.fake_cann import PYTHON_WITHOUT, script, sourced, toolkit
 from tests.ascend.faults import changed, input_dim, renamed
 from tests.ascend.graphs import norm_model, parsed, saved
 from tests.graphs_on_disk import file_size_limit
@@ -223,8 +223,6 @@ def test_cann_that_was_not_sourced(model, tmp_path, no_cann, monkeypatch):
 
 
 def test_missing_packages_and_driver_are_said(model, cann, tmp_path):
-    from tests.ascend.fake_cann import PYTHON_WITHOUT, script
-
     script(tmp_path / "tools/python3", PYTHON_WITHOUT)
     result = run(model)
     assert result.exit_code == 0
@@ -296,3 +294,14 @@ def test_the_script_beside_build_om_needs_python_3_7_only():
     assert imported <= {"__future__", "hashlib", "json", "os", "sys", "typing", "collections.abc"}
     methods = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not methods & {"removeprefix", "removesuffix", "is_relative_to", "readlink"}
+
+
+def test_a_bare_atc_on_path_is_enough(model, no_cann, tmp_path, monkeypatch):
+    """Neither a home nor set_env.sh: the compiler is used, and what is not known is said."""
+    atc = '#!/bin/sh\nfor w in "$@"; do case $w in --output=*) echo om > ${w#--output=}.om;; esac; done\n'
+    script(tmp_path / "bare/atc", atc + "echo 'ATC run success, welcome to the next use.'\n")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bare'}:/usr/bin:/bin")
+    result = run(model)
+    assert result.exit_code == 0, result.exception
+    assert "release of CANN is not known" in result.stderr
+    assert Manifest.load(model).graph("prefill").file.name == "prefill_s128_t1024.om"

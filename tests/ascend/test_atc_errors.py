@@ -119,5 +119,10 @@ def test_the_table_covers_the_documented_codes():
     assert all(meaning and cure for meaning, cure in known_codes().values())
 
 
+def test_a_killed_compiler_is_out_of_memory_whatever_it_said_before():
+    text = (LOGS / "EZ3003.log").read_text(encoding="utf-8")
+    assert explain_failure(text, -9).code == explain_failure(text, 137).code == "OOM"
+
+
 def test_a_signal_is_named():
     assert "signal 11" in explain_failure("ATC start working now", -11).meaning
