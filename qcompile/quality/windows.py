@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from qcompile.errors import QualityError
 
 MIN_TOKENS = 2
+_FEWEST_DOCUMENTS, _DOCUMENT_TOKENS = 8, 256
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,37 @@ def windows_of(num_tokens: int, context: int, stride: int) -> list[Window]:
 def shares(lengths: Sequence[int], limit: int | None) -> list[int]:
     """Say how many tokens of each document to take, so that `limit` are scored and each has its share.
 
+    Tokens at the beginning of a text are hard to predict and say little about the rest: rather than a few tokens of many
+    documents, some 256 are taken of documents spread evenly over the list (of eight at least).
+
     Args:
         lengths: Tokens of each document; one of n tokens has n - 1 to score.
         limit: Tokens to score in all; None takes everything.
 
     Returns:
-        Tokens to keep of each document, from its beginning; 0 for one that has nothing to score.
+        Tokens to keep of each document, from its beginning; 0 for one that is left out or has nothing to score.
     """
     available = [max(n - 1, 0) for n in lengths]
-    total = sum(available)
-    if limit is None or limit >= total:
+    if limit is None or limit >= sum(available):
         return [n + 1 if n else 0 for n in available]
+    available = _spread(available, limit)
+    total = sum(available)
     exact = [n * limit / total for n in available]
     taken = [int(x) for x in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (taken[i] - exact[i], i))
     for i in by_remainder[: limit - sum(taken)]:
         taken[i] += 1
     return [n + 1 if n else 0 for n in taken]
+
+
+def _spread(available: list[int], limit: int) -> list[int]:
+    """Keep as few documents, evenly spaced, as give `limit` tokens and about 256 each; the others count 0."""
+    count = len(available)
+    wanted = max(min(_FEWEST_DOCUMENTS, count), limit // _DOCUMENT_TOKENS)
+    while wanted < count:
+        chosen = {i * count // wanted for i in range(wanted)}
+        kept = [n if i in chosen else 0 for i, n in enumerate(available)]
+        if sum(kept) >= limit:
+            return kept
+        wanted += 1
+    return available

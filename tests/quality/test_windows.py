@@ -33,7 +33,7 @@ def test_impossible_windows(context, stride):
         windows_of(100, context, stride)
 
 
-@given(st.lists(st.integers(0, 500), min_size=1, max_size=12), st.integers(1, 4000))
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=8), st.integers(1, 4000))
 def test_shares_use_up_the_limit_and_nothing_else(lengths, limit):
     kept = shares(lengths, limit)
     available = sum(max(n - 1, 0) for n in lengths)
@@ -42,6 +42,22 @@ def test_shares_use_up_the_limit_and_nothing_else(lengths, limit):
     for k, n in zip(kept, lengths, strict=True):
         exact = max(n - 1, 0) * min(1, limit / max(available, 1))
         assert abs(max(k - 1, 0) - exact) <= 1
+
+
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=60), st.integers(1, 9000))
+def test_shares_of_many_documents_use_up_the_limit(lengths, limit):
+    kept = shares(lengths, limit)
+    assert all(0 <= k <= n for k, n in zip(kept, lengths, strict=True))
+    assert sum(max(k - 1, 0) for k in kept) == min(limit, sum(max(n - 1, 0) for n in lengths))
+
+
+def test_a_small_limit_takes_longer_pieces_of_fewer_documents():
+    kept = shares([1001] * 34, 400)
+    assert [i for i, k in enumerate(kept) if k] == [0, 4, 8, 12, 17, 21, 25, 29]
+    assert all(k == 51 for k in kept if k)
+    assert sum(k > 0 for k in shares([1001] * 34, 20_000)) == 34
+    assert sum(k > 0 for k in shares([1001] * 34, 5_120)) == 20
+    assert sum(k > 0 for k in shares([3] * 34, 40)) == 20
 
 
 def test_no_limit_keeps_everything():
