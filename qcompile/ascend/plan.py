@@ -89,6 +89,7 @@ class Plan:
         kernels: Bucket name -> the launches of its first layer after fusion, with their time.
         atc_bytes: What ATC will take for the largest graph.
         is_from_graphs: Whether "after fusion" was read off lowered graphs, not off the config.
+        kernels_before: Kernels per layer that "before fusion" has.
     """
 
     directory: str
@@ -97,6 +98,7 @@ class Plan:
     kernels: dict[str, list[tuple[Kernel, Range]]]
     atc_bytes: int
     is_from_graphs: bool
+    kernels_before: int
 
     def record(self) -> dict[str, Any]:
         """Return plain data for JSON; the word estimate is part of it."""
@@ -110,6 +112,7 @@ class Plan:
                 "launch_gap_s": LAUNCH_GAP_S,
             },
             "atc_memory_bytes": self.atc_bytes,
+            "kernels_per_layer_before": self.kernels_before,
             "after_fusion_from": "lowered graphs" if self.is_from_graphs else "config",
             "rows": [_row_record(row) for row in self.rows],
             "layer_kernels": {
@@ -130,13 +133,14 @@ def _row_record(row: Row) -> dict[str, Any]:
     }
 
 
-def plan_model(directory: Path, chip: Chip, options: BucketOptions) -> Plan:
+def plan_model(directory: Path, chip: Chip, options: BucketOptions, export: Path | None = None) -> Plan:
     """Plan an exported, fused or lowered directory.
 
     Args:
         directory: A compiled-model directory; a lowered one brings its own buckets.
         chip: Target.
         options: Buckets of a directory that is not lowered.
+        export: An exporter's .onnx file whose kernels are counted for "before fusion"; 59 per layer without one.
 
     Raises:
         GraphError: It is no compiled-model directory.
@@ -148,6 +152,7 @@ def plan_model(directory: Path, chip: Chip, options: BucketOptions) -> Plan:
     sizes = Sizes.of({**manifest.config, **_shape_words(manifest)})
     lowered = _lowered_graphs(directory, manifest)
     buckets = list(lowered) or options.buckets(manifest.model.max_position_embeddings)
+    per_layer = SDPA_EXPORT if export is None else export_kernels_per_layer(export, sizes, buckets[0])
     rows: list[Row] = []
     shown: dict[str, list[tuple[Kernel, Range]]] = {}
     largest = 0
@@ -155,11 +160,11 @@ def plan_model(directory: Path, chip: Chip, options: BucketOptions) -> Plan:
         kernels = (
             kernels_of(GraphView(read_onnx(lowered[bucket]))) if bucket in lowered else config_kernels(sizes, bucket)
         )
-        rows += _forms(bucket, kernels, sizes, chip, is_quantized=_is_quantized(kernels))
+        rows += _forms(bucket, kernels, sizes, chip, per_layer)
         shown[bucket.name] = [(k, kernel_time(k, chip)) for k in kernels if _layer_of(k) == 0]
         largest = max(largest, rows[-1].memory.weights, *(row.memory.weights for row in rows))
     atc = _ATC_BASE_BYTES + _ATC_WEIGHT_FACTOR * largest
-    return Plan(str(directory), chip, tuple(rows), shown, atc, bool(lowered))
+    return Plan(str(directory), chip, tuple(rows), shown, atc, bool(lowered), per_layer)
 
 
 def _shape_words(manifest: Manifest) -> dict[str, Any]:
@@ -194,11 +199,32 @@ def _is_quantized(kernels: Sequence[Kernel]) -> bool:
     return any(k.is_int8 or "Quant" in k.op for k in kernels)
 
 
-def _forms(bucket: Bucket, kernels: list[Kernel], sizes: Sizes, chip: Chip, *, is_quantized: bool) -> list[Row]:
+def export_kernels_per_layer(path: Path, sizes: Sizes, bucket: Bucket) -> int:
+    """Count the kernels of an exporter's graph at the shapes of a bucket, per decoder layer.
+
+    Raises:
+        GraphError: The graph cannot be read, or is not a decoder's.
+    """
+    file = read_onnx(path)
+    batch, new, past = bucket.batch, bucket.query_len, bucket.kv_len
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for info in file.proto.graph.input:
+        if info.name.startswith("past"):
+            shapes[info.name] = (batch, sizes.kv_heads, past, sizes.head)
+        elif info.name in {"input_ids", "position_ids"}:
+            shapes[info.name] = (batch, new)
+        elif info.name == "attention_mask":
+            shapes[info.name] = (batch, past + new)
+    if "input_ids" not in shapes:
+        raise GraphError(f"{path}: has no input_ids; --before takes an exported decoder")
+    return max(1, round(len(kernels_of(GraphView(file, shapes))) / sizes.layers))
+
+
+def _forms(bucket: Bucket, kernels: list[Kernel], sizes: Sizes, chip: Chip, per_layer: int) -> list[Row]:
     half = 2 * sizes.parameters
-    if is_quantized:
+    if _is_quantized(kernels):
         return [_row(bucket, BUILT, kernels, sizes, chip, sum(k.weight_bytes for k in kernels))]
-    before = config_kernels(sizes, bucket, per_layer=SDPA_EXPORT, all_logits=bucket.role != DECODE)
+    before = config_kernels(sizes, bucket, per_layer=per_layer, all_logits=bucket.role != DECODE)
     forms = [(BEFORE, before, half), (AFTER, kernels, half)]
     if chip.family != "310B":
         projections, table = sizes.layers * sizes.layer_weights, sizes.vocab * sizes.hidden

@@ -22,10 +22,10 @@ from qcompile.ascend.cost_by_config import EAGER_EXPORT, SDPA_EXPORT, Sizes, con
 from qcompile.ascend.legality.onnx_file import read_onnx
 from qcompile.ascend.legality.view import GraphView
 from qcompile.ascend.lowering.kernels import count_kernels
-from qcompile.ascend.plan import AFTER, BEFORE, INT4, INT8, plan_model
+from qcompile.ascend.plan import AFTER, BEFORE, INT4, INT8, export_kernels_per_layer, plan_model
 from qcompile.cli.plan import command
 from qcompile.errors import GraphError, ShapeError
-from tests.ascend.graphs import attention_layer, dynamic_w8a8, saved
+from tests.ascend.graphs import attention_layer, constants, dynamic_w8a8, ones, parsed, saved
 
 CHIP = chip_named("910b4")
 QWEN3 = Sizes.of(
@@ -154,6 +154,23 @@ def test_the_command(directory, tmp_path):
     assert record["estimate"] is True
     assert record["constants"]["bandwidth_bytes_per_s"] == [0.4e12, 0.8e12]
     assert {row["form"] for row in record["rows"]} == {BEFORE, AFTER, INT8, INT4}
+
+
+def test_an_export_is_counted(directory, tmp_path):
+    body = (
+        "s = Shape (ids) e = Gather (table, ids) "
+        + " ".join(f"y{i} = Sigmoid (e)" for i in range(48))
+        + " y = Add (y0, y1)"
+    )
+    model = parsed(body.replace("ids", "input_ids"), "int64[batch,sequence] input_ids", "float16[batch,sequence,8] y")
+    path = saved(constants(model, table=ones(10, 8)), tmp_path, "export.onnx")
+    assert export_kernels_per_layer(path, QWEN25, Bucket("decode", 1, 1, 64)) == round(50 / 24)
+    result = run(directory, "--target", "910b4", "--before", path)
+    assert result.exit_code == 0, result.output
+    assert "before fusion: 2 kernels per layer" in result.stdout
+    assert "no input_ids" in str(
+        run(directory, "--target", "910b4", "--before", saved(attention_layer(), tmp_path)).exception
+    )
 
 
 def test_what_does_not_fit_is_said(directory):
