@@ -71,6 +71,7 @@ class LowerAttentionToOrt(Pass):
             _lower(context, node, tables.get(_angles(node)), inputs)
             result.rewrites += 1
         _rename_cache_dims(graph)
+        _widen_ids(graph)
         finish_rewrites(context)
         _drop_unused_inputs(graph)
         context.forget_analysis()
@@ -189,6 +190,18 @@ def _rename_cache_dims(graph: ir.Graph) -> None:
         if (value.name or "").startswith(("past_key_values.", "present.")) and value.shape is not None:
             dims = list(value.shape)
             value.shape = ir.Shape([dims[0], dims[1], "max_sequence_length", dims[3]])
+
+
+def _widen_ids(graph: ir.Graph) -> None:
+    """Token ids and positions are int64 in this interface; a graph that wants int32 gets a Cast."""
+    for value in graph.inputs:
+        if value.name in {"input_ids", "position_ids"} and value.dtype == ir.DataType.INT32:
+            cast = ir.node("Cast", [value], {"to": int(ir.DataType.INT32)}, name=f"{value.name}.int32")
+            cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape
+            for user, index in [use for use in value.uses() if use.node is not cast]:
+                user.replace_input_with(index, cast.outputs[0])
+            value.type = ir.TensorType(ir.DataType.INT64)
+            graph.insert_before(graph[0], cast)
 
 
 def _drop_unused_inputs(graph: ir.Graph) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from qcompile.artifact import load_model
 from qcompile.pipeline import OptimizeOptions, optimize
+from qcompile.verify import compare_directories
 from tests.robustness.edits import (
     CALLS,
     FUSED,
@@ -200,6 +201,8 @@ def test_int32_ids_on_the_kernels(exported, edited, tmp_path):
     report = fuse(edited(narrow_ids), "ort", strict=True)
     lowered = next(r for r in report.results if r.name == "lower-attention-to-ort")
     assert lowered.detail["rotary"] == "inside the kernel, by tables"
+    agreement = compare_directories(exported, tmp_path / "out", num_tokens=8)
+    assert agreement.same_tokens == agreement.num_tokens
 
 
 def test_weights_in_several_files(exported, tmp_path):
