@@ -163,7 +163,7 @@ def _precision(view: GraphView, extra: Mapping[str, str]) -> dict[str, str]:
 
 def _validate(flags: Mapping[str, str], view: GraphView, chip: Chip) -> None:
     if "precision_mode" in flags and "precision_mode_v2" in flags:
-        raise AtcError("--precision_mode and --precision_mode_v2 exclude each other (E10055); give one of them")
+        raise AtcError("--precision_mode and --precision_mode_v2 exclude each other (E10047); give one of them")
     if flags.get("precision_mode", "force_fp16") not in _PRECISION_MODES:
         modes = ", ".join(sorted(_PRECISION_MODES))
         raise AtcError(f"--precision_mode={flags['precision_mode']} is not one of {modes} (E10001)")

@@ -199,7 +199,7 @@ MODEL_FAULTS = [
         "two precision modes",
         norm_model,
         "precision-modes",
-        "E10055",
+        "E10047",
         options=AtcOptions(precision_mode="force_fp16", precision_mode_v2="origin"),
     ),
 ]

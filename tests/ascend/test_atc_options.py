@@ -41,7 +41,7 @@ def test_the_precision_mode_fits_the_graph(build, flags, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--precision_mode=force_fp16", "--precision_mode_v2=origin"], "E10055"),
+        (["--precision_mode=force_fp16", "--precision_mode_v2=origin"], "E10047"),
         (["--precision_mode=fastest"], "E10001"),
         (["--log=loud"], "E10010"),
         (["--dynamic_batch_size=1,2", "--dynamic_dims=1;2"], "E10009"),

@@ -227,7 +227,7 @@ def precision(context: Context) -> Iterator[Finding]:
     if mode and v2:
         yield about_model(
             "precision-modes",
-            "E10055",
+            "E10047",
             seen=f"--precision_mode={mode} and --precision_mode_v2={v2}",
             wanted="one of them",
             cure="drop one",
