@@ -18,7 +18,11 @@ from qcompile.passes.quantize_model import QuantizeModel
 from qcompile.passes.quantize_projections import DOWN, EMBEDDING, HEAD
 from qcompile.quantize_options import LayerOptions
 
-_FLOAT_INPUTS = tuple(LayerOptions(name, activations="float") for name in (HEAD, EMBEDDING, DOWN))
+_FLOAT_INPUTS = (
+    LayerOptions(HEAD, activations="float"),
+    LayerOptions(EMBEDDING, activations="float"),
+    LayerOptions(DOWN, activations="float", group_size=256),
+)
 
 
 class QuantizeInt8(QuantizeModel):

@@ -56,7 +56,7 @@ class QuantizedPieces:
     def compute(self) -> None:
         """Compute all pieces now and hold on to them: what they are made with (a Hessian) can then be let go."""
         for first in range(0, self.num_outputs, self.step):
-            self._computed[first] = self.piece(first)
+            self._computed[first] = self.piece(first, self.num_outputs)
         self.quantize = _spent
 
     def codes(self, *, packed: bool) -> StreamedTensor:
@@ -90,11 +90,11 @@ class QuantizedPieces:
         """Return uint8 [N, ceil(G / 2)], two zero points of 4 bits in a byte."""
         return self._tensor("zero_points", ir.DataType.UINT8, -(-num_groups // 2), _packed_zero_points)
 
-    def piece(self, start: int) -> QuantizedWeight:
-        """Compute the piece that begins at row `start`, a multiple of `step`."""
+    def piece(self, start: int, stop: int) -> QuantizedWeight:
+        """Compute rows of the piece that begins at `start`, a multiple of `step`: all of it, or the first when few do."""
         if start in self._computed:
-            return self._computed[start]
-        return self.quantize(self.rows(start, min(start + self.step, self.num_outputs)))
+            return self._computed[start].rows(0, stop - start)
+        return self.quantize(self.rows(start, min(start + self.step, self.num_outputs, stop)))
 
     def _tensor(
         self, kind: str, dtype: ir.DataType, width: int, extract: Callable[[QuantizedWeight], Array]
@@ -102,8 +102,8 @@ class QuantizedPieces:
         row_bytes = max(1, width * dtype.bitwidth // 8)
 
         def rows(start: int, stop: int) -> Array:
-            parts = [self._part(kind, first, extract) for first in range(start, stop, self.step)]
-            return np.concatenate(parts)[: stop - start] if len(parts) > 1 else parts[0][: stop - start]
+            parts = [self._part(kind, first, stop, extract) for first in range(start, stop, self.step)]
+            return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
         return StreamedTensor(
             rows,
@@ -114,13 +114,13 @@ class QuantizedPieces:
             piece_bytes=self.step * row_bytes,
         )
 
-    def _part(self, kind: str, first: int, extract: Callable[[QuantizedWeight], Array]) -> Array:
+    def _part(self, kind: str, first: int, stop: int, extract: Callable[[QuantizedWeight], Array]) -> Array:
         with self._lock:
             kept = self._kept.pop((kind, first), None)
         if kept is not None:
-            return kept
-        part = self.piece(first)
-        if kind == "codes":
+            return kept[: stop - first]
+        part = self.piece(first, stop)
+        if kind == "codes" and stop >= min(first + self.step, self.num_outputs):
             self.keep(first, part)
         return extract(part)
 
@@ -148,14 +148,14 @@ class _TransposedCodes(ColumnwiseTensor):
         """Return int8 [stop - start, M]: the codes of some outputs."""
         source = self.pieces_of_weight
         first = start - start % source.step
-        parts = [source.piece(at).codes for at in range(first, stop, source.step)]
+        parts = [source.piece(at, stop).codes for at in range(first, stop, source.step)]
         return np.concatenate(parts)[start - first : stop - first].astype(np.int8, copy=False)
 
     def _rows(self, start: int, stop: int) -> Array:
         source = self.pieces_of_weight
         codes = np.empty((stop - start, source.num_outputs), np.int8)
         for first in range(0, source.num_outputs, source.step):
-            part = source.piece(first)
+            part = source.piece(first, source.num_outputs)
             source.keep(first, part)
             codes[:, first : first + len(part.codes)] = part.codes[:, start:stop].T
         return codes

@@ -39,6 +39,7 @@ from qcompile.passes.inline_functions import InlineFunctions
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.lower_quantized_activations_to_ort import LowerQuantizedActivationsToOrt
 from qcompile.passes.lower_quantized_blocks_to_ort import LowerQuantizedBlocksToOrt
+from qcompile.passes.lower_rotary_tables_to_ort import LowerRotaryTablesToOrt
 from qcompile.passes.lower_to_ort import LowerToOrt
 from qcompile.passes.lower_weights_to_ort import LowerWeightsToOrt
 from qcompile.passes.normalize_opset import NormalizeOpset
@@ -87,6 +88,7 @@ LOWER: tuple[type[Pass], ...] = (
     LowerQuantizedActivationsToOrt,
     LowerToOrt,
     LowerAttentionToOrt,
+    LowerRotaryTablesToOrt,
     InlineFunctions,
 )
 PASSES: dict[str, type[Pass]] = {p.name: p for p in (*CLEAN, *CANONICALIZE, *FUSE, *QUANTIZE, *LOWER)}
