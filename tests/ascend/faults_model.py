@@ -104,6 +104,13 @@ MODEL_FAULTS = [
         "E10011",
     ),
     Fault(
+        "shape of another rank",
+        norm_model,
+        "input-shape-rank",
+        "E10001",
+        options=AtcOptions(input_shapes={"x": (1, 8)}),
+    ),
+    Fault(
         "shape for an unknown input",
         norm_model,
         "input-shape-name",

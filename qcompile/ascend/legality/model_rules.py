@@ -177,6 +177,18 @@ def named_shapes(context: Context) -> Iterator[Finding]:
                 wanted=f"one of {', '.join(sorted(names)) or 'no input at all'}",
                 cure="correct the name",
             )
+    for info in context.view.model.graph.input:
+        given = context.options.input_shapes.get(info.name)
+        declared = info.type.tensor_type.shape
+        if given is not None and info.type.tensor_type.HasField("shape") and len(given) != len(declared.dim):
+            yield about_model(
+                "input-shape-rank",
+                "E10001",
+                name=info.name,
+                seen=f"--input_shape gives '{info.name}' {len(given)} dimensions",
+                wanted=f"the {len(declared.dim)} of the graph",
+                cure="write one size per dimension",
+            )
     for name in sorted(names):
         if re.search(r"[:;,\s]", name):
             yield about_model(
