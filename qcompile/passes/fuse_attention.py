@@ -55,6 +55,8 @@ class CausalAttention(FusionRule):
             self.dims(bound, bindings[name], letters)
         if bound["H"][0] % bound["K"][0]:
             raise Reject(f"{bound['H'][0]} heads do not share {bound['K'][0]} kv heads evenly")
+        for name in ("k_wide", "v_wide"):
+            self.require_repeats(bindings.get(name), bound["H"][0] // bound["K"][0])
         if _attention_mask(self.model) is None:
             raise Reject("the graph has no input attention_mask [B, T] of integers")
         require_causal(self, mask)
@@ -69,6 +71,13 @@ class CausalAttention(FusionRule):
         heads = [self.specs(bindings[name])[0].shape[2] for name in ("q", "k")]
         scale = self.scale(**bindings)
         return self.emit(op, *rows, *others, mask, num_heads=heads[0], kv_num_heads=heads[1], scale=scale)
+
+    def require_repeats(self, wide: ir.Value | None, group: int) -> None:
+        """Reject a shape (of an Expand) or repeats (of a Tile) that do not put the heads of a group side by side."""
+        values = self.analysis.values(wide) if wide is not None else None
+        for seen in values or ():
+            if seen.size != 5 or int(seen[2]) != group:
+                raise Reject(f"kv heads are widened by {seen.tolist()}, wanted {group} at axis 2")
 
     @abc.abstractmethod
     def scale(self, *operands: Any, **bindings: Any) -> float:
