@@ -9,7 +9,7 @@ ANGLE_CONSTANTS = """int64[2] axes13 = {1, 3}, int64[2] axes12 = {1, 2}, int64[1
     int64[1] eight = {8}, int64[1] end = {9223372036854775807}, int64 i0 = {0}, int64 i1 = {1}, float none = {0},
     float low = {-60000}, float scale = {0.125}, float root = {0.5}, float off = {0.25}, int64[3] flat = {0, 0, 32},
     int64[5] wide = {1, 1, 2, 1, 1}, int64[4] joined = {0, 4, -1, 8}, int64[4] heads = {0, 0, -1, 8},
-    int64[2] halves = {4, 4}, int64[2] uneven = {2, 6}"""
+    int64[2] halves = {4, 4}, int64[2] uneven = {2, 6}, int64[5] turned = {1, 2, 1, 1, 1}"""
 # cos and sin as the passes leave them in a float32 graph.
 COS, SIN = (f"{curve}(Mul(Unsqueeze(Cast(position_ids, to=1), [1, 3]), f32_frequency))" for curve in ("Cos", "Sin"))
 

@@ -34,10 +34,34 @@ WINDOW = (
 )
 
 
+OPERATOR = {
+    "transposed": "",
+    "scores": "",
+    "masked": "",
+    "softmax": "",
+    "mixed": "mixed = Attention<ATTRIBUTES>(qr, keys, values, bias)",
+}
+WITH_CACHE = {
+    **OPERATOR,
+    "present_key": "",
+    "present_value": "",
+    "keys": "",
+    "values": "",
+    "mixed": "mixed, present_key, present_value = Attention<scale = 0.125>(qr, kr, vt, bias, past_key, past_value)",
+}
+
+
+def operator(attributes):
+    return attention({**OPERATOR, "mixed": OPERATOR["mixed"].replace("ATTRIBUTES", attributes)})
+
+
 class TestFuseAttention(SixTests):
     pass_class = FuseAttention
     prepare = (*TIDY, FuseRotaryEmbedding)
     examples = (
+        Example("operator", operator("scale = 0.125"), fused(), WEIGHTS, opset=23, dtypes=("float",)),
+        Example("operator, default scale", operator("is_causal = 0"), fused("0.35355"), WEIGHTS, opset=23, dtypes=("float",)),
+        Example("operator with the cache", attention(WITH_CACHE), fused(), WEIGHTS, opset=23, dtypes=("float",)),
         example("repeated by Expand, mask added"),
         example(
             "repeated by Tile",
@@ -87,6 +111,16 @@ class TestFuseAttention(SixTests):
         ),
     )
     near_misses = (
+        miss(
+            "kv heads tiled in another order",
+            {
+                name: STEPS[name].replace("Expand(g", "Tile(g").replace(", wide)", ", turned)")
+                for name in ("keys", "values")
+            },
+            "wanted 2 at axis 2",
+        ),
+        NearMiss("operator with a softcap", operator("softcap = 2.0"), "its softcap is 2.0", WEIGHTS, opset=23),
+        NearMiss("causal operator", operator("is_causal = 1"), "its is_causal is 1", WEIGHTS, opset=23),
         miss(
             "mask off by one",
             {"mask": STEPS["mask"].replace("LessOrEqual", "Less")},
