@@ -5,7 +5,7 @@ The rows of the dataset are in training order: batch after batch, so a sequentia
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +25,7 @@ from models.reasoner.prompts import case_of, messages
 
 IGNORED = -100
 _BATCHES_PER_POOL = 64
+_ASKED_PART = 2048
 
 
 def chat_text(tokenizer: Any, problem: Problem) -> str:
@@ -56,14 +57,17 @@ def solved(
     share = -(-count // workers)
     make = partial(_make_part, count=share, hard_share=hard_share, split=split, tokenizer_from=tokenizer_from)
     seeds = [seed * 1000 + worker for worker in range(workers)]
-    if workers == 1:
-        parts = [make(seeds[0])]
-    else:
-        # fork: a spawned worker would import torch again, which takes longer than its share of the work
-        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-            parts = list(pool.map(make, seeds))
+    parts = _in_processes(make, seeds)
     flat, lengths, prompts = (np.concatenate(column) for column in zip(*parts, strict=True))
     return in_batches(flat, lengths, prompts, batch_size=batch_size, seed=seed)
+
+
+def _in_processes(make: Callable[[int], Any], seeds: list[int]) -> list[Any]:
+    if len(seeds) == 1:
+        return [make(seeds[0])]
+    # fork: a spawned worker would import torch again, which takes longer than its share of the work
+    with ProcessPoolExecutor(min(len(seeds), os.cpu_count() or 1), mp_context=get_context("fork")) as pool:
+        return list(pool.map(make, seeds))
 
 
 def in_batches(flat: Any, lengths: Any, prompt_lengths: Any, *, batch_size: int, seed: int) -> Dataset:
@@ -89,15 +93,20 @@ def in_batches(flat: Any, lengths: Any, prompt_lengths: Any, *, batch_size: int,
     return Dataset(pa.table(columns))
 
 
-def asked(count: int, *, seed: int, hard_share: float, split: str = "train", **kwargs: Any) -> Dataset:
+def _ask_part(seed: int, *, count: int, split: str, hard_share: float, weights: Any) -> dict[str, list[Any]]:
+    made = list(islice(problems(seed, split, hard_share=hard_share, weights=weights), count))
+    return {
+        "prompt": [messages(case_of(problem)) for problem in made],
+        "problem": [json.dumps(asdict(problem), ensure_ascii=False) for problem in made],
+    }
+
+
+def asked(count: int, *, seed: int, hard_share: float, split: str = "train", weights: Any = None) -> Dataset:
     """Unsolved problems for reinforcement learning: the chat, and the problem as JSON for the rewards."""
-    made = list(islice(problems(seed, split, hard_share=hard_share, **kwargs), count))
-    return Dataset.from_dict(
-        {
-            "prompt": [messages(case_of(problem)) for problem in made],
-            "problem": [json.dumps(asdict(problem), ensure_ascii=False) for problem in made],
-        }
-    )
+    ask = partial(_ask_part, count=_ASKED_PART, split=split, hard_share=hard_share, weights=weights)
+    parts = _in_processes(ask, [seed * 1000 + part for part in range(-(-count // _ASKED_PART))])
+    columns = {name: [entry for part in parts for entry in part[name]] for name in parts[0]}
+    return Dataset.from_dict({name: column[:count] for name, column in columns.items()})
 
 
 def read_test(name: str) -> list[dict[str, Any]]:

@@ -10,8 +10,9 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 from models.reasoner import families_choice, families_code, families_logic, families_math, families_short, families_word
@@ -39,18 +40,32 @@ def make(rng: random.Random, family: Family, *, is_hard: bool, is_chinese: bool)
     return problem, split if agrees else ""
 
 
-def problems(seed: int, split: str, *, hard_share: float = 0.0, types: tuple[str, ...] = TYPES) -> Iterator[Problem]:
-    """An endless stream of one split's problems, types and languages in equal parts."""
+def problems(
+    seed: int,
+    split: str,
+    *,
+    hard_share: float = 0.0,
+    types: tuple[str, ...] = TYPES,
+    weights: Mapping[tuple[str, bool], float] | None = None,
+) -> Iterator[Problem]:
+    """An endless stream of one split's problems.
+
+    Types and languages come in equal parts, or, with `weights`, (family, is_hard) as often as they say.
+    """
     rng = random.Random(f"{split} {seed}")
-    while True:
-        for case_type in types:
-            while True:
-                family = rng.choice(BY_TYPE[case_type])
-                is_hard, is_chinese = rng.random() < hard_share, rng.random() < 0.5
-                problem, found = make(rng, family, is_hard=is_hard, is_chinese=is_chinese)
-                if found == split:
-                    yield problem
-                    break
+    by_name = {family.name: family for family in FAMILIES}
+    kinds = list(weights or ())
+    for case_type in cycle(types):
+        while True:
+            if weights:
+                name, is_hard = rng.choices(kinds, [weights[kind] for kind in kinds])[0]
+                family = by_name[name]
+            else:
+                family, is_hard = rng.choice(BY_TYPE[case_type]), rng.random() < hard_share
+            problem, found = make(rng, family, is_hard=is_hard, is_chinese=rng.random() < 0.5)
+            if found == split:
+                yield problem
+                break
 
 
 def test_set(*, is_hard: bool, per_type: int = 50, split: str = "test", seed: int = TEST_SEED) -> list[Problem]:

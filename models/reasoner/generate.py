@@ -45,6 +45,7 @@ class Generator:
         self._device, self._dtype = torch.device(device), dtype
         self._stop = torch.tensor(sorted(stop_ids), device=device)
         self._buffers: dict[tuple[int, int, int, float], _Buffers] = {}
+        self._width = 0
 
     def update(self, model: Any) -> None:
         """Take over a model's current weights, in place, so captured graphs stay valid."""
@@ -68,13 +69,13 @@ class Generator:
         """
         rows = min(rows or len(prompts), len(prompts))
         longest = max(map(len, prompts))
-        width = -(-(longest + max_new_tokens) // 64) * 64
+        self._width = max(self._width, -(-(longest + max_new_tokens) // 64) * 64)  # a new width costs a new graph
         torch.manual_seed(seed)
         results: list[list[int]] = []
         for start in range(0, len(prompts), rows):
             batch = prompts[start : start + rows]
             filled = batch + [batch[0]] * (rows - len(batch))
-            output = self._generate_batch(filled, width, max_new_tokens, temperature)
+            output = self._generate_batch(filled, self._width, max_new_tokens, temperature)
             results.extend(self._trimmed(row) for row in output[: len(batch)].tolist())
         return results
 
@@ -190,7 +191,11 @@ class Generator:
         group = query.shape[2] // kv_heads
         query = query.view(batch, length, kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
         query = query.reshape(batch, kv_heads, group * length, head_dim)
-        mixed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        if length > 1:
+            mixed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        else:  # two plain products read keys and values once; the masked kernels are made for longer queries
+            scores = (query @ keys.transpose(2, 3)).float() * head_dim**-0.5
+            mixed = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(values.dtype) @ values
         mixed = mixed.view(batch, kv_heads, group, length, head_dim).permute(0, 3, 1, 2, 4)
         return module.o_proj(mixed.reshape(batch, length, -1))  # type: ignore[no-any-return]
 

@@ -29,25 +29,36 @@ def _problem(text: str) -> Problem:
 
 
 def is_correct(problem: Problem, text: str) -> bool:
-    """Whether the checker accepts the text."""
+    """Whether the checker accepts the text; the problem's own program needs no run, its tests were made by it."""
+    if problem.tests and extract_answer(problem.type, text)[0].strip() == problem.answer.strip():
+        return True
     return check_answer(case_of(problem), text, _LIMITS).is_correct is True
 
 
+def is_well_formed(problem: Problem, text: str) -> bool:
+    """Whether the official gate matches and the per-type extraction finds an answer."""
+    return parse_content(text).is_format_ok and extract_answer(problem.type, text)[1]
+
+
 def format_reward(completions: list[Any], problem: list[str], **_: Any) -> list[float]:
-    """1 when the official gate matches and the per-type extraction finds an answer, else 0."""
-    rewards = []
-    for completion, source in zip(completions, problem, strict=True):
-        text = _text(completion)
-        found = parse_content(text).is_format_ok and extract_answer(_problem(source).type, text)[1]
-        rewards.append(float(found))
-    return rewards
+    """1 when the text is well formed, else 0."""
+    pairs = zip(completions, problem, strict=True)
+    return [float(is_well_formed(_problem(source), _text(completion))) for completion, source in pairs]
 
 
 def accuracy_reward(completions: list[Any], problem: list[str], **_: Any) -> list[float]:
-    """1 when the answer is right, else 0; code runs in the sandbox."""
+    """1 when the text is well formed and its answer right, else 0; code runs in the sandbox."""
     pairs = [(source, _text(completion)) for completion, source in zip(completions, problem, strict=True)]
-    unique = sorted(set(pairs))
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        verdicts = list(pool.map(lambda pair: is_correct(_problem(pair[0]), pair[1]), unique))
-    judged = dict(zip(unique, verdicts, strict=True))
+    judged = judge({(source, text): _problem(source) for source, text in pairs})
     return [float(judged[pair]) for pair in pairs]
+
+
+def judge(asked: dict[tuple[str, str], Problem]) -> dict[tuple[str, str], bool]:
+    """Verdicts on (name of a problem, text) pairs, many at a time."""
+
+    def verdict(pair: tuple[str, str]) -> bool:
+        return is_well_formed(asked[pair], pair[1]) and is_correct(asked[pair], pair[1])
+
+    pairs = sorted(asked)
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+        return dict(zip(pairs, pool.map(verdict, pairs), strict=True))

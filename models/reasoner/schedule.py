@@ -27,6 +27,9 @@ _FOLDERS = {
 }  # fmt: skip
 _SUPERVISED = ("student-sft", "teacher-sft", "student-distill")
 _PART_BYTES = 15 << 20
+_STUDENT_S = 135  # of student SFT, with compiling
+_DISTILL_SHARE = 0.66
+_SCORE_S = 28  # to save, score and pack a model
 _START = time.monotonic()
 
 
@@ -63,7 +66,7 @@ def _start_rows(work: Path) -> "subprocess.Popen[bytes]":
     (work / "rows").mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "models.reasoner.schedule", "rows", "--work", str(work)]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    return subprocess.Popen(["nice", "-n", "5", *command], env=environment, start_new_session=True)
 
 
 def _await_rows(work: Path, recipe: str, producer: "subprocess.Popen[bytes]") -> str:
@@ -88,8 +91,9 @@ def _stage(recipe: str, work: Path, overrides: list[str]) -> Path:
         torch.cuda.empty_cache()
     steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
     keys = ("loss", "kl", "grad_norm", "rewards/accuracy_reward/mean", "completions/mean_length", "entropy")
-    for step in steps[:: max(1, len(steps) // 6)]:
-        shown = {key.partition("/")[2] or key: step[key] for key in keys if key in step}
+    keys += ("rewards/format_reward/mean", "rollout_time", "step_time")
+    for step in [*steps[:: max(1, len(steps) // 12)], *steps[-2:-1]]:
+        shown = {key.partition("/")[2] or key: round(step[key], 5) for key in keys if key in step}
         _say(f"{recipe} step {step['step']} at {step['seconds']:.0f} s: {shown}")
     return model
 
@@ -119,6 +123,8 @@ def pack(work: Path, out: Path, stages: tuple[str, ...]) -> None:
     for path in sorted(work.glob("*/steps.jsonl")):
         config = path.parent / "model" / "config.json"
         logs[path.parent.name] = {"steps": path.read_text(), "config": config.read_text() if config.exists() else ""}
+        for found in path.parent.glob("probe.json"):
+            logs[path.parent.name]["probe"] = found.read_text()
     (out / "logs.json").write_text(json.dumps(logs))
 
 
@@ -133,6 +139,9 @@ def join(parts: Path, work: Path) -> None:
         content = b"".join(path.read_bytes() for path in sorted(parts.glob(f"{stage}.safetensors.*")))
         (directory / "model.safetensors").write_bytes(content)
         (directory / "config.json").write_text(logs[stage]["config"])
+        if "probe" in logs[stage]:
+            (directory.parent / "probe.json").write_text(logs[stage]["probe"])
+        (directory.parent / "steps.jsonl").write_text(logs[stage]["steps"])
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             (directory / name).write_bytes((tokenizer / name).read_bytes())
 
@@ -142,22 +151,22 @@ def teach(work: Path, out: Path, seconds: float) -> None:
     producer = _start_rows(work)
     results: dict[str, Any] = {}
     rows = _await_rows(work, "student-sft", producer)
-    student = _stage("student-sft", work, [f"rows={rows}", "limit_s=170"])
+    student = _stage("student-sft", work, [f"rows={rows}", f"limit_s={_STUDENT_S}"])
     pack(work, out, ("sft",))
     _score(student, results, out)
     rows = _await_rows(work, "teacher-sft", producer)
-    teacher = _stage("teacher-sft", work, [f"rows={rows}", f"limit_s={seconds - _spent() - 30}"])
+    teacher = _stage("teacher-sft", work, [f"rows={rows}", f"limit_s={seconds - _spent() - _SCORE_S}"])
     _score(teacher, results, out)
     pack(work, out, ("sft",))
 
 
 def finish(work: Path, out: Path, seconds: float) -> None:
-    """Distillation of the student, then GRPO; about half of the time each."""
+    """Distillation of the student for two thirds of the time, then GRPO."""
     producer = _start_rows(work)
     results: dict[str, Any] = {}
     rows = _await_rows(work, "student-distill", producer)
     models = [f"model={work / 'sft' / 'model'}", f"teacher={work / 'teacher' / 'model'}", f"rows={rows}"]
-    student = _stage("student-distill", work, [*models, f"limit_s={0.52 * (seconds - _spent()) - 35}"])
+    student = _stage("student-distill", work, [*models, f"limit_s={_DISTILL_SHARE * (seconds - _spent()) - _SCORE_S}"])
     pack(work, out, ("distill",))
     _score(student, results, out)
     grpo(work, out, seconds, student, [], results)
@@ -168,7 +177,7 @@ def grpo(
 ) -> None:
     """Reinforcement learning from a finished student, to the end of the time."""
     found = {} if results is None else results
-    limit = seconds - _spent() - 35
+    limit = seconds - _spent() - _SCORE_S
     model = _stage("student-grpo", work, [f"model={source}", f"limit_s={limit}", *overrides])
     pack(work, out, ("distill", "grpo") if (work / "distill" / "model").exists() else ("grpo",))
     _score(model, found, out)

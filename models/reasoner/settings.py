@@ -27,6 +27,9 @@ class Settings:
         kd_alpha: distill: weight of the divergence from the teacher; the rest is the usual loss.
         answers: distill: how many of the teacher's own checked answers join the data.
         group: grpo: completions per prompt.
+        kl_beta: grpo: weight of the divergence from the model it started from.
+        probe: grpo: problems asked beforehand, to weight the families by how often they are solved; 0 takes all alike.
+        practice: grpo: the probe.json of an earlier run, in place of asking again.
         rollout: grpo: fast (`generate.py`) or trl (transformers' generate, or vLLM through TRL's options).
         limit_s: Stop after this many seconds and save; 0 has no limit.
         compile_layers: torch.compile each decoder layer.
@@ -52,11 +55,14 @@ class Settings:
     kd_temperature: float = 1.0
     answers: int = 0
     group: int = 16
+    probe: int = 0
+    practice: str = ""
     max_new_tokens: int = 272
     temperature: float = 1.0
     rollout: str = "fast"
     epsilon_high: float = 0.28
     format_weight: float = 0.2
+    kl_beta: float = 0.0
     save_every: int = 0
     limit_s: float = 0.0
     compile_layers: bool = False

@@ -10,7 +10,9 @@ trained model in Hugging Face form to OUT/model, one JSON line per step to OUT/s
 
 import argparse
 import importlib.util
+import json
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 import torch._dynamo
 from datasets import Dataset, concatenate_datasets
 
-from models.reasoner import corpus
+from models.reasoner import corpus, probe
 from models.reasoner.architectures import load_model, load_tokenizer, num_parameters, save_model
 from models.reasoner.data import problems
 from models.reasoner.generate import Generator
@@ -39,6 +41,15 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def sound_attention() -> None:
+    """Keep attention off cuDNN, whose backward pass gives NaN for lengths of 64 modulo 128 with a mask on an H100.
+
+    Reported as pytorch issue 196678 for torch 2.11; met in GRPO, where left padding takes a mask: one finite loss with
+    a NaN gradient, and every weight after it.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def teacher_answers(settings: Settings, teacher: Any, tokenizer: Any) -> Dataset | None:
     """Solutions sampled from the teacher on fresh problems, those the checker accepts."""
     if not settings.answers:
@@ -46,13 +57,7 @@ def teacher_answers(settings: Settings, teacher: Any, tokenizer: Any) -> Dataset
     stream = problems(settings.seed + 7919, "train", hard_share=settings.hard_share)
     asked = list(islice(stream, settings.answers))
     prompts = tokenizer([corpus.chat_text(tokenizer, p) for p in asked], add_special_tokens=False)["input_ids"]
-    on_cpu = device().type == "cpu"
-    generator = Generator(
-        teacher,
-        {tokenizer.eos_token_id},
-        device=device(),
-        dtype=torch.float32 if on_cpu else torch.bfloat16,
-    )
+    generator = Generator(teacher, {tokenizer.eos_token_id}, device=device(), dtype=_generation_dtype())
     answers = generator.generate(
         prompts, max_new_tokens=settings.max_new_tokens, temperature=0.7, seed=settings.seed, rows=_ROWS
     )
@@ -73,15 +78,14 @@ def teacher_answers(settings: Settings, teacher: Any, tokenizer: Any) -> Dataset
 
 
 def _is_right(problem: Any, text: str) -> bool:
-    """The solution's own code needs no sandbox run; everything else is checked."""
+    """The made solution itself is right; everything else is checked."""
     return text == problem.solution or is_correct(problem, text)
 
 
-def training_rows(settings: Settings, tokenizer: Any, teacher: Any) -> Dataset:
+def training_rows(settings: Settings, tokenizer: Any, model: Any, teacher: Any, out: Path) -> Dataset:
     """What a stage trains on, in training order."""
     if settings.stage == "grpo":
-        count = settings.steps * settings.batch_size * settings.accumulate // settings.group
-        return corpus.asked(count, seed=settings.seed, hard_share=settings.hard_share)
+        return _asked_rows(settings, tokenizer, model, out)
     count = settings.num_rows or settings.steps * settings.batch_size * settings.accumulate
     own = teacher_answers(settings, teacher, tokenizer) if settings.stage == "distill" else None
     fresh = _fresh_rows(settings, count - (len(own) if own is not None else 0))
@@ -90,6 +94,23 @@ def training_rows(settings: Settings, tokenizer: Any, teacher: Any) -> Dataset:
     rows = concatenate_datasets([fresh, own])
     batches = np.random.default_rng(settings.seed).permutation(len(rows) // settings.batch_size)
     return rows.select((batches[:, None] * settings.batch_size + np.arange(settings.batch_size)).ravel())
+
+
+def _asked_rows(settings: Settings, tokenizer: Any, model: Any, out: Path) -> Dataset:
+    count = settings.steps * settings.batch_size * settings.accumulate // settings.group
+    weights = None
+    if settings.practice:
+        weights = probe.weights(json.loads(Path(settings.practice).read_text()))
+    elif settings.probe:
+        found = probe.probe(settings, model, tokenizer, device(), _generation_dtype())
+        probe.write(found, out / "probe.json")
+        print(f"pass@1 {found['pass_1']}, pass@{found['k']} {found['pass_k']} when sampling", flush=True)
+        weights = probe.weights(found)
+    return corpus.asked(count, seed=settings.seed, hard_share=settings.hard_share, weights=weights)
+
+
+def _generation_dtype() -> torch.dtype:
+    return torch.float32 if device().type == "cpu" else torch.bfloat16
 
 
 def _fresh_rows(settings: Settings, count: int) -> Dataset:
@@ -111,14 +132,17 @@ def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
     if not resume:
         (out / "steps.jsonl").unlink(missing_ok=True)
     start = time.monotonic()
+    sound_attention()
     tokenizer = load_tokenizer(settings.model)
     model = load_model(settings.model, seed=settings.seed)
     teacher = load_model(settings.teacher) if settings.stage == "distill" else None
-    rows = training_rows(settings, tokenizer, teacher)
+    rows = training_rows(settings, tokenizer, model, teacher, out)
     print(f"{settings.stage}: {num_parameters(model) / 1e6:.2f}M parameters, {len(rows)} rows", flush=True)
     print(
         f"Total parameters: {model.num_parameters() / 1e9:.2f}B; data took {time.monotonic() - start:.1f} s", flush=True
     )
+    if settings.limit_s:
+        settings = replace(settings, limit_s=max(1.0, settings.limit_s - (time.monotonic() - start)))
     if settings.compile_layers:
         torch._dynamo.config.recompile_limit = 64  # teacher and student, with and without gradients
         for layer in [*model.model.layers, *(teacher.model.layers if teacher is not None else ())]:

@@ -1,0 +1,73 @@
+"""How often a model solves problems when it samples: pass@1 against pass@k, and what is worth practising.
+
+A group whose completions are all right or all wrong teaches GRPO nothing. So the families are drawn by p (1 - p), p
+the share of right samples, and a family that is always or never solved comes up seldom.
+"""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from models.reasoner import corpus
+from models.reasoner.data import BY_TYPE, problems
+from models.reasoner.generate import Generator
+from models.reasoner.rewards import judge
+from models.reasoner.settings import Settings
+
+_FLOOR = 0.02
+_EASY = 0.3  # a family's easy problems are practised less
+_ROWS = 2048
+
+
+def probe(settings: Settings, model: Any, tokenizer: Any, device: Any, dtype: Any) -> dict[str, Any]:
+    """Ask `settings.probe` problems of the validation split `settings.group` times each.
+
+    Returns:
+        pass_1, pass_k and k over all problems, and the shares of right samples and pass@k of each family, easy and hard.
+    """
+    asked = list(islice(problems(settings.seed, "valid", hard_share=settings.hard_share), settings.probe))
+    prompts = tokenizer([corpus.chat_text(tokenizer, p) for p in asked], add_special_tokens=False)["input_ids"]
+    generator = Generator(model, {tokenizer.eos_token_id}, device=device, dtype=dtype)
+    repeated = [prompt for prompt in prompts for _ in range(settings.group)]
+    answers = generator.generate(
+        repeated,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        rows=_ROWS,
+    )
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    pairs = [(str(index // settings.group), text) for index, text in enumerate(texts)]
+    verdicts = judge({pair: asked[int(pair[0])] for pair in pairs})
+    right = [
+        sum(verdicts[pair] for pair in pairs[i : i + settings.group]) for i in range(0, len(pairs), settings.group)
+    ]
+    kinds: dict[str, list[int]] = {}
+    for problem, count in zip(asked, right, strict=True):
+        kinds.setdefault(f"{problem.family}/{'hard' if problem.is_hard else 'easy'}", []).append(count)
+    families = {kind: _summary(counts, settings.group) for kind, counts in sorted(kinds.items())}
+    return {**_summary(right, settings.group), "k": settings.group, "problems": len(asked), "families": families}
+
+
+def _summary(right: list[int], group: int) -> dict[str, float]:
+    share = sum(right) / (len(right) * group)
+    some = sum(count > 0 for count in right) / len(right)
+    return {"pass_1": round(share, 4), "pass_k": round(some, 4)}
+
+
+def weights(found: dict[str, Any]) -> dict[tuple[str, bool], float]:
+    """(family, is_hard) -> how often to draw it; of a choice among four, what guessing gives is taken off first."""
+    guessed = {family.name for family in BY_TYPE["choice"]}
+    result = {}
+    for kind, entry in found["families"].items():
+        family, level = kind.split("/")
+        chance = 0.25 if family in guessed else 0.0
+        share = max(0.0, (entry["pass_1"] - chance) / (1 - chance))
+        result[family, level == "hard"] = share * (1 - share) * (1.0 if level == "hard" else _EASY) + _FLOOR
+    return result
+
+
+def write(found: dict[str, Any], path: Path) -> None:
+    """Keep the measurement beside the run."""
+    path.write_text(json.dumps(found, indent=1) + "\n")
