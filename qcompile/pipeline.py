@@ -61,6 +61,7 @@ class OptimizeOptions:
         surgery: `file.py:function` to run first.
         dry_run: Do everything but write.
         quantize: Changes to what the quantization passes do by themselves.
+        layer_chart: Where to write how a quality or a size chose the scheme of every layer, as .html or .svg.
         ascend: Shapes and types of the static graphs, for an Ascend target.
     """
 
@@ -72,6 +73,7 @@ class OptimizeOptions:
     surgery: str | None = None
     dry_run: bool = False
     quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
+    layer_chart: Path | None = None
     ascend: AscendOptions = field(default_factory=AscendOptions)
 
 
@@ -134,7 +136,7 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     model = load_model(graph_path)
     target = _target(options, model)
     plan = _schedule(model, target, options)
-    _check_quantization(plan, options.quantize)
+    _check_quantization(plan, options)
     shape, config = describe_any(model, graph_path.parent, manifest)
     context = PassContext(model, None if options.verify == "off" else Prover())
     done = OptimizeReport(str(source), str(output), target.name, ops_before=op_histogram(model))
@@ -147,6 +149,8 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
         say=say,
     )
     _run([_instance(step, shape, options.quantize, statistics) for step in plan], context, done, say)
+    if options.layer_chart is not None and statistics.decision is not None:
+        statistics.decision.page().write(options.layer_chart)
     _judge_counts(done, expected_counts(shape, {step.name for step in plan}), manifest, options.strict)
     done.ops_after = op_histogram(context.model)
     origin = _Origin(graph_path, manifest, shape, config)
@@ -194,13 +198,15 @@ def _schedule(model: ir.Model, target: Target, options: OptimizeOptions) -> list
     return schedule(options.passes, (*options.skip, *_DECODER_PASSES), target.lowering)
 
 
-def _check_quantization(plan: Sequence[type[Pass]], options: QuantizeOptions) -> None:
+def _check_quantization(plan: Sequence[type[Pass]], options: OptimizeOptions) -> None:
     schemes = [step.name for step in plan if issubclass(step, QuantizeModel)]
     if len(schemes) > 1:
         raise PassError(
             f"--passes names {' and '.join(schemes)}: a model is quantized once; choose one, and use --layer"
         )
-    if not schemes and options != QuantizeOptions():
+    if options.layer_chart is not None and options.quantize.quality is None and options.quantize.size_mb is None:
+        raise PassError("--layer-chart shows how --quality or --size chose; give one of them")
+    if not schemes and options.quantize != QuantizeOptions():
         raise PassError("quantization options are given and no quantization pass; add int8 or int4 to --passes")
 
 

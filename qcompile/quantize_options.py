@@ -124,6 +124,8 @@ class QuantizeOptions:
         layers: Values for some layers only; the last entry that matches wins, value by value.
         calibration: Text to calibrate on, for algorithms and activations that need it: a file, ``builtin``, or ``self``
             for what the model writes.
+        quality: Choose the scheme of every layer, so that the mean KL per token on the calibration text stays below.
+        size_mb: Choose the scheme of every layer, so that all weights together take no more.
     """
 
     bits: int | None = None
@@ -134,6 +136,8 @@ class QuantizeOptions:
     keep_float: tuple[str, ...] = ()
     layers: tuple[LayerOptions, ...] = ()
     calibration: str = "builtin"
+    quality: float | None = None
+    size_mb: float | None = None
 
     def scheme_for(self, names: Sequence[str], defaults: Sequence[LayerOptions]) -> LinearScheme | None:
         """Return what becomes of a projection, or None when it stays float.
@@ -252,13 +256,15 @@ def _checked(key: str, value: Any, kind: type, where: str) -> Any:
         return tuple(value)
     if key == "group_size":
         return parse_group_size(str(value))
-    wanted = {"bits": int, "symmetric": bool}.get(key, str)
+    wanted = {"bits": int, "symmetric": bool, "quality": float, "size_mb": float}.get(key, str)
+    if wanted is float and type(value) is int:
+        return float(value)
     if type(value) is not wanted:
         raise QuantError(f"{where}: {key} = {value!r}; wanted {_TYPE_NAMES[wanted]}")
     return value
 
 
-_TYPE_NAMES = {int: "a number", bool: "true or false", str: "a text"}
+_TYPE_NAMES = {int: "a number", float: "a number", bool: "true or false", str: "a text"}
 
 
 def _parsed(text: str) -> Any:

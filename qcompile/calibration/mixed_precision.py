@@ -9,7 +9,7 @@ Which layers are hard comes out of the measurement; no layer is named here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,21 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.calibration.calibrate import CalibrationSettings
-from qcompile.calibration.provide import TextSource
 from qcompile.calibration.runner import Say
 from qcompile.calibration.sensitivity import Sensitivity, choose, measure_sensitivity
+from qcompile.calibration.text_source import TextSource
 from qcompile.calibration.trial import Trials
 from qcompile.errors import QuantError
 from qcompile.quant.allocation import Allocation
-from qcompile.quantize_options import LinearScheme, QuantizeOptions
+from qcompile.quantize_options import GROUP_SIZES, GroupSize, LayerOptions, LinearScheme, QuantizeOptions
 from qcompile.report.chart_file import ChartFile, Table
 
 # Few rows and short ones: a hundred tensors are each a run of the model.
 TRIAL_SETTINGS = CalibrationSettings(num_tokens=384, row_length=96, with_hessians=False)
 _POSITIONS = 128
 _SHARE_OF_ROWS = 8
+_INT8_GROUP = 128
+_INT4_GROUPS = (32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Goal:
 
     Attributes:
         quality: Mean KL(float || quantized) in nats per token, on the calibration text.
-        size_mb: Megabytes of all weights together (10^6 bytes), those that stay float among them.
+        size_mb: Megabytes of all weights together (10^6 bytes), those that stay float among them; not what a target adds,
+            such as rotary tables.
 
     Raises:
         QuantError: None or both are given, or one is not positive.
@@ -139,6 +142,39 @@ class Decision:
     def _checks(self) -> Table:
         rows = [[f.tensor, f.label, f"{f.estimate:.2e}", f"{f.divergence:.2e}"] for f in self.sensitivity.checks()]
         return Table("Estimates that were measured too", ["tensor", "scheme", "estimated", "measured"], rows)
+
+
+def candidate_schemes(
+    options: QuantizeOptions, defaults: Sequence[LayerOptions], widths: Collection[int]
+) -> list[LinearScheme]:
+    """Return the schemes that a pass has to choose from: its own, and those a step finer or coarser.
+
+    Args:
+        options: What the user asked for.
+        defaults: The pass's own values.
+        widths: Inputs of the tensors; each gets a scheme whose groups divide them.
+
+    Raises:
+        QuantError: The pass rounds activations by a calibrated scale, which trials do not.
+    """
+    own = options.scheme_for(("",), defaults)
+    if own is None:
+        raise QuantError("every layer is kept float: there is nothing to choose")
+    if own.activations == "static":
+        raise QuantError(
+            "a quality or a size chooses among int8-dynamic, int8-weight or int4, not int8-static; name one"
+        )
+    fitting = [size for size in GROUP_SIZES if all(width % size == 0 for width in widths)]
+    coarse: GroupSize = max((size for size in fitting if size <= _INT8_GROUP), default="channel")
+    int8 = LinearScheme(8, coarse, True, "float", own.algorithm)
+    if own.bits == 4 and options.group_size is None:
+        smallest = max((size for size in fitting if size <= _INT4_GROUPS[0]), default=own.group_size)
+        found = [replace(own, group_size=group) for group in (smallest, *_INT4_GROUPS)]
+    else:
+        found = [own]
+    if own.bits == 8 and own.activations == "float" and _INT4_GROUPS[0] in fitting:
+        int8 = replace(int8, group_size=_INT4_GROUPS[0])
+    return list(dict.fromkeys([*found, int8]))
 
 
 def decide(

@@ -8,67 +8,24 @@ statistics.record()                               for the manifest
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from qcompile.calibration.calibrate import CalibrationSettings, calibrate
+from qcompile.calibration.mixed_precision import Decision, Goal, decide
 from qcompile.calibration.runner import Say
-from qcompile.calibration.self_written import SELF, WritingSettings, self_written_texts
 from qcompile.calibration.store import Calibration
-from qcompile.calibration.text import BUILT_IN, TokenRows, built_in_texts, read_texts, token_rows
+from qcompile.calibration.text_source import TextSource
 from qcompile.errors import QuantError
 from qcompile.passes.quantize_projections import Projection, find_projections
 from qcompile.quant.scheme import InputStatistics
-from qcompile.runtime.manifest import Manifest
-from qcompile.runtime.tokenizer import Tokenizer
+from qcompile.quantize_options import LinearScheme
 
-
-@dataclass(frozen=True)
-class TextSource:
-    """Where calibration text comes from.
-
-    Attributes:
-        directory: The compiled-model directory that is being quantized: its tokenizer reads the text, and with ``self``
-            its model writes it.
-        manifest: Its manifest, or None for a bare .onnx file.
-        source: ``builtin``, ``self``, or the path of a file.
-    """
-
-    directory: Path
-    manifest: Manifest | None
-    source: str | Path = BUILT_IN
-
-    def rows(self, settings: CalibrationSettings, say: Say | None = None, cache: Path | None = None) -> TokenRows:
-        """Return the text as rows of tokens.
-
-        Raises:
-            QuantError: There is no tokenizer, or the file cannot be used.
-            QCompileError: The model cannot write texts of its own.
-        """
-        if self.manifest is None:
-            raise QuantError(
-                f"{self.directory}: calibration reads text with the model's tokenizer; give the directory that `qcompile "
-                "export` wrote instead of a bare .onnx file"
-            )
-        if str(self.source) == SELF:
-            writing = WritingSettings(num_tokens=settings.num_tokens)
-            texts = self_written_texts(self.directory, None, writing, cache=cache, say=say)
-        elif str(self.source) == BUILT_IN:
-            texts = built_in_texts()
-        else:
-            texts = read_texts(Path(self.source))
-        return token_rows(
-            texts,
-            Tokenizer(self.directory, self.manifest),
-            num_tokens=settings.num_tokens,
-            row_length=settings.row_length,
-            vocab_size=self.manifest.model.vocab_size,
-            context=self.manifest.model.max_position_embeddings,
-            source=str(self.source),
-        )
+__all__ = ["CalibratedStatistics", "TextSource"]
 
 
 class CalibratedStatistics:
@@ -94,6 +51,7 @@ class CalibratedStatistics:
         self.text = text
         self.settings = replace(settings or CalibrationSettings(), with_hessians=with_hessians)
         self.cache, self.say = cache, say
+        self.decision: Decision | None = None
         self._calibration: Calibration | None = None
 
     def prepare(self, model: ir.Model) -> Calibration:
@@ -118,6 +76,15 @@ class CalibratedStatistics:
         if self._calibration is None or value is None:
             raise QuantError(f"{projection.name}: the model has not been calibrated")
         return self._calibration.statistics(value.name or "")
+
+    def decide(self, model: ir.Model, candidates: Sequence[LinearScheme], goal: Goal) -> Decision:
+        """Choose a scheme for every tensor of a float model, and keep the decision for the report.
+
+        Raises:
+            QuantError: The goal cannot be reached (the message says the best found), or the model cannot be run.
+        """
+        self.decision = decide(model, self.text, candidates, goal, cache=self.cache, say=self.say)
+        return self.decision
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest should say of the calibration; empty before `prepare`."""

@@ -48,6 +48,9 @@ _SHOWN_REJECTIONS = 5
 )
 @click.option("--surgery", metavar="FILE.py:FUNCTION", help="Run your onnx-graphsurgeon function first.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON.")
+@click.option(
+    "--layer-chart", type=click.Path(path_type=Path), help="With --quality or --size: write why as .html or .svg."
+)
 @click.option("--dry-run", is_flag=True, help="Do everything but write the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @ascend_options
@@ -63,6 +66,7 @@ def command(
     strict: bool | None,
     surgery: str | None,
     report: Path | None,
+    layer_chart: Path | None,
     dry_run: bool,
     as_json: bool,
     **grouped: Any,
@@ -76,6 +80,7 @@ def command(
         "verify": verify,
         "strict": strict,
         "surgery": surgery,
+        "layer_chart": layer_chart,
     }
     options = replace(
         base,
@@ -110,6 +115,8 @@ def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> 
     for result in done.results:
         for rejection in result.rejected[:_SHOWN_REJECTIONS]:
             console.print(Text(f"{result.name}: {rejection.node}: {rejection.reason}", style="dim"))
+        if "mixed_precision" in result.detail:
+            console.print(f"{result.name}: {result.detail['mixed_precision']['summary']}", soft_wrap=True)
     for name, graph in done.ascend.get("graphs", {}).items():
         console.print(f"{name}: {graph['kernels']} kernels by estimate, {graph['kernels_per_layer']} in a layer")
     for warning in done.warnings:

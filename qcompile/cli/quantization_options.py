@@ -40,6 +40,12 @@ _OPTIONS = (
         metavar="FILE|builtin|self",
         help="Text to calibrate on: UTF-8 text or .jsonl, or what the model itself writes  [default: builtin]",
     ),
+    click.option(
+        "--quality", type=float, metavar="KL", help="Choose bits per layer for this mean KL per token, such as 0.01."
+    ),
+    click.option(
+        "--size", "size_mb", type=float, metavar="MB", help="Choose bits per layer for this size of all weights."
+    ),
 )
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.calibration.mixed_precision import Decision, Goal, candidate_schemes
 from qcompile.errors import QuantError
 from qcompile.functions import DOMAIN, DOMAIN_VERSION
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
@@ -39,6 +40,9 @@ class Statistics(Protocol):
 
     def record(self) -> dict[str, Any]:
         """Return where it comes from, for the manifest."""
+
+    def decide(self, model: ir.Model, candidates: Sequence[LinearScheme], goal: Goal) -> Decision:
+        """Choose a scheme for every tensor of a float model."""
 
 
 _SCALE_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
@@ -78,6 +82,7 @@ class QuantizeModel(Pass):
         unused = self.options.unused_patterns(p.names for p in projections)
         if unused:
             raise QuantError(f"no layer is called '{unused[0]}'; there are, for example: {_examples(projections)}")
+        self._choose_schemes(context.model, projections, result)
         tables: dict[tuple[ir.Value, LinearScheme], _Codes] = {}
         tensors = []
         decided = self._decide(projections, result)
@@ -106,6 +111,18 @@ class QuantizeModel(Pass):
             else:
                 decided[index] = scheme
         return [(projections[index], scheme) for index, scheme in decided.items()]
+
+    def _choose_schemes(self, model: ir.Model, projections: Sequence[Projection], result: PassResult) -> None:
+        """Let a quality or a size decide, where one was given."""
+        if self.options.quality is None and self.options.size_mb is None:
+            return
+        goal = Goal(self.options.quality, self.options.size_mb)
+        if self.statistics is None:
+            raise QuantError(f"{self.name}: {goal.describe()}: choosing needs calibration text, and there is none")
+        candidates = candidate_schemes(self.options, self.defaults, {p.num_inputs for p in projections})
+        decision = self.statistics.decide(model, candidates, goal)
+        self.options = decision.apply(self.options)
+        result.detail["mixed_precision"] = {"summary": decision.summary(), **decision.record()}
 
     def _prepare(self, model: ir.Model, decided: Sequence[tuple[Projection, LinearScheme]], result: PassResult) -> None:
         """Gather statistics if any scheme needs them."""

@@ -1,0 +1,73 @@
+"""`qcompile optimize --quality KL` and `--size MB`, as a user types them."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from qcompile.cli.main import cli
+from qcompile.runtime.manifest import Manifest
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["optimize", *map(str, arguments)])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("passes", ["fuse,int4", "fuse,int8-dynamic"])
+def test_a_quality_chooses_bits_and_the_report_says_why(directories, tmp_path, passes):
+    report, chart = tmp_path / "report.json", tmp_path / "why.html"
+    arguments = ["--quality", 0.02, "--report", report, "--layer-chart", chart, "--verify", "off"]
+    result = run(directories["plain"], "-o", tmp_path / "out", "--passes", passes, *arguments)
+    assert result.exit_code == 0, result.output
+    assert "KL of 0.02 at most:" in result.output
+    steps = json.loads(report.read_text(encoding="utf-8"))["passes"]
+    decided = next(step["detail"]["mixed_precision"] for step in steps if "mixed_precision" in step["detail"])
+    assert decided["allocation"]["measured_kl"] <= 0.02
+    assert len(decided["ranking"]) == 13
+    assert decided["ranking"][0] in chart.read_text(encoding="utf-8")
+    manifest = Manifest.load(tmp_path / "out")
+    schemes = {(t["bits"], t["group_size"], t["activations"]) for t in manifest.quantization["tensors"]}
+    assert len(schemes) >= 2
+
+
+def test_a_size_is_kept_on_disk(directories, tmp_path):
+    sizes = {}
+    for megabytes in (0.16, 0.2, 100):
+        arguments = ["--passes", "fuse,int4", "--size", megabytes, "--target", "portable", "--verify", "off"]
+        result = run(directories["plain"], "-o", tmp_path / f"{megabytes}", *arguments)
+        assert result.exit_code == 0, result.output
+        sizes[megabytes] = sum(f.size_bytes for f in Manifest.load(tmp_path / f"{megabytes}").graph().data)
+    # Tensors begin at multiples of 64 bytes in the file.
+    assert sizes[0.16] <= 160_000 * 1.02 < sizes[0.2] <= 200_000 * 1.02 < sizes[100]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--passes", "fuse,int4", "--quality", "1e-12", "--keep-float", "nothing"], "no layer is called 'nothing'"),
+        (["--passes", "fuse,int4", "--size", "0.001"], "cannot be reached: the smallest found is"),
+        (["--passes", "fuse,int4", "--size", "1", "--quality", "1"], "give one of them"),
+        (["--passes", "fuse,int4", "--quality", "-1"], "a positive number"),
+        (["--passes", "fuse,int8-static", "--quality", "1"], "not int8-static; name one"),
+        (["--passes", "fuse", "--quality", "1"], "no quantization pass"),
+        (["--passes", "fuse,int4", "--layer-chart", "x.svg"], "--layer-chart shows how --quality or --size chose"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line_and_leaves_nothing(directories, tmp_path, arguments, reason):
+    result = run(directories["plain"], "-o", tmp_path / "out", "--verify", "off", *arguments)
+    assert result.exit_code == 1
+    assert reason in result.output.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_says_the_same(directories, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('passes = ["fuse", "int4"]\nverify = "off"\n[quantize]\nsize_mb = 1\n', encoding="utf-8")
+    result = run(directories["plain"], "-o", tmp_path / "out", "--recipe", recipe)
+    assert result.exit_code == 0, result.output
+    assert "1 MB at most:" in result.output
