@@ -89,14 +89,13 @@ def command(
         quantize=quantize_options(grouped, base.quantize),
         **{key: value for key, value in given.items() if value is not None},
     )
-    console = Console(highlight=False)
     done = _run(model, output or _default_output(model, options.target), options)
     if report is not None:
         _write_json(report, done)
     if as_json:
         click.echo(json.dumps(done.record(), ensure_ascii=False))
         return
-    render(done, console, dry_run=dry_run)
+    render(done, Console(highlight=False), dry_run=dry_run)
 
 
 def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> None:
