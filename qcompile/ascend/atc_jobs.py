@@ -15,7 +15,7 @@ from qcompile.ascend.atc_manifest import WORK_FOLDER
 from qcompile.ascend.atc_options import Invocation, compose, options_of, tensor_bytes, weight_bytes
 from qcompile.ascend.chips import Cann, Chip
 from qcompile.ascend.inputs import onnx_graphs
-from qcompile.ascend.legality.check import check_model
+from qcompile.ascend.legality.check import Parsers, check_model
 from qcompile.ascend.legality.finding import Report
 from qcompile.ascend.legality.onnx_file import read_onnx
 from qcompile.ascend.legality.view import GraphView
@@ -145,9 +145,12 @@ def _key(files: Sequence[Path], arguments: Sequence[str], hashes: dict[Path, str
     return digest.hexdigest()
 
 
-def check_jobs(build: Build, cann: Cann) -> list[Report]:
-    """Check every graph with the options it will be compiled with."""
-    return [check_model(job.directory / job.graph, build.chip, cann, options_of(job.arguments)) for job in build.jobs]
+def check_jobs(build: Build, cann: Cann, parsers: Parsers | None = None) -> list[Report]:
+    """Check every graph with the options it will be compiled with, and against the parsers that will read it."""
+    return [
+        check_model(job.directory / job.graph, build.chip, cann, options_of(job.arguments), parsers)
+        for job in build.jobs
+    ]
 
 
 def _refuse_what_does_not_fit(jobs: Sequence[Job], chip: Chip) -> None:

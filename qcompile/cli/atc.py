@@ -15,8 +15,9 @@ from qcompile.ascend.atc_build import Outcome, build_oms, copy_build, find_compi
 from qcompile.ascend.atc_folder import SCRIPT_NAME, prepare_folder
 from qcompile.ascend.atc_jobs import Build, check_jobs, plan_build
 from qcompile.ascend.atc_options import parse_extra_flags
-from qcompile.ascend.cann_install import CannInstall, find_cann
+from qcompile.ascend.cann_install import CannInstall, find_cann, scan_parsers
 from qcompile.ascend.chips import Cann, cann_version
+from qcompile.ascend.legality.check import Parsers
 from qcompile.ascend.legality.finding import Finding, Report
 from qcompile.errors import AtcError
 from qcompile.report.numbers import human_bytes, printable
@@ -60,7 +61,7 @@ def command(
     chip = target_chip(model, soc_version)
     build = plan_build(model, chip, parse_extra_flags(flags), host_cpu or "", with_keys=not dry_run)
     if not skip_check:
-        _refuse_illegal(console, check_jobs(build, _release(console, cann, install)))
+        _refuse_illegal(console, check_jobs(build, _release(console, cann, install), _installed_parsers(install)))
     if dry_run:
         _print_lines(build, as_json, {"dry_run": True})
         return
@@ -103,6 +104,12 @@ def _release(console: Console, cann: str | None, install: CannInstall | None) ->
             f"[yellow]note:[/] the release of CANN is not known; the rules of {_USUAL_CANN} are used (--cann says it)"
         )
         return cann_version(_USUAL_CANN)
+
+
+def _installed_parsers(install: CannInstall | None) -> Parsers | None:
+    """What this machine's CANN registers; None where there is nothing to scan, or the scan was cut short."""
+    scan = scan_parsers(install) if install is not None else None
+    return scan.operators if scan is not None and scan.operators and scan.is_complete else None
 
 
 def _refuse_illegal(console: Console, reports: list[Report]) -> None:

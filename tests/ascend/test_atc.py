@@ -19,7 +19,7 @@ from qcompile.errors import AtcError
 from qcompile.runtime.manifest import Manifest, check_file
 from tests.ascend.fake_cann import PYTHON_WITHOUT, script, sourced, toolkit
 from tests.ascend.faults import changed, input_dim, renamed
-from tests.ascend.graphs import norm_model, parsed, saved
+from tests.ascend.graphs import dynamic_w8a8, norm_model, parsed, saved
 from tests.graphs_on_disk import file_size_limit
 
 LOGS = Path(__file__).parents[1] / "data" / "atc_logs"
@@ -294,6 +294,18 @@ def test_the_script_beside_build_om_needs_python_3_7_only():
     assert imported <= {"__future__", "hashlib", "json", "os", "sys", "typing", "collections.abc"}
     methods = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not methods & {"removeprefix", "removesuffix", "is_relative_to", "readlink"}
+
+
+def test_what_the_installed_parsers_lack_is_not_compiled(tmp_path, cann):
+    path = saved(dynamic_w8a8(), tmp_path)
+    result = run(path, *CHIP)
+    assert result.exit_code == 1
+    assert "op-not-installed" in str(result.exception)
+    library = tmp_path / "system/usr/local/Ascend/ascend-toolkit/latest/opp/built-in/framework/onnx/libmore.so"
+    library.write_bytes(b"ai.onnx::16::NPUDynamicQuant\0")
+    result = run(path, *CHIP)
+    assert result.exit_code == 0, result.exception
+    assert "likely" not in result.stderr  # the scan settled it
 
 
 def test_a_bare_atc_on_path_is_enough(model, no_cann, tmp_path, monkeypatch):

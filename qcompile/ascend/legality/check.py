@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qcompile.ascend.chips import Cann, Chip, nearest_cann
@@ -18,8 +18,12 @@ from qcompile.ascend.legality.rule import AtcOptions, Context
 from qcompile.ascend.legality.view import GraphView
 from qcompile.ascend.operators import Support, operator_table
 
+Parsers = Mapping[str, frozenset[tuple[str, int]]]
 
-def check_model(path: Path, chip: Chip, cann: Cann, options: AtcOptions | None = None) -> Report:
+
+def check_model(
+    path: Path, chip: Chip, cann: Cann, options: AtcOptions | None = None, parsers: Parsers | None = None
+) -> Report:
     """Check one ONNX file, made by qcompile or not, without loading its weights.
 
     Args:
@@ -27,6 +31,7 @@ def check_model(path: Path, chip: Chip, cann: Cann, options: AtcOptions | None =
         chip: Where it shall run.
         cann: The release that will compile it; one the tables do not know is replaced by the nearest, with a warning.
         options: ATC options that decide about legality.
+        parsers: What the installed CANN registers, from `qcompile doctor`'s scan: settles what is only likely.
 
     Raises:
         GraphError: The file cannot be read, or its external data is missing or truncated.
@@ -36,7 +41,7 @@ def check_model(path: Path, chip: Chip, cann: Cann, options: AtcOptions | None =
     file = read_onnx(path)
     file.data_files()
     view = GraphView(file, options.input_shapes)
-    context = Context(view, chip, release, operator_table(), options)
+    context = Context(view, chip, release, operator_table(), options, parsers)
     findings = tuple(_deduplicated(_findings(context)))
     warnings = [*([warning] if warning else []), *_unsure_operators(context), *_unmasked(context)]
     return Report(str(path), chip.name, str(release), findings, tuple(warnings), len(view.nodes))
@@ -60,7 +65,7 @@ def _deduplicated(findings: Iterator[Finding]) -> Iterator[Finding]:
 
 
 def _unsure_operators(context: Context) -> Iterator[str]:
-    used = sorted({node.op for node in context.view.nodes})
+    used = sorted({node.op for node in context.view.nodes} - set(context.parsers or ()))
     operators = [operator for name in used if (operator := context.table.get(name)) is not None]
     for support, words in ((Support.LIKELY, "likely but not proved"), (Support.UNKNOWN, "not known")):
         names = [op.name for op in operators if op.support(context.cann) is support]

@@ -11,7 +11,7 @@ from qcompile.ascend.legality.finding import Finding
 from qcompile.ascend.legality.rule import REFUSED, SLOW, Context, NodeRule, about
 from qcompile.ascend.legality.types import FLOATS
 from qcompile.ascend.legality.view import Node
-from qcompile.ascend.operators import Operator, Registration
+from qcompile.ascend.operators import Operator, Registration, Support
 
 _NEW_PARSER = Cann(8, 1)  # E16002 instead of E19010
 _ARITHMETIC = frozenset(
@@ -77,7 +77,17 @@ def _is_registered_at(context: Context, node: Node, operator: Operator, code: st
         )
         return
     opset = context.view.opset(domain)
-    if opset is None and domain:
+    if context.parsers is not None and operator.is_detailed and node.op not in context.parsers:
+        yield about(
+            node,
+            "op-not-installed",
+            code,
+            certain=operator.support(context.cann) is not Support.CERTAIN,  # else the scan may have missed it
+            seen=f"{node.op}, which the ONNX parsers installed here do not register",
+            wanted="an operator that `qcompile doctor` lists",
+            cure="update CANN, or lower without it",
+        )
+    elif opset is None and domain:
         yield about(
             node,
             "domain-not-imported",

@@ -32,13 +32,14 @@ class AtcOptions:
 
 @dataclass(frozen=True)
 class Context:
-    """One check."""
+    """One check; `parsers` is what an installed CANN registers (op type -> domains and opsets), where that was scanned."""
 
     view: GraphView
     chip: Chip
     cann: Cann
     table: OperatorTable
     options: AtcOptions
+    parsers: Mapping[str, frozenset[tuple[str, int]]] | None = None
 
 
 ModelRule = Callable[[Context], Iterator[Finding]]
