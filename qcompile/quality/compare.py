@@ -224,9 +224,9 @@ class _Run:
         longest = min(m.shape.max_position_embeddings for m in self.models) - self.options.greedy_tokens
         for prompt in prompts:
             if len(prompt.ids) > longest:
-                raise QualityError(
-                    f"{self.options.prompts}: a prompt of {len(prompt.ids)} tokens, room is for {longest}; shorten it"
-                )
+                what = self.options.prompts or "the built-in prompts"
+                cure = "shorten it, or write fewer tokens with --greedy"
+                raise QualityError(f"{what}: a prompt of {len(prompt.ids)} tokens, room is for {longest}; {cure}")
         return [p for p in prompts if p.ids]
 
     def _score_window(self, document: TokenizedDocument, window: Window, total: int) -> None:
