@@ -26,6 +26,8 @@ from tests.test_fetch import PARTS, recipe_text, write_wheel
 from tests.tiny_checkpoints import write_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
+# What runs a model sees first that the graph is not the one its manifest lists.
+RUN_IT = {"generate", "verify"}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_one_line_and_nothing_lost(shop: Workshop, name: str) -> None:
     assert contents(shop.root) == before
 
 
-@pytest.mark.parametrize("command", ["optimize", "inspect", "verify", "generate"])
+@pytest.mark.parametrize("command", ["optimize", "inspect", "verify", "generate", "check"])
 @pytest.mark.parametrize("name", BAD_MODELS)
 def test_a_damaged_model_met_by_every_command(shop: Workshop, name: str, command: str) -> None:
     model = shop.copy(shop.lowered if command == "generate" else shop.exported)
@@ -90,9 +92,9 @@ def test_a_damaged_model_met_by_every_command(shop: Workshop, name: str, command
         "inspect": ["inspect", model],
         "verify": ["verify", shop.exported, model],
         "generate": ["generate", "--threads", "1", model, "Hello"],
+        "check": ["check", model, "--target", "ascend910b4"],
     }
-    # What runs a model sees first that the graph is not the one its manifest lists.
-    require_one_line(run(*arguments[command]), r"model\.onnx" if command in {"generate", "verify"} else wanted)
+    require_one_line(run(*arguments[command]), r"model\.onnx" if command in RUN_IT else wanted)
     assert contents(shop.root) == before
 
 
@@ -230,6 +232,31 @@ def test_a_full_disk_while_a_report_is_written(shop: Workshop, option: str) -> N
     assert "cannot be written" in result.stderr.splitlines()[-1]
     assert path.read_text() == "an earlier report"
     assert sorted(p.name for p in shop.root.iterdir()) == ["out", "report"]
+
+
+@pytest.mark.parametrize("what", ["exported model", "calibration", "chart"])
+def test_a_full_disk_in_a_cache(shop: Workshop, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QCOMPILE_CACHE", str(shop.root / "cache"))
+    arguments = {
+        "exported model": ["quality", shop.checkpoint(), shop.exported, "--tokens", 64],
+        "calibration": shop.optimize(shop.exported, "--passes", "int8-static"),
+        "chart": [
+            "quality",
+            shop.exported,
+            shop.exported,
+            "--tokens",
+            64,
+            "--greedy",
+            0,
+            "--chart",
+            shop.root / "chart.svg",
+        ],
+    }
+    before = contents(shop.root)
+    with file_size_limit(100):
+        result = run(*arguments[what])
+    require_one_line(result, "File too large")
+    assert contents(shop.root) == before
 
 
 # A run that is interrupted
