@@ -86,7 +86,7 @@ def save_model(model: Any, tokenizer_from: str | Path, directory: str | Path) ->
     temporary = directory / "model.safetensors.tmp"
     save_file(state, temporary, metadata={"format": "pt"})
     temporary.replace(directory / "model.safetensors")
-    config = model.config.to_dict() | {"dtype": "bfloat16", "architectures": [type(model).__name__]}
+    config = model.config.to_dict() | {"dtype": "bfloat16", "architectures": [type(model).__name__], "use_cache": True}
     for name in ("_name_or_path", "transformers_version"):
         config.pop(name, None)
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
