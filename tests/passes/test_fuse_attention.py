@@ -60,7 +60,9 @@ class TestFuseAttention(SixTests):
     prepare = (*TIDY, FuseRotaryEmbedding)
     examples = (
         Example("operator", operator("scale = 0.125"), fused(), WEIGHTS, opset=23, dtypes=("float",)),
-        Example("operator, default scale", operator("is_causal = 0"), fused("0.35355"), WEIGHTS, opset=23, dtypes=("float",)),
+        Example(
+            "operator, default scale", operator("is_causal = 0"), fused("0.35355"), WEIGHTS, opset=23, dtypes=("float",)
+        ),
         Example("operator with the cache", attention(WITH_CACHE), fused(), WEIGHTS, opset=23, dtypes=("float",)),
         example("repeated by Expand, mask added"),
         example(
