@@ -26,6 +26,7 @@ from qcompile.artifact import (
 from qcompile.ascend.chips import chip_named
 from qcompile.ascend.lowering.lower import AscendOptions, lower_model
 from qcompile.calibration.provide import CalibratedStatistics, TextSource
+from qcompile.calibration.text import BUILT_IN
 from qcompile.errors import PassError, UnsupportedOpError, VerifyError
 from qcompile.fusion_counts import expected_counts, missing_fusions
 from qcompile.loaded_model import LoadedModel, inspect_loaded
@@ -148,9 +149,13 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
         with_hessians=options.quantize.needs_hessian,
         say=say,
     )
+    statistics.text.check()
     _run([_instance(step, shape, options.quantize, statistics) for step in plan], context, done, say)
     if options.layer_chart is not None and statistics.decision is not None:
         statistics.decision.page().write(options.layer_chart)
+    done.warnings += statistics.notes
+    if options.quantize.calibration != BUILT_IN and not statistics.was_used:
+        done.warnings.append("the calibration text was not needed: no algorithm or scheme that looks at activations")
     _judge_counts(done, expected_counts(shape, {step.name for step in plan}), manifest, options.strict)
     done.ops_after = op_histogram(context.model)
     origin = _Origin(graph_path, manifest, shape, config)
@@ -290,7 +295,8 @@ def _write(
             if not done.agreement.holds(quantized=bool(provenance.quantization)):
                 raise VerifyError(f"{done.agreement.summary()}; nothing was written")
             artifact.stage(replace(provenance, verification=done.agreement.record()))
-        runs_here = target_named(done.target).runs_here and graphs[0][0].role == "decoder"
+        entry = graphs[0][0]
+        runs_here = target_named(done.target).runs_here and entry.role == "decoder" and entry.io.dtype != "bfloat16"
         if provenance.quantization and options.verify != "off" and runs_here:
             say("loading what was written", 0, 0)
             done.loaded = inspect_loaded(artifact.path)

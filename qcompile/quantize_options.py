@@ -223,7 +223,7 @@ def override(options: QuantizeOptions, **given: Any) -> QuantizeOptions:
     return replace(options, **{key: value for key, value in given.items() if value is not None and value != ()})
 
 
-def parse_group_size(text: str) -> GroupSize:
+def parse_group_size(text: str, where: str = "--group-size") -> GroupSize:
     """Read a group size: a number, or `channel`.
 
     Raises:
@@ -232,7 +232,7 @@ def parse_group_size(text: str) -> GroupSize:
     value = _parsed(text)
     if value == "channel" or (isinstance(value, int) and not isinstance(value, bool)):
         return value  # type: ignore[no-any-return]
-    raise QuantError(f"group_size = {text!r}: wanted a number or channel")
+    raise QuantError(f"{where}: group_size = {text!r}; wanted a number or channel")
 
 
 def _layer_from(record: Any, where: str) -> LayerOptions:
@@ -255,7 +255,7 @@ def _checked(key: str, value: Any, kind: type, where: str) -> Any:
             raise QuantError(f"{where}: keep_float = {value!r}; wanted a list of patterns")
         return tuple(value)
     if key == "group_size":
-        return parse_group_size(str(value))
+        return parse_group_size(str(value), where)
     wanted = {"bits": int, "symmetric": bool, "quality": float, "size_mb": float}.get(key, str)
     if wanted is float and type(value) is int:
         return float(value)

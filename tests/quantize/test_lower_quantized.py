@@ -1,0 +1,125 @@
+"""Quantized operators on ONNX Runtime's kernels: proved, shared, refused when wrong; what really runs after loading."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qcompile.loaded_model import inspect_loaded
+from qcompile.passes import lower_quantized_activations_to_ort as activations
+from qcompile.passes import lower_quantized_blocks_to_ort as blocks
+from qcompile.passes.base import op_histogram
+from qcompile.passes.lower_quantized_activations_to_ort import LowerQuantizedActivationsToOrt
+from qcompile.passes.lower_quantized_blocks_to_ort import LowerQuantizedBlocksToOrt
+from qcompile.passes.quantize_int4 import QuantizeInt4
+from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static
+from qcompile.quantize_options import LayerOptions, QuantizeOptions
+from qcompile.verify import compare_directories
+from tests.optimized import optimize_tiny
+from tests.quantize.test_quantize_model import Seen
+
+SYMMETRIC = QuantizeOptions(symmetric=True)
+
+
+def nodes(context, op_type):
+    return [n for n in context.model.graph if n.op_type == op_type]
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        QuantizeInt8(),
+        QuantizeInt8(QuantizeOptions(group_size="channel")),
+        QuantizeInt4(),
+        QuantizeInt4(QuantizeOptions(group_size=16)),
+        QuantizeInt4(SYMMETRIC),
+    ],
+)
+def test_blocks_run_on_one_kernel_each_and_share_the_table(context, scheme):
+    scheme(context)
+    result = LowerQuantizedBlocksToOrt()(context)
+    assert result.rewrites == result.proved == result.matches == 10
+    # The kernel rounds activations to int8; a proof that reports less has not run the real kernel.
+    assert 1e-4 < result.max_error < 5e-2
+    lookup = nodes(context, "GatherBlockQuantized")[0]
+    head = next(n for n in nodes(context, "MatMulNBits") if n.name == "lm_head")
+    assert lookup.inputs[0] is head.inputs[1]
+    assert not any(name.startswith("qcompile::") and "W" in name for name in op_histogram(context.model))
+
+
+def test_int8_activations_give_the_same_codes(context):
+    QuantizeInt8Dynamic()(context)
+    result = LowerQuantizedActivationsToOrt()(context)
+    assert result.rewrites == result.proved == 6
+    assert result.max_error < 1e-6
+
+
+def test_static_activations(context):
+    QuantizeInt8Static(statistics=Seen())(context)
+    result = LowerQuantizedActivationsToOrt()(context)
+    assert result.rewrites == result.proved == 6
+    assert result.max_error < 1e-6
+    assert not nodes(context, "ReduceMax")
+
+
+def test_a_wrong_zero_point_is_not_proved(context, monkeypatch):
+    monkeypatch.setattr(blocks, "_INT8_SIGN", np.uint8(127))
+    QuantizeInt8()(context)
+    result = LowerQuantizedBlocksToOrt()(context)
+    assert result.rewrites == 0
+    assert all(r.reason.startswith("rolled back") for r in result.rejected)
+    assert len(nodes(context, "LinearW8")) == 9
+
+
+def test_nor_is_a_wrong_middle_of_activations(context, monkeypatch):
+    right = activations.named_constant
+
+    def wrong(graph, name, array):
+        return right(graph, name, array - np.uint8(1) if name == "code.128" else array)
+
+    monkeypatch.setattr(activations, "named_constant", wrong)
+    QuantizeInt8Dynamic()(context)
+    result = LowerQuantizedActivationsToOrt()(context)
+    # 127 instead of 128 clips one code: only the largest magnitudes show it
+    assert all(r.reason.startswith("rolled back") for r in result.rejected)
+    assert result.rewrites + len(result.rejected) == 6
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4"])
+def test_on_ort_everything_quantized_runs_quantized(exported, tmp_path, kind, scheme):
+    report = optimize_tiny(exported[kind], tmp_path / "out", "fuse", scheme)
+    assert report.loaded.dequantized == ()
+    assert report.loaded.quantized == 10
+    assert report.loaded.private_bytes <= report.loaded.resident_bytes <= report.loaded.peak_bytes
+    assert compare_directories(exported[kind], tmp_path / "out", num_tokens=8).mean_kl < (
+        0.3 if scheme == "int4" else 0.005
+    )
+
+
+def test_weights_made_float_at_load_are_told(exported, tmp_path):
+    report = optimize_tiny(exported["qwen2"], tmp_path / "out", "fuse", "int8", target="portable")
+    # The integer products and the lookup survive; what is multiplied after dequantizing was folded to float.
+    assert report.loaded.quantized == 7
+    assert set(report.loaded.dequantized) == {"layers.0.mlp.down_proj", "layers.1.mlp.down_proj", "lm_head"}
+    assert any("made float when ONNX Runtime loads" in warning for warning in report.warnings)
+    assert inspect_loaded(tmp_path / "out").dequantized == report.loaded.dequantized
+
+
+def test_bits_can_differ_by_layer(exported, tmp_path):
+    layers = (
+        LayerOptions("*gate_up*", bits=4, group_size=32, activations="float"),
+        LayerOptions("lm_head", group_size=16),
+    )
+    report = optimize_tiny(exported["qwen2"], tmp_path / "out", "fuse", "int8", quantize=QuantizeOptions(layers=layers))
+    assert report.loaded.dequantized == ()
+    assert report.loaded.kernels["MatMulNBits"] == 5
+    assert report.loaded.kernels["MatMulIntegerToFloat"] == 4
+
+
+def test_a_block_that_no_kernel_takes_stays_a_function(context):
+    QuantizeInt8()(context)
+    node = nodes(context, "LinearW8")[0]
+    node.attributes["block_size"] = ir.AttrInt64("block_size", 8)
+    result = LowerQuantizedBlocksToOrt()(context)
+    assert [r.reason for r in result.rejected] == ["MatMulNBits takes blocks of 16, 32, 64, 128, 256, not 8"]
+    assert nodes(context, "LinearW8") == [node]

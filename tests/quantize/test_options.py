@@ -1,0 +1,140 @@
+"""One spelling on the command line, in a recipe and in Python."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from qcompile.cli.main import cli
+from qcompile.errors import PassError, QuantError
+from qcompile.optimize_recipe import load_optimize_recipe
+from qcompile.pipeline import OptimizeOptions
+from qcompile.quantize_options import LayerOptions, QuantizeOptions, parse_layer
+from qcompile.runtime.manifest import Manifest
+
+RECIPE = """
+passes = ["fuse", "int4"]
+target = "ort"
+verify = "off"
+[quantize]
+group_size = 16
+symmetric = true
+algorithm = "mse"
+keep_float = ["layers.1.attn.*"]
+calibration = "self"
+[[quantize.layer]]
+pattern = "*down_proj*"
+bits = 8
+group_size = "channel"
+[[quantize.layer]]
+pattern = "lm_head"
+symmetric = false
+"""
+PYTHON = OptimizeOptions(
+    passes=("fuse", "int4"),
+    target="ort",
+    verify="off",
+    quantize=QuantizeOptions(
+        group_size=16,
+        symmetric=True,
+        algorithm="mse",
+        keep_float=("layers.1.attn.*",),
+        layers=(LayerOptions("*down_proj*", bits=8, group_size="channel"), LayerOptions("lm_head", symmetric=False)),
+        calibration="self",
+    ),
+)
+COMMAND = [
+    *("--passes", "fuse,int4", "--target", "ort", "--verify", "off", "--group-size", "16", "--symmetric"),
+    *("--algorithm", "mse", "--keep-float", "layers.1.attn.*", "--calibration", "self"),
+    *("--layer", "*down_proj*:bits=8,group-size=channel", "--layer", "lm_head: symmetric=false"),
+]
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def tensors(directory):
+    return Manifest.load(directory).quantization["tensors"]
+
+
+def test_recipe_and_python_say_the_same(tmp_path):
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    assert load_optimize_recipe(tmp_path / "recipe.toml") == PYTHON
+
+
+def test_recipe_and_command_line_make_the_same_model(exported, tmp_path):
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    first = run("optimize", exported["qwen2"], "--recipe", tmp_path / "recipe.toml", "-o", tmp_path / "a", "--json")
+    second = run("optimize", exported["qwen2"], *COMMAND, "-o", tmp_path / "b")
+    assert first.exit_code == second.exit_code == 0, first.output + second.output
+    assert tensors(tmp_path / "a") == tensors(tmp_path / "b")
+    assert (tmp_path / "a" / "model.onnx.data").read_bytes() == (tmp_path / "b" / "model.onnx.data").read_bytes()
+    seen = {t["name"]: t for t in tensors(tmp_path / "a")}
+    assert len(seen) == 8
+    assert seen["layers.0.mlp.down_proj"]["group_size"] == "channel"
+    assert seen["lm_head"]["symmetric"] is False
+    assert json.loads(first.stdout)["target"] == "ort"
+
+
+def test_the_command_line_overrides_a_recipe(exported, tmp_path):
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    arguments = ("--recipe", tmp_path / "recipe.toml", "--group-size", "32", "--layer", "lm_head:bits=8,symmetric=true")
+    done = run("optimize", exported["qwen2"], *arguments, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    seen = {t["name"]: (t["bits"], t["group_size"]) for t in tensors(tmp_path / "out")}
+    assert seen["lm_head"] == (8, 32)
+    assert seen["layers.0.attn.qkv_proj"] == (4, 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("passes = 'int8'", "passes = 'int8'; wanted a list of names"),
+        ("pases = ['int8']", "unknown key 'pases'"),
+        ("strict = 1", "wanted true or false"),
+        ("[quantize]\nbits = '4'", "bits = '4'; wanted a number"),
+        ("[quantize]\nbits = true", "bits = True; wanted a number"),
+        ("[quantize]\ngroupsize = 32", "unknown key 'groupsize'"),
+        ("[quantize]\ngroup_size = 'row'", "wanted a number or channel"),
+        ("[quantize]\nkeep_float = 'lm_head'", "wanted a list of patterns"),
+        ("[[quantize.layer]]\nbits = 4", "wanted a table with a pattern"),
+        ("[[quantize.layer]]\npattern = 'x'", "changes nothing"),
+        ("[quantize]\nlayer = 3", "is not a list of tables"),
+        ("quantize = 3", "is not a table"),
+        ("passes = [", "is not TOML"),
+    ],
+)
+def test_a_damaged_recipe_is_told_in_one_line(tmp_path, text, message):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises((PassError, QuantError)) as caught:
+        load_optimize_recipe(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value).split("is not TOML")[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["lm_head", "lm_head:", ":bits=4", "lm_head:bits", "lm_head:bits=x", "lm_head:colour=4"]
+)
+def test_a_layer_that_cannot_be_read_is_refused(text):
+    with pytest.raises(QuantError, match="--layer"):
+        parse_layer(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--group-size", "many"], "group_size = 'many'"),
+        (["--group-size", "64"], "does not divide"),
+        (["--layer", "nothing:bits=8"], "no layer is called 'nothing'"),
+        (["--calibration", "absent.txt", "--algorithm", "gptq"], "absent.txt"),
+    ],
+)
+def test_the_command_ends_in_one_line_and_writes_nothing(exported, tmp_path, arguments, message):
+    done = run("optimize", exported["qwen2"], "--passes", "fuse,int4", *arguments, "-o", tmp_path / "out")
+    assert done.exit_code == 1
+    assert message in done.output
+    assert len([line for line in done.output.splitlines() if line.startswith("Error")]) == 1
+    assert not (tmp_path / "out").exists()
