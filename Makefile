@@ -43,7 +43,7 @@ $(CORE): pyproject.toml | $(BIN)/python
 # torch first and by exact version, so that no later requirement can pull a build with gigabytes of CUDA.
 $(DEV): pyproject.toml | $(BIN)/python
 	$(BIN)/python $(PIP) $(TORCH)
-	$(BIN)/python $(PIP) -e '.[dev,torch,eval]'
+	$(BIN)/python $(PIP) -e '.[dev,torch,eval,train]'
 	@touch $(CORE) $@
 
 # Optimum pins an older transformers than the tests use, so its exporter has an environment of its own.
