@@ -54,6 +54,16 @@ class CalibratedStatistics:
         self.decision: Decision | None = None
         self._calibration: Calibration | None = None
 
+    @property
+    def was_used(self) -> bool:
+        """Whether a scheme looked at activations."""
+        return self._calibration is not None or self.decision is not None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the text was not as asked."""
+        return () if self._calibration is None else self._calibration.notes
+
     def prepare(self, model: ir.Model) -> Calibration:
         """Calibrate a float model, as it is now.
 

@@ -29,6 +29,15 @@ class TextSource:
     manifest: Manifest | None
     source: str | Path = BUILT_IN
 
+    def check(self) -> None:
+        """Read the file, if it is one, so that a bad one is refused before any work.
+
+        Raises:
+            QuantError: It cannot be used.
+        """
+        if str(self.source) not in (SELF, BUILT_IN):
+            read_texts(Path(self.source))
+
     def rows(self, settings: CalibrationSettings, say: Say | None = None, cache: Path | None = None) -> TokenRows:
         """Return the text as rows of tokens.
 

@@ -65,6 +65,38 @@ def test_what_makes_no_sense_is_one_line_and_leaves_nothing(directories, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the calibration file is empty"),
+        (b"a\xff", "not UTF-8: byte 0xff at offset 1"),
+        (b'{"text": 1}', "t.jsonl:1: an object with"),
+    ],
+)
+@pytest.mark.parametrize("algorithm", ["rtn", "gptq"])
+def test_a_bad_calibration_file_is_refused_at_once_even_if_not_needed(
+    directories, tmp_path, content, reason, algorithm
+):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(content)
+    arguments = ["--passes", "fuse,int4", "--algorithm", algorithm, "--calibration", path, "--verify", "off"]
+    result = run(directories["plain"], "-o", tmp_path / "out", *arguments)
+    assert result.exit_code == 1
+    assert reason in result.output.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_short_or_needless_text_is_a_warning(directories, tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("The quick brown fox. " * 30, encoding="utf-8")
+    arguments = ["--passes", "fuse,int4", "--calibration", path, "--verify", "off"]
+    calibrated = run(directories["plain"], "-o", tmp_path / "a", *arguments, "--algorithm", "gptq")
+    assert calibrated.exit_code == 0, calibrated.output
+    assert "32768 were asked for; all of them are used" in " ".join(calibrated.output.split())
+    needless = run(directories["plain"], "-o", tmp_path / "b", *arguments)
+    assert "the calibration text was not needed" in " ".join(needless.output.split())
+
+
 def test_a_recipe_says_the_same(directories, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('passes = ["fuse", "int4"]\nverify = "off"\n[quantize]\nsize_mb = 1\n', encoding="utf-8")
