@@ -11,6 +11,7 @@ from enum import Enum
 
 import onnx_ir as ir
 
+from qcompile.quantized_functions import EMBEDDINGS, QUANTIZED_LINEARS
 from qcompile.report.links import Links
 
 
@@ -33,6 +34,7 @@ class Role(Enum):
 
 
 _BY_OP = {
+    **dict.fromkeys((*EMBEDDINGS, "GatherBlockQuantized"), Role.EMBEDDING),
     **dict.fromkeys(
         (
             "RmsNorm",
@@ -82,12 +84,12 @@ _PROJECTIONS = frozenset(
         "MatMul",
         "Gemm",
         "Linear",
-        "LinearW8",
         "MatMulNBits",
         "MatMulInteger",
         "MatMulIntegerToFloat",
         "DynamicQuantizeMatMul",
         "QuantBatchMatMul",
+        *QUANTIZED_LINEARS,
     }
 )
 _ADDS_RESIDUAL = frozenset(

@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.functions import DOMAIN
+from qcompile.quantized_functions import EMBEDDINGS, QUANTIZED_LINEARS
 from qcompile.runtime.manifest import FileEntry, Manifest
 from qcompile.tensors import MappedTensor
 
@@ -25,7 +26,8 @@ _NOT_PARAMETERS = {
     "GroupQueryAttention": (7, 8),
     "RotaryEmbedding": (1, 2, 3),
     "MatMulNBits": (2, 3, 4),
-    "LinearW8": (2,),
+    "MatMulIntegerToFloat": (2, 3, 4, 5, 6),
+    **dict.fromkeys(QUANTIZED_LINEARS | EMBEDDINGS, (2, 3)),
     "DequantizeLinear": (1, 2),
     "GatherBlockQuantized": (2, 3),
 }
@@ -200,13 +202,19 @@ def _parameters_of(value: ir.Value, tensor: ir.TensorProtocol) -> int:
         if node.op_type == "MatMulNBits" and index == 1:
             return node.attributes.get_int("K", 0) * node.attributes.get_int("N", 0)
     elements = math.prod(tensor.shape.numpy())
+    if any("W4" in node.op_type and index == 1 for node, index in uses):
+        return 2 * elements  # two codes in a byte
     is_weight = tensor.dtype.is_floating_point() or _is_quantized(uses)
     return elements if is_weight and elements > 1 else 0
 
 
 def _is_quantized(uses: list[tuple[ir.Node, int]]) -> bool:
     """Whether an integer initializer is a quantized weight, by the operator that takes it."""
-    weight_inputs = {"DequantizeLinear": 0, "GatherBlockQuantized": 0, "LinearW8": 1}
+    weight_inputs = {
+        "DequantizeLinear": 0,
+        "GatherBlockQuantized": 0,
+        **dict.fromkeys(QUANTIZED_LINEARS | EMBEDDINGS, 1),
+    }
     return any(
         weight_inputs.get(node.op_type, 1 if "MatMul" in node.op_type else None) == index for node, index in uses
     )
