@@ -19,7 +19,8 @@ from click.testing import CliRunner, Result
 import qcompile.fetch
 from qcompile.cli.main import cli
 from qcompile.runtime.manifest import Manifest, check_file
-from tests.bad_models import BAD, BAD_MODELS, Workshop
+from tests.bad_inputs import BAD, Workshop
+from tests.damaged_models import BAD_MODELS
 from tests.graphs_on_disk import file_size_limit
 from tests.optimized import export_tiny, optimize_tiny
 from tests.test_fetch import PARTS, recipe_text, write_wheel

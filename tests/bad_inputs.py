@@ -1,17 +1,15 @@
-"""Ways in which checkpoints, models, prompts and options go wrong, each as a command line and what it must say."""
+"""Ways in which checkpoints, prompts and options go wrong, each as a command line and what it must say."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
+from tests.damaged_models import truncate
 from tests.export.tiny_gguf import gguf_config, write_gguf
 from tests.runtime.test_tokenizer import rewrite
 from tests.tiny_checkpoints import write_tiny_checkpoint
@@ -45,24 +43,12 @@ class Workshop:
 
 
 BAD: dict[str, Callable[[Workshop], Command]] = {}
-# The same damage to a model, met by each command that reads models.
-BAD_MODELS: dict[str, Callable[[Path], str]] = {}
 
 
 def bad(make: Callable[[Workshop], Command]) -> Callable[[Workshop], Command]:
     """Register a case by the name of its function."""
     BAD[make.__name__.replace("_", " ")] = make
     return make
-
-
-def damage(make: Callable[[Path], str]) -> Callable[[Path], str]:
-    """Register a damage to a compiled-model directory; it returns what must be said."""
-    BAD_MODELS[make.__name__.replace("_", " ")] = make
-    return make
-
-
-def truncate(path: Path, keep: int) -> None:
-    path.write_bytes(path.read_bytes()[:keep])
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -350,73 +336,3 @@ def manifest_of_the_future(shop: Workshop) -> Command:
     model = shop.copy(shop.lowered)
     edit_json(model / "qcompile.json", schema_version=999)
     return generate(model, "Hello"), r"qcompile\.json: .*999"
-
-
-# Models
-
-
-@damage
-def not_an_onnx_file(model: Path) -> str:
-    (model / "model.onnx").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
-    return r"model\.onnx"
-
-
-@damage
-def empty_file(model: Path) -> str:
-    (model / "model.onnx").write_bytes(b"")
-    return r"model\.onnx"
-
-
-@damage
-def truncated_graph(model: Path) -> str:
-    truncate(model / "model.onnx", 5000)
-    return r"model\.onnx"
-
-
-@damage
-def missing_data(model: Path) -> str:
-    (model / "model.onnx.data").unlink()
-    return r"model\.onnx\.data"
-
-
-@damage
-def truncated_data(model: Path) -> str:
-    truncate(model / "model.onnx.data", 1000)
-    return r"model\.onnx\.data"
-
-
-def _relocate(model: Path, location: str) -> None:
-    proto = onnx.load(model / "model.onnx", load_external_data=False)
-    for tensor in proto.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = location
-    (model / "model.onnx").write_bytes(proto.SerializeToString())
-
-
-@damage
-def data_at_an_absolute_path(model: Path) -> str:
-    secret = model.parent / "secret"
-    shutil.copy(model / "model.onnx.data", secret)
-    _relocate(model, str(secret))
-    return "secret"
-
-
-@damage
-def data_above_the_directory(model: Path) -> str:
-    shutil.copy(model / "model.onnx.data", model.parent / "secret")
-    _relocate(model, "../secret")
-    return r"\.\./secret"
-
-
-@damage
-def data_behind_a_link(model: Path) -> str:
-    shutil.move(model / "model.onnx.data", model.parent / "secret")
-    os.symlink(model.parent / "secret", model / "model.onnx.data")
-    return r"model\.onnx\.data"
-
-
-@damage
-def no_graph(model: Path) -> str:
-    (model / "model.onnx").unlink()
-    return r"model\.onnx"
