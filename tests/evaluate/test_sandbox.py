@@ -1,6 +1,8 @@
 """What code can not do: every attack with all layers, and again with only one kind of layer at a time."""
 
+import ctypes
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -241,6 +243,18 @@ def test_the_attacks_would_work_outside(victim: Path, port: int) -> None:
             code = code.replace("b'x' * 100", "b''")
         outcome = run(filled(code, victim, port), limits=ROOMY, without=LAYERS)
         assert outcome.is_passed, (name, outcome.reason)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="layers of Linux")
+def test_no_layer_that_the_kernel_has_is_missing() -> None:
+    """Else the tests that are skipped without a layer would hide its loss."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(444, None, ctypes.c_size_t(0), 1) >= 1:  # landlock_create_ruleset: the version
+        assert "landlock" in AVAILABLE
+    if "Seccomp:" in Path("/proc/self/status").read_text() and platform.machine() in ("x86_64", "aarch64"):
+        assert "seccomp" in AVAILABLE
+    if subprocess.run(["unshare", "-Un", "true"], capture_output=True, check=False).returncode == 0:
+        assert "namespaces" in AVAILABLE
 
 
 def test_secrets_do_not_enter(monkeypatch: pytest.MonkeyPatch) -> None:
