@@ -9,7 +9,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from qcompile.errors import GraphError
-from qcompile.soundness import check_graph, check_tensor, tensors_of
+from qcompile.soundness import check_graph, check_tensor, check_texts, tensors_of
 from qcompile.tensors import DataFile, MappedTensor
 
 # It warns of values that nothing gives; here they are an error.
@@ -37,6 +37,7 @@ def load_model(path: Path) -> ir.Model:
         raise _not_onnx(path, "it has no graph")
     if not proto.opset_import:
         raise _not_onnx(path, "it imports no operator set")
+    check_texts(proto, path)
     try:
         for tensor in tensors_of(proto):
             _check_entries(tensor, path)

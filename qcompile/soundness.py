@@ -6,18 +6,22 @@ the file hold as many bytes as their type and shape say; calls of fused operator
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 from qcompile.errors import GraphError
 from qcompile.functions import DOMAIN, FUSED_OPS
 
 _STANDARD = {"", "ai.onnx"}
+_TEXTS_AND_MESSAGES = {FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE}
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 
@@ -39,6 +43,20 @@ def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 if attribute.HasField("g"):
                     graphs.append(attribute.g)
         nodes = []
+
+
+def check_texts(message: Message, path: Path) -> None:
+    """Refuse names that are not UTF-8: protobuf gives bytes for them, and everybody expects text."""
+    if isinstance(message, onnx.TensorProto):  # its other fields are data
+        fields: list[tuple[str, object]] = [("name", message.name)]
+    else:
+        fields = [(field.name, value) for field, value in message.ListFields() if field.type in _TEXTS_AND_MESSAGES]
+    for name, value in fields:
+        for each in value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else (value,):
+            if isinstance(each, Message):
+                check_texts(each, path)
+            elif isinstance(each, bytes):
+                raise GraphError(f"{path}: the {name} {each[:80]!r} is not UTF-8; export it again")
 
 
 def check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
@@ -96,11 +114,38 @@ def _check_node(node: ir.Node, model: ir.Model, path: Path) -> None:
             raise GraphError(
                 f"{where} reads '{value.name}', which no node, input or initializer gives; export it again"
             )
+    opset = model.graph.opset_imports.get("", 0)
     op = FUSED_OPS.get(node.op_type) if node.domain == DOMAIN else None
     function = model.functions.get(node.op_identifier())
-    if op is None or (function is not None and not op.is_defined_by(function)):
-        return
-    definition = op.proto(model.graph.opset_imports.get("", 0))
+    if node.domain in _STANDARD:
+        _check_attributes(node, _attribute_types(node.op_type, opset), where)
+    elif op is not None and (function is None or op.is_defined_by(function)):
+        _check_call(node, op.proto(opset), where)
+
+
+def _check_attributes(node: ir.Node, types: Mapping[str, ir.AttributeType], where: str) -> None:
+    for name, attribute in node.attributes.items():
+        wanted = types.get(name)
+        if wanted is not None and not attribute.is_ref() and attribute.type != wanted:
+            raise GraphError(
+                f"{where}: attribute {name} is {attribute.type.name}, the operator takes {wanted.name}; export it again"
+            )
+
+
+@functools.lru_cache(maxsize=1024)
+def _attribute_types(op_type: str, opset: int) -> dict[str, ir.AttributeType]:
+    try:
+        schema = onnx.defs.get_schema(op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return {}
+    # The enumeration of the schemas has the names of the other one: AttrType.INT.
+    names = {name: str(attribute.type).rpartition(".")[2] for name, attribute in schema.attributes.items()}
+    return {name: ir.AttributeType[kind] for name, kind in names.items()}
+
+
+def _check_call(node: ir.Node, definition: onnx.FunctionProto, where: str) -> None:
+    references = (a for n in definition.node for a in n.attribute if a.ref_attr_name)
+    _check_attributes(node, {a.ref_attr_name: ir.AttributeType(a.type) for a in references}, where)
     missing = [name for name in definition.attribute if name not in node.attributes]
     if missing:
         raise GraphError(f"{where} has no attribute {missing[0]}; export or optimize the model again")

@@ -117,6 +117,18 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "too few bytes": (shorten_weight, "has 255 bytes, its type FLOAT and shape [64] need 256"),
     "a negative dimension": (negative_weight, "has shape [-64]; dimensions are not negative"),
     "a length without end": (fixed(length=10**7), "too large to study; export it with dynamic dimensions"),
+    "an attribute of another type": (
+        append("odd = Softmax <axis = 0.5> (logits)"),
+        "attribute axis is FLOAT, the operator takes INT",
+    ),
+    "a constant of no type": (
+        append('odd = Constant <value = "text"> ()'),
+        "attribute value is STRING, the operator takes TENSOR",
+    ),
+    "a call with a number for a word": (
+        call_without("<num_heads = 2.5, kv_num_heads = 1, scale = 1.0>", "logits"),
+        "attribute num_heads is FLOAT, the operator takes INT",
+    ),
     "a call without attribute": (call_without("", "logits"), "(Attention) has no attribute num_heads"),
     "a call without inputs": (
         call_without("<num_heads = 2, kv_num_heads = 1, scale = 1.0>", "logits"),
@@ -145,3 +157,10 @@ def test_a_long_chain_is_no_deep_recursion(edited):
     report = fuse(edited(in_front(chain, "position_ids", "p1200")), "ort")
     lowered = next(r for r in report.results if r.name == "lower-attention-to-ort")
     assert (lowered.rewrites, lowered.detail["rotary"]) == (2, "inside the kernel, by tables")
+
+
+def test_a_name_that_is_no_text_is_refused(edited):
+    path = edited(lambda proto: None)
+    path.write_bytes(path.read_bytes().replace(b"layers.0.mlp.residual", b"layers.0.mlp.\xff\xfesidual"))
+    with pytest.raises(GraphError, match=r"b'layers\.0\.mlp\.\\xff\\xfesidual' is not UTF-8"):
+        fuse(path)
