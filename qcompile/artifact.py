@@ -114,7 +114,7 @@ def graph_io_of(model: ir.Model) -> GraphIO:
         raise GraphError(f"graph '{model.graph.name}' has outputs {', '.join(outputs)}; 'logits' is expected")
     dtype = model.graph.outputs[outputs.index("logits")].dtype
     for value in model.graph.inputs:
-        if (value.name or "").startswith("past_key_values."):
+        if (value.name or "").startswith("past_key_values.") and value.dtype != ir.DataType.INT8:
             dtype = value.dtype
             break
     names = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}

@@ -33,7 +33,9 @@ from qcompile.loaded_model import LoadedModel, inspect_loaded
 from qcompile.model_shape import describe_any, is_decoder, model_io_of
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection, op_histogram
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
+from qcompile.passes.lower_kv8_to_ort import LowerKv8ToOrt
 from qcompile.passes.proof import Prover
+from qcompile.passes.quantize_kv8 import QuantizeKv8
 from qcompile.passes.quantize_model import QuantizeModel
 from qcompile.passes.schedule import schedule
 from qcompile.passes.select_last_token import SelectLastToken
@@ -211,7 +213,9 @@ def _check_quantization(plan: Sequence[type[Pass]], options: OptimizeOptions) ->
         )
     if options.layer_chart is not None and options.quantize.quality is None and options.quantize.size_mb is None:
         raise PassError("--layer-chart shows how --quality or --size chose; give one of them")
-    if not schemes and options.quantize != QuantizeOptions():
+    if QuantizeKv8 in plan and LowerKv8ToOrt not in plan:
+        raise UnsupportedOpError("kv8: the target has no int8 KV cache; use --target ort, or leave kv8 out of --passes")
+    if not schemes and QuantizeKv8 not in plan and options.quantize != QuantizeOptions():
         raise PassError("quantization options are given and no quantization pass; add int8 or int4 to --passes")
 
 
@@ -222,6 +226,8 @@ def _instance(
         return LowerAttentionToOrt(shape.max_position_embeddings)
     if issubclass(pass_class, QuantizeModel):
         return pass_class(quantize, statistics)
+    if pass_class is QuantizeKv8:
+        return QuantizeKv8(statistics)
     return pass_class()
 
 
@@ -306,14 +312,12 @@ def _write(
 
 def _quantization(results: Sequence[PassResult], earlier: Manifest | None) -> dict[str, Any]:
     """Return what the manifest says of quantized tensors: this run's, or what an earlier run did."""
-    found = next((result for result in results if result.detail.get("quantized")), None)
-    if found is None:
+    found = {key: result.detail[key] for result in results for key in _QUANTIZED if result.detail.get(key)}
+    if not found:
         return earlier.quantization if earlier is not None else {}
-    calibration = found.detail.get("calibration", {})
-    rotations = [result.detail["rotation"] for result in results if result.detail.get("rotation")]
-    return {
-        "scheme": found.name,
-        "tensors": found.detail["quantized"],
-        **({"calibration": calibration} if calibration else {}),
-        **({"rotation": rotations[0]} if rotations else {}),
-    }
+    schemes = [result.name for result in results if {"quantized", "kv8"} & set(result.detail)]
+    return {"scheme": "+".join(schemes), "tensors": [], **{_QUANTIZED[key]: value for key, value in found.items()}}
+
+
+# What passes say in their details, and how the manifest calls it.
+_QUANTIZED = {"quantized": "tensors", "calibration": "calibration", "rotation": "rotation", "kv8": "kv_cache"}

@@ -46,6 +46,7 @@ TARGETS: dict[str, Target] = {
                 "lower-quantized-activations-to-ort",
                 "lower-to-ort",
                 "lower-attention-to-ort",
+                "lower-kv8-to-ort",
                 "lower-rotary-tables-to-ort",
                 "inline-functions",
             ),

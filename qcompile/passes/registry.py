@@ -37,6 +37,7 @@ from qcompile.passes.fuse_swiglu import FuseSwiGlu
 from qcompile.passes.inline_exporter_functions import InlineExporterFunctions
 from qcompile.passes.inline_functions import InlineFunctions
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
+from qcompile.passes.lower_kv8_to_ort import LowerKv8ToOrt
 from qcompile.passes.lower_quantized_activations_to_ort import LowerQuantizedActivationsToOrt
 from qcompile.passes.lower_quantized_blocks_to_ort import LowerQuantizedBlocksToOrt
 from qcompile.passes.lower_rotary_tables_to_ort import LowerRotaryTablesToOrt
@@ -45,6 +46,7 @@ from qcompile.passes.lower_weights_to_ort import LowerWeightsToOrt
 from qcompile.passes.normalize_opset import NormalizeOpset
 from qcompile.passes.quantize_int4 import QuantizeInt4
 from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static
+from qcompile.passes.quantize_kv8 import QuantizeKv8
 from qcompile.passes.quantize_rotation import RotateResidual
 from qcompile.passes.root_shapes import RootShapes
 from qcompile.passes.select_last_token import SelectLastToken
@@ -80,7 +82,14 @@ FUSE: tuple[type[Pass], ...] = (
     FuseAddLayerNorm,
     FuseAddRmsNorm,
 )
-QUANTIZE: tuple[type[Pass], ...] = (RotateResidual, QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static, QuantizeInt4)
+QUANTIZE: tuple[type[Pass], ...] = (
+    QuantizeKv8,
+    RotateResidual,
+    QuantizeInt8,
+    QuantizeInt8Dynamic,
+    QuantizeInt8Static,
+    QuantizeInt4,
+)
 LOWER: tuple[type[Pass], ...] = (
     SelectLastToken,
     LowerWeightsToOrt,
@@ -88,6 +97,7 @@ LOWER: tuple[type[Pass], ...] = (
     LowerQuantizedActivationsToOrt,
     LowerToOrt,
     LowerAttentionToOrt,
+    LowerKv8ToOrt,
     LowerRotaryTablesToOrt,
     InlineFunctions,
 )

@@ -14,7 +14,7 @@ _FIRST_WITH_CHUNKS = (1, 20)  # before 1.20 GroupQueryAttention ignores the past
 
 
 class ElementType:
-    """A float type: its number in ONNX and the NumPy dtype that holds its bits (uint16 for bfloat16)."""
+    """An element type: its number in ONNX and the NumPy dtype that holds its bits (uint16 for bfloat16)."""
 
     def __init__(self, onnx_type: int, dtype: Any) -> None:
         self.onnx_type = onnx_type
@@ -35,7 +35,8 @@ class ElementType:
 FLOAT = ElementType(1, np.float32)
 FLOAT16 = ElementType(10, np.float16)
 BFLOAT16 = ElementType(16, np.uint16)
-_ELEMENT_TYPES = {"tensor(float)": FLOAT, "tensor(float16)": FLOAT16, "tensor(bfloat16)": BFLOAT16}
+INT8 = ElementType(3, np.int8)  # a KV cache whose scales are in the graph
+_ELEMENT_TYPES = {"tensor(float)": FLOAT, "tensor(float16)": FLOAT16, "tensor(bfloat16)": BFLOAT16, "tensor(int8)": INT8}
 
 
 class OrtGraph:

@@ -4,6 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompile.calibration.accumulate import KeyValueStatistics
+from qcompile.errors import UnsupportedOpError
 from qcompile.loaded_model import inspect_loaded
 from qcompile.passes import lower_quantized_activations_to_ort as activations
 from qcompile.passes import lower_quantized_blocks_to_ort as blocks
@@ -12,7 +14,9 @@ from qcompile.passes.lower_quantized_activations_to_ort import LowerQuantizedAct
 from qcompile.passes.lower_quantized_blocks_to_ort import LowerQuantizedBlocksToOrt
 from qcompile.passes.quantize_int4 import QuantizeInt4
 from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static
+from qcompile.passes.quantize_kv8 import cache_scales
 from qcompile.quantize_options import LayerOptions, QuantizeOptions
+from qcompile.runtime.manifest import Manifest
 from qcompile.verify import compare_directories
 from tests.optimized import optimize_tiny
 from tests.quantize.test_quantize_model import Seen
@@ -123,3 +127,31 @@ def test_a_block_that_no_kernel_takes_stays_a_function(context):
     result = LowerQuantizedBlocksToOrt()(context)
     assert [r.reason for r in result.rejected] == ["MatMulNBits takes blocks of 16, 32, 64, 128, 256, not 8"]
     assert nodes(context, "LinearW8") == [node]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("schemes", [("kv8",), ("int8", "kv8")])
+def test_an_int8_cache_generates_the_same_text(exported, tmp_path, kind, schemes):
+    optimize_tiny(exported[kind], tmp_path / "out", "fuse", *schemes)
+    manifest = Manifest.load(tmp_path / "out")
+    model = ir.load(tmp_path / "out" / "model.onnx")
+    caches = [v for v in (*model.graph.inputs, *model.graph.outputs) if ".key" in v.name or ".value" in v.name]
+    assert {v.dtype for v in caches} == {ir.DataType.INT8}
+    assert len(caches) == 4 * manifest.model.num_hidden_layers
+    assert manifest.graph().io.dtype == "float32"
+    assert manifest.quantization["kv_cache"]["bits"] == 8
+    agreement = compare_directories(exported[kind], tmp_path / "out", num_tokens=16)
+    assert 0 < agreement.mean_kl < 0.005
+
+
+def test_key_scales_cover_both_channels_of_a_rotated_pair():
+    largest = np.array([[1, 2, 30, 4, 5, 6, 7, 80]], np.float32)
+    first = np.array([[9, 0, 0, 0, 0, 0, 0, 0]], np.float32)
+    scales = cache_scales(KeyValueStatistics(largest, largest, first, first, 4))
+    np.testing.assert_allclose(scales.key * 127, [[9, 6, 30, 80, 9, 6, 30, 80]], rtol=1e-6)
+    np.testing.assert_allclose(scales.value * 127, [[9, 2, 30, 4, 5, 6, 7, 80]], rtol=1e-6)
+
+
+def test_a_target_without_an_int8_cache_says_so(exported, tmp_path):
+    with pytest.raises(UnsupportedOpError, match="kv8: the target has no int8 KV cache; use --target ort"):
+        optimize_tiny(exported["qwen2"], tmp_path / "out", "fuse", "kv8", target="portable")
