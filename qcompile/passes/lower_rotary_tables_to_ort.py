@@ -57,6 +57,8 @@ def _replace(
     length = len(tables[0])
     if length < _SMALLEST_TABLE or tables[0].dtype != np.float32:
         return f"a table of {length} positions in {tables[0].dtype} stays as it is"
+    if not tables[0][0, 0] > 0:
+        return "the angles are not positions times frequencies (the cosine at position 0 is not positive)"
     factor, frequencies = tables[0][0, 0], _frequencies(*tables)
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies
     seen = np.cos(angles) * factor - tables[0], np.sin(angles) * factor - tables[1]
