@@ -40,6 +40,13 @@ def make(rng: random.Random, family: Family, *, is_hard: bool, is_chinese: bool)
     return problem, split if agrees else ""
 
 
+def _split_ahead(rng: random.Random, family: Family, is_hard: bool) -> str:
+    """The split of the parameters that `make` would draw next; few are of a small split, and rendering takes longest."""
+    ahead = random.Random()
+    ahead.setstate(rng.getstate())
+    return split_of(parameter_key(family.name, family.draw(ahead, is_hard)))
+
+
 def problems(
     seed: int,
     split: str,
@@ -62,7 +69,11 @@ def problems(
                 family = by_name[name]
             else:
                 family, is_hard = rng.choice(BY_TYPE[case_type]), rng.random() < hard_share
-            problem, found = make(rng, family, is_hard=is_hard, is_chinese=rng.random() < 0.5)
+            is_chinese = rng.random() < 0.5
+            if split != "train" and _split_ahead(rng, family, is_hard) != split:
+                rng.random()  # on to other parameters
+                continue
+            problem, found = make(rng, family, is_hard=is_hard, is_chinese=is_chinese)
             if found == split:
                 yield problem
                 break
