@@ -33,6 +33,7 @@ MAX_RELATIVE_ERROR = 2e-5
 MAX_LITERAL_ERROR = {ir.DataType.FLOAT16: 1e-3, ir.DataType.BFLOAT16: 8e-3}
 _EMBEDDED_ELEMENTS = 64
 _PIECE_ELEMENTS = 8 << 20
+_MAX_DRAWN_ELEMENTS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ class Prover:
             spec = analysis.spec(value, index)
             if spec is None:
                 return f"the shape of '{value.name}' could not be inferred, so the rewrite cannot be proved"
+            if spec.num_elements > _MAX_DRAWN_ELEMENTS:
+                return f"'{value.name}' is {list(spec.shape)} in {case.name}, too large to prove the rewrite"
             feeds[value] = _feed(spec, case.magnitude, np.random.default_rng([self.seed, index, position]))
         return feeds
 

@@ -101,3 +101,12 @@ def test_the_whole_model_is_compared_for_decoders_only(tmp_path):
     fuse(path)
     with pytest.raises(QCompileError, match="no graph of role 'decoder'"):
         compare_directories(tmp_path / "out", tmp_path / "out")
+
+
+def test_a_value_larger_than_memory_is_not_drawn(tmp_path):
+    text = """g (float[34359738368, 8] x, float[34359738368, 8] r) => (float[34359738368, 8] y) {
+        h = Add (x, r) y = LayerNormalization <axis = -1> (h, gamma, beta) }"""
+    path = text_model(text, tmp_path / "in" / "model.onnx", gamma=random(8), beta=random(8))
+    report = fuse(path)
+    (rejection,) = next(r for r in report.results if r.name == "fuse-layer-norm").rejected
+    assert rejection.reason == "rolled back: 'h' is [34359738368, 8] in prefill, too large to prove the rewrite"
