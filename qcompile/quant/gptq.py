@@ -12,8 +12,9 @@ because tr(E H E^T) = sum over k of D_k |e_k + sum_j e_j U_jk|^2. This form need
 finished, so a block of columns takes its correction from all blocks before it by one matrix product.
 
 `act_order` rounds the inputs with the largest H_kk first, while there are still many to make up for it. Groups stay where
-they are in the row; their scales come before the rounding from a search that weighs errors by H_kk. Without `act_order`
-the scales of a group come from its corrected weights, when its first column is reached.
+they are in the row; their scales come before the rounding from the MSE search. Without `act_order` they come from the
+corrected weights, when a group's first column is reached. The search does not weigh errors by H_kk: what is rounded later
+is not the weight that was searched on, and on a real model weighing gave up to 39 % more output error.
 
 Floor, in multiply-adds for N outputs, K inputs and T tokens: T K^2 / 2 for H (numpy's x^T x is symmetric), K^3 / 6 for its
 Cholesky factor in float64, N K^2 / 2 for the corrections. Qwen2.5-0.5B, 32,768 tokens: 1.0e13 + 4.7e11 + 3.6e11, and
@@ -40,12 +41,10 @@ class GptqFactor:
     Attributes:
         order: int [K], the inputs in the order in which they are rounded.
         upper: float32 [K, K], U in that order.
-        importance: float32 [K], the damped diagonal of H, in the inputs' own order.
     """
 
     order: npt.NDArray[np.intp]
     upper: FloatArray
-    importance: FloatArray
 
     @classmethod
     def of(cls, hessian: FloatArray, options: AlgorithmOptions, name: str = "weight") -> GptqFactor:
@@ -74,7 +73,7 @@ class GptqFactor:
         upper = lower[::-1, ::-1]
         upper = upper / upper.diagonal()
         np.fill_diagonal(upper, 0.0)
-        return cls(order, upper.astype(np.float32), damped.astype(np.float32))
+        return cls(order, upper.astype(np.float32))
 
 
 def gptq(weight: FloatArray, scheme: WeightScheme, factor: GptqFactor, options: AlgorithmOptions) -> QuantizedWeight:
@@ -100,7 +99,7 @@ class _Rounding:
         self.zero_points = None if scheme.symmetric else np.zeros((groups, num_outputs), dtype=np.uint8)
         self.has_own_scales = not options.act_order and groups > 1
         if not self.has_own_scales:
-            self._set_scales(slice(0, groups), search_scales(weight, scheme, options, factor.importance))
+            self._set_scales(slice(0, groups), search_scales(weight, scheme, options))
 
     def round_block(self, start: int, stop: int) -> None:
         upper = self.factor.upper
@@ -142,6 +141,5 @@ class _Rounding:
         unit = self.factor.upper[own, own] + np.eye(stop - column, dtype=np.float32)
         corrected = self.weight[own] + np.linalg.solve(unit.T, correction)
         whole = WeightScheme(self.scheme.bits, None, self.scheme.symmetric, self.scheme.scale_type)
-        importance = self.factor.importance[column:stop]
-        found = search_scales(np.ascontiguousarray(corrected.T), whole, self.options, importance)
+        found = search_scales(np.ascontiguousarray(corrected.T), whole, self.options)
         self._set_scales(slice(group, group + 1), found)

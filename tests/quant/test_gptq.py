@@ -45,7 +45,7 @@ def test_codes_are_those_of_the_papers_algorithm(scheme, block_size):
     found = quantize_weight(matrix, scheme, "gptq", statistics, options=options)
     diagonal = np.diag(statistics.hessian)
     order = np.argsort(-diagonal, kind="stable")
-    scales, zeros = search_scales(matrix, scheme, options, diagonal + 0.01 * diagonal.mean())
+    scales, zeros = search_scales(matrix, scheme, options)
     assert np.allclose(scales, found.scales, rtol=1e-5)
     wanted = algorithm_1(matrix, statistics.hessian, order, found.scales, zeros, scheme, 0.01)
     assert (found.codes == wanted).mean() > 0.999
@@ -58,14 +58,13 @@ def test_without_act_order_the_scales_of_a_group_come_from_its_corrected_weights
     scheme, options = WeightScheme(4, 16), AlgorithmOptions(act_order=False, block_size=block_size)
     found = quantize_weight(matrix, scheme, "gptq", statistics, options=options)
     diagonal = np.diag(statistics.hessian)
-    importance = (diagonal + 0.01 * diagonal.mean()).astype(np.float32)
     damped = statistics.hessian.astype(np.float64) + 0.01 * diagonal.mean() * np.eye(K)
     upper = np.linalg.cholesky(np.linalg.inv(damped)).T
     work, codes, columns = matrix.astype(np.float64), np.zeros((6, K)), []
     for column in range(K):
         if column % 16 == 0:
             part = work[:, column : column + 16].astype(np.float32)
-            scale, _ = search_scales(part, WeightScheme(4), options, importance[column : column + 16])
+            scale, _ = search_scales(part, WeightScheme(4), options)
             columns.append(scale[:, 0])
         codes[:, column] = np.clip(np.rint(work[:, column] / columns[-1]), -8, 7)
         error = (work[:, column] - codes[:, column] * columns[-1]) / upper[column, column]
