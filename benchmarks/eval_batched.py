@@ -129,7 +129,9 @@ def texts_of_transformers(
     ).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.checkpoint)
     different = []
-    for request in requests:
+    for number, request in enumerate(requests):
+        if number % 50 == 0:
+            print(f"transformers: {number} of {len(requests)}, {len(different)} different", flush=True)
         with torch.inference_mode():
             text = greedy_text(model, tokenizer, request, engine.end_ids)
         if text != texts[request.key]:
