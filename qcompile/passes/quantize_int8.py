@@ -1,10 +1,10 @@
 """Int8 weights: three schemes, by what becomes of the activations.
 
-    int8-weight     float                         LinearW8, one scale per block of 128 inputs (W8A16)
+    int8-weight     float                         LinearW8, one scale per block of 32 inputs (W8A16)
     int8-dynamic    int8, one scale per token     LinearW8A8, one scale per output (W8A8)
     int8-static     int8, one calibrated scale    LinearW8A8Static, one scale per output (W8A8)
 
-In all three the embedding, the output head and what follows the activation of a feed-forward (down_proj) are W8A16. The
+In the last two the embedding, the output head and what follows the activation of a feed-forward (down_proj) are W8A16. The
 head is bound by memory, not by arithmetic, when tokens are generated; blocks of 128 cost 3 % more bytes than one scale per
 row and a third of the error. The inputs of down_proj are products of two projections, with outliers that no rotation of the
 residual stream reaches: measured on a 0.5B model, they are 70 % of what rounding all activations costs.
@@ -30,7 +30,14 @@ class QuantizeInt8(QuantizeModel):
 
     name = "int8-weight"
     summary = "projections and embedding -> int8 weights with one scale per block (W8A16)"
-    defaults: ClassVar[tuple[LayerOptions, ...]] = (LayerOptions("*", bits=8, activations="float"),)
+    # ONNX Runtime's kernel rounds activations to 8 bits per block, and so do others: small blocks matter more for that
+    # than for the weights. KL on a 0.5B model: 0.0027 with blocks of 128, 0.0010 with 32, 0.0009 with 16 for down_proj.
+    # The Ascend kernel takes multiples of 32: give it --layer down_proj:group_size=32.
+    defaults: ClassVar[tuple[LayerOptions, ...]] = (
+        LayerOptions("*", bits=8, activations="float", group_size=32),
+        LayerOptions(DOWN, group_size=16),
+        LayerOptions(HEAD, group_size=16),
+    )
 
 
 class QuantizeInt8Dynamic(QuantizeModel):

@@ -210,10 +210,14 @@ def test_a_float_head_keeps_its_tied_embedding_float(context):
     assert "tied to an output head that stays float" in {r.reason for r in result.rejected}
 
 
-def test_inputs_that_no_block_divides_take_smaller_blocks_or_stay_float(context):
+def test_inputs_that_no_block_divides_take_smaller_blocks(context, untied):
     result = QuantizeInt8()(context)
     blocks = {tensor["shape"][1]: tensor["group_size"] for tensor in result.detail["quantized"]}
-    assert blocks == {64: 64, 160: 32}
+    assert blocks == {64: 32, 160: 16}
+    result = QuantizeInt8Dynamic()(untied)
+    blocks = {tensor["name"]: tensor["group_size"] for tensor in result.detail["quantized"]}
+    assert blocks["lm_head"] == 64
+    assert blocks["layers.0.mlp.down_proj"] == 32
 
 
 def test_the_last_layer_entry_wins_value_by_value(context):
