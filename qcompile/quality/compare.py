@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.errors import QualityError
+from qcompile.errors import QCompileError, QualityError
 from qcompile.quality.divergence import RowScorer, Summary, TokenScores
 from qcompile.quality.documents import (
     PROMPTS,
@@ -27,10 +27,11 @@ from qcompile.quality.documents import (
     read_documents,
     tokenize,
 )
-from qcompile.quality.greedy import GreedyAgreement, greedy_agreement
+from qcompile.quality.greedy import AnyScorer, GreedyAgreement, greedy_agreement
 from qcompile.quality.layers import LayerMeter, LayerReport
 from qcompile.quality.models import OpenedModel, Say, open_model
 from qcompile.quality.scorer import Scorer
+from qcompile.quality.session_scorer import SessionScorer
 from qcompile.quality.windows import Window, shares, windows_of
 from qcompile.runtime.host import default_threads
 from qcompile.runtime.tokenizer import Tokenizer
@@ -159,11 +160,15 @@ class _Run:
         self.documents, self.available = self._read_text()
         self.prompts = self._read_prompts()
         capacity = max([self.context, *(len(p.ids) + options.greedy_tokens for p in self.prompts)])
-        self.scorers: list[Scorer] = []
-        for i, model in enumerate(models):
-            say(f"loading {Path(model.name).name}", i, 2)
-            self.scorers.append(Scorer(model, capacity, threads, with_stream=options.with_layers))
-        streams = [s.graph.stream for s in self.scorers]
+        self.scorers: list[AnyScorer] = []
+        try:
+            for i, model in enumerate(models):
+                say(f"loading {Path(model.name).name}", i, 2)
+                self.scorers.append(_scorer(model, capacity, threads, with_stream=options.with_layers))
+        except QCompileError:
+            self.close()
+            raise
+        streams = [s.stream for s in self.scorers]
         self.meter = LayerMeter(len(streams[0]) if all(streams) else 0)
         self.parts: dict[str, list[TokenScores]] = {}
         self.worst: list[tuple[float, int, WorstToken]] = []
@@ -198,7 +203,7 @@ class _Run:
     def close(self) -> None:
         """Release both models."""
         self.rows.close()
-        for scorer in getattr(self, "scorers", []):
+        for scorer in self.scorers:
             scorer.close()
 
     def _read_text(self) -> tuple[list[TokenizedDocument], int]:
@@ -221,13 +226,15 @@ class _Run:
             prompts = self.reader.tokenize(read_documents(self.options.prompts, with_answers=False), as_prompts=True)
         else:
             prompts = self.reader.chat_prompts()
-        longest = min(m.shape.max_position_embeddings for m in self.models) - self.options.greedy_tokens
-        for prompt in prompts:
-            if len(prompt.ids) > longest:
-                what = self.options.prompts or "the built-in prompts"
+        longest = min(m.max_tokens for m in self.models) - self.options.greedy_tokens
+        too_long = max((len(p.ids) for p in prompts), default=0)
+        if too_long > longest:
+            where = f"{self.options.prompts or 'the built-in prompts'}: a prompt of {too_long} tokens"
+            if self.options.prompts is not None:
                 cure = "shorten it, or write fewer tokens with --greedy"
-                raise QualityError(f"{what}: a prompt of {len(prompt.ids)} tokens, room is for {longest}; {cure}")
-        return [p for p in prompts if p.ids]
+                raise QualityError(f"{where}, room is for {longest}; {cure}")
+            self.notes.append(f"{where}, room is for {longest}: prompts that do not fit are left out")
+        return [p for p in prompts if 0 < len(p.ids) <= longest]
 
     def _score_window(self, document: TokenizedDocument, window: Window, total: int) -> None:
         for scorer in self.scorers:
@@ -266,9 +273,9 @@ class _Run:
         return done
 
     def _layers(self, mean_kl: float) -> LayerReport:
-        reasons = [f"{s.model.name}: {s.graph.stream_reason}" for s in self.scorers if s.graph.stream_reason]
+        reasons = [f"{s.model.name}: {s.stream_reason}" for s in self.scorers if s.stream_reason]
         reason = "; ".join(reasons) if self.options.with_layers else "left out"
-        is_half = any(m.manifest.graph().io.dtype != "float32" for m in self.models)
+        is_half = any(m.manifest.graphs[0].io.dtype != "float32" for m in self.models)
         return self.meter.report(reason, is_half=is_half, mean_kl=mean_kl)
 
     def _text_record(self, total: int) -> dict[str, Any]:
@@ -281,6 +288,13 @@ class _Run:
             "stride": self.stride,
             "chunk": self.options.chunk,
         }
+
+
+def _scorer(model: OpenedModel, capacity: int, threads: int, *, with_stream: bool) -> AnyScorer:
+    """Load a model; graphs of fixed shapes run by their operators' definitions."""
+    if model.is_static:
+        return SessionScorer(model, capacity, threads)
+    return Scorer(model, capacity, threads, with_stream=with_stream)
 
 
 class _Reader:
@@ -346,7 +360,7 @@ def _no_tokenizer(text: Any) -> list[int]:
 
 def _context(models: Sequence[OpenedModel], options: CompareOptions) -> tuple[int, int]:
     """Return context and stride, checked against what the models can hold."""
-    most = min(m.shape.max_position_embeddings for m in models)
+    most = min(m.max_tokens for m in models)
     context = options.context if options.context is not None else min(DEFAULT_CONTEXT, most)
     if context > most:
         raise QualityError(f"context {context}: the models hold at most {most} tokens")

@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from qcompile.errors import QualityError
+from qcompile.errors import QualityError, RuntimeFault
 
 MAX_FILE_BYTES = 64 << 20
 _GROUP_KEYS = ("group", "type", "kind")
@@ -112,9 +112,9 @@ def tokenize(
         if document.ids is not None:
             ids = document.ids
         elif document.messages is not None:
-            ids = tuple(render_chat(document.messages))
+            ids = tuple(_told(document.where, render_chat, document.messages))
         else:
-            ids = tuple(encode(document.text or ""))
+            ids = tuple(_told(document.where, encode, document.text or ""))
         wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
         if wrong is not None:
             raise QualityError(
@@ -124,6 +124,14 @@ def tokenize(
     if not any(len(d.ids) >= minimum for d in tokenized):
         raise QualityError(f"{documents[0].where}: less than {minimum} tokens; give more text")
     return tokenized
+
+
+def _told(where: str, function: Callable[[Any], Sequence[int]], content: Any) -> Sequence[int]:
+    """Call a tokenizer; what it refuses is told with the place it came from."""
+    try:
+        return function(content)
+    except RuntimeFault as error:
+        raise QualityError(f"{where}: {error}") from error
 
 
 def _read(path: Path) -> bytes:

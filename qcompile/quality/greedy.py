@@ -9,6 +9,9 @@ import numpy as np
 
 from qcompile.quality.documents import TokenizedDocument
 from qcompile.quality.scorer import Scorer
+from qcompile.quality.session_scorer import SessionScorer
+
+AnyScorer = Scorer | SessionScorer
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class GreedyAgreement:
     other_token: int | None = None
 
 
-def write_greedily(scorer: Scorer, prompt: Sequence[int], limit: int, ends: set[int], chunk: int) -> list[int]:
+def write_greedily(scorer: AnyScorer, prompt: Sequence[int], limit: int, ends: set[int], chunk: int) -> list[int]:
     """Return the tokens the model writes after a prompt, its ending token included."""
     tokens = [_prefill(scorer, prompt, chunk)]
     while len(tokens) < limit and tokens[-1] not in ends:
@@ -40,7 +43,9 @@ def write_greedily(scorer: Scorer, prompt: Sequence[int], limit: int, ends: set[
     return tokens
 
 
-def follow_greedily(scorer: Scorer, prompt: Sequence[int], tokens: Sequence[int], chunk: int) -> tuple[int, int | None]:
+def follow_greedily(
+    scorer: AnyScorer, prompt: Sequence[int], tokens: Sequence[int], chunk: int
+) -> tuple[int, int | None]:
     """Return how many of `tokens` the model would write too, and the first other token it chooses."""
     chosen = _prefill(scorer, prompt, chunk)
     for i, token in enumerate(tokens):
@@ -52,7 +57,7 @@ def follow_greedily(scorer: Scorer, prompt: Sequence[int], tokens: Sequence[int]
 
 
 def greedy_agreement(
-    reference: Scorer, other: Scorer, prompt: TokenizedDocument, limit: int, ends: set[int], chunk: int
+    reference: AnyScorer, other: AnyScorer, prompt: TokenizedDocument, limit: int, ends: set[int], chunk: int
 ) -> GreedyAgreement:
     """Let both models write after one prompt."""
     tokens = write_greedily(reference, prompt.ids, limit, ends, chunk)
@@ -61,7 +66,7 @@ def greedy_agreement(
     return GreedyAgreement(prompt.group, len(prompt.ids), len(tokens), same, wanted, chosen)
 
 
-def _prefill(scorer: Scorer, prompt: Sequence[int], chunk: int) -> int:
+def _prefill(scorer: AnyScorer, prompt: Sequence[int], chunk: int) -> int:
     scorer.reset()
     ids = np.asarray(prompt, np.int64)
     for start in range(0, len(ids), chunk):
@@ -69,5 +74,5 @@ def _prefill(scorer: Scorer, prompt: Sequence[int], chunk: int) -> int:
     return int(scored.logits[-1].argmax())
 
 
-def _next(scorer: Scorer, token: int) -> int:
+def _next(scorer: AnyScorer, token: int) -> int:
     return int(scorer.extend(np.array([token], np.int64)).logits[-1].argmax())

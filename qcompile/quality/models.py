@@ -58,6 +58,18 @@ class OpenedModel:
         """Vocabulary, layers and head counts."""
         return self.manifest.model
 
+    @property
+    def is_static(self) -> bool:
+        """Whether its graphs have fixed shapes and only their definitions can be run here."""
+        return self.manifest.graphs[0].io.kv_cache == "appended"
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text it can read: its own limit, or that of the longest cache of its static graphs."""
+        lengths = [g.bucket[2] for g in self.manifest.graphs if g.bucket is not None]
+        most = self.shape.max_position_embeddings
+        return min(most, max(lengths, default=most))
+
     def tokenizer(self) -> Tokenizer | None:
         """Return the tokenizer beside the graph, or None when there is none."""
         if find_file(self.manifest, "tokenizer.json") is None:
@@ -79,7 +91,7 @@ class OpenedModel:
 
     def record(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        io = self.manifest.graph().io
+        io = self.manifest.graphs[0].io
         return {
             "path": self.name,
             "target": self.manifest.target,
@@ -119,19 +131,28 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def _open_graph(path: Path, name: str, note: str) -> OpenedModel:
-    graph_path, manifest = find_graph(path)
+    static = _static_manifest(path)
+    graph_path, manifest = find_graph(path) if static is None else (path / static.graphs[0].file.name, static)
     if manifest is None:
         manifest = _bare_manifest(graph_path)
-    elif manifest.target not in _ORT_TARGETS:
+    elif static is None and manifest.target not in _ORT_TARGETS:
         raise QualityError(
             f"{name}: compiled for {manifest.target}, which ONNX Runtime does not run; compare the graph it was made "
             "from (target ort or portable)"
         )
-    entry = manifest.graph()
-    for file in (entry.file, *entry.data):
+    files = {file.name: file for entry in manifest.graphs for file in (entry.file, *entry.data)}
+    for file in files.values():
         check_file(graph_path.parent, file, check_hash=False)
-    data_bytes = sum(file.size_bytes for file in entry.data)
-    return OpenedModel(name, graph_path, manifest, graph_path.stat().st_size + data_bytes, note)
+    return OpenedModel(name, graph_path, manifest, sum(f.size_bytes for f in files.values()), note)
+
+
+def _static_manifest(path: Path) -> Manifest | None:
+    """Return the manifest of a directory of ONNX graphs with fixed shapes, what is made for ATC; None for any other."""
+    if not (path / MANIFEST_NAME).is_file():
+        return None
+    manifest = Manifest.load(path)
+    static = [g.io.kv_cache == "appended" and g.file.name.endswith(".onnx") for g in manifest.graphs]
+    return manifest if static and all(static) else None
 
 
 def _bare_manifest(path: Path) -> Manifest:

@@ -67,6 +67,8 @@ class Scorer:
         graph = scoring_graph(model.graph_path, model.shape.num_hidden_layers, with_stream=with_stream)
         self.graph = graph
         self.scores_all = graph.scores_all
+        self.stream = graph.stream
+        self.stream_reason = graph.stream_reason
         self._session = _load(graph, model.name, threads)
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = {value.name: value for value in self._session.get_outputs()}

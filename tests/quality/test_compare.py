@@ -224,6 +224,24 @@ def test_own_prompts(tiny, tmp_path):
     assert report.greedy[0].num_prompt_tokens == wanted
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [('{"messages": [{"role": "user"}]}', "a.jsonl:1: message 0"), ('"\\ud800 and more"', "a.jsonl:1: .*UTF-8")],
+)
+def test_what_cannot_be_tokenized_is_named_with_its_line(tiny, tmp_path, line, message):
+    path = tmp_path / "a.jsonl"
+    path.write_text(line, encoding="utf-8")
+    with pytest.raises(QualityError, match=message):
+        compare_models(tiny, tiny, CompareOptions(data=path, greedy_tokens=0))
+
+
+def test_a_prompt_longer_than_the_context(tiny, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"ids": [1] * 2040}), encoding="utf-8")
+    with pytest.raises(QualityError, match="a prompt of 2040 tokens, room is for 2028; shorten it"):
+        compare_models(tiny, tiny, CompareOptions(num_tokens=10, prompts=path, greedy_tokens=20))
+
+
 def test_vocabularies_that_differ(tiny, tmp_path):
     other = export_tiny(tmp_path, vocab_size=520)
     with pytest.raises(QualityError, match=r"has a vocabulary of 520, .* of 512"):
@@ -268,6 +286,25 @@ def test_another_machines_model_is_refused(tiny, tmp_path):
     (other / "qcompile.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(QualityError, match="compiled for ascend910b4, which ONNX Runtime does not run"):
         compare_models(tiny, other, QUICK)
+
+
+def test_a_model_lowered_for_a_chip_is_run_by_its_definitions(tiny, tmp_path):
+    """Static graphs in half precision: their answers are near, their layers not shown, and the report says how it ran."""
+    from qcompile.ascend.buckets import BucketOptions
+    from qcompile.ascend.lowering.lower import AscendOptions
+
+    buckets = BucketOptions(batches=(1,), kv_lens=(64,), prefill_lens=(16,))
+    optimize_tiny(tiny, tmp_path / "npu", target="ascend910b4", ascend=AscendOptions(buckets=buckets))
+    data, _ = text_file(tmp_path, 40)
+    report = compare_models(tiny, tmp_path / "npu", CompareOptions(data=data, greedy_tokens=8))
+    assert report.text["context"] == 64
+    assert any("prompts that do not fit are left out" in note for note in report.notes)
+    assert report.other["kv_cache"] == "appended"
+    assert report.overall.num_tokens == 39
+    assert report.overall.mean_kl < 1e-3
+    assert report.overall.top1_agreement > 0.9
+    assert "fixed shapes" in report.layers.reason
+    assert any("run token by token" in note for note in report.notes)
 
 
 def test_a_truncated_model_is_refused(tiny, tmp_path):
