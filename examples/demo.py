@@ -29,6 +29,7 @@ from tests.tiny_checkpoints import write_tiny_checkpoint
 ROOT = Path(__file__).parents[1]
 REASONER = ROOT / "models" / "reasoner" / "weights"
 PROBLEMS = ROOT / "models" / "reasoner" / "test.jsonl"
+SHOWN = ("test-choice-004", "test-math-005", "test-generic-006", "test-code-007")  # one of each type
 SEED = 20260
 SMALL_QWEN2 = {
     "hidden_size": 256,
@@ -70,18 +71,22 @@ def checkpoint_for_demo(work: Path) -> tuple[Path, bool]:
     return write_tiny_checkpoint(work / "checkpoint", "qwen2", seed=SEED, **SMALL_QWEN2), False
 
 
-def show_problem(model: Path) -> None:
-    """Let the reasoner solve the first multiple-choice problem of its test set, and check its answer."""
-    cases, _ = read_cases(PROBLEMS)
-    case = next(case for case in cases if case.type == "choice")
-    prompt = Templates.load().prompt(case)
-    answer = qcompile_json("generate", model, prompt, "--max-new-tokens", "512")["completions"][0]["text"]
-    verdict = check_answer(case, answer)
-    judged = "correct" if verdict.is_correct else f"wrong: {verdict.reason}"
-    for title, text in (("problem", prompt), ("the model", answer), ("checked", judged)):
-        console.print(Rule(title, align="left", style="dim"))
-        console.print(Text(text))
-    console.print()
+def show_problems(model: Path) -> None:
+    """Let the reasoner solve some problems of its test set, and check its answers."""
+    cases = {case.id: case for case in read_cases(PROBLEMS)[0]}
+    num_right = 0
+    for name in SHOWN:
+        case = cases[name]
+        prompt = Templates.load().prompt(case)
+        answer = qcompile_json("generate", model, prompt, "--max-new-tokens", "320")["completions"][0]["text"]
+        verdict = check_answer(case, answer)
+        num_right += verdict.is_correct is True
+        judged = "correct" if verdict.is_correct else f"wrong: {verdict.reason}"
+        for title, text in ((f"problem {name}", prompt), ("the model", answer), ("checked", judged)):
+            console.print(Rule(title, align="left", style="dim"))
+            console.print(Text(text))
+        console.print()
+    console.print(f"{num_right} of {len(SHOWN)} correct; all 200: qcompile eval {_shown(model)} {_shown(PROBLEMS)}\n")
 
 
 def table_of(models: dict[str, Path], fused: dict[str, int], agreement: dict[str, dict[str, Any]]) -> Table:
@@ -142,10 +147,11 @@ def main() -> None:
     qcompile("optimize", exported, "--passes", "fuse,int8", "-o", small, "--report", report)
     qcompile("verify", exported, fused)
     qcompile("verify", exported, small)
-    qcompile("generate", small, options.prompt, "--max-new-tokens", "48")
     if is_reasoner:
-        show_problem(small)
-    elif options.checkpoint is None:
+        show_problems(fused)
+    else:
+        qcompile("generate", small, options.prompt, "--max-new-tokens", "48")
+    if not is_reasoner and options.checkpoint is None:
         console.print("The weights are random (fixed seed), so the text means nothing; the checks above do.\n")
     agreement = {path.name: qcompile_json("verify", exported, path) for path in (fused, small)}
     models = {path.name: path for path in (exported, fused, small)}
