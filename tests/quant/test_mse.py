@@ -30,9 +30,7 @@ def obvious_search(values, scheme, options):
         else:
             bottom, top = min(*values, 0.0), max(*values, 0.0)
             scale = ratio * (top - bottom) / high
-            centre = round(-bottom * ratio / scale)
-            tries += [(scale, min(max(centre + shift, low), high)) for shift in (-1, 0, 1)]
-            tries.append(((top - bottom) / high, round(-bottom * high / (top - bottom))))
+            tries.append((scale, round(-bottom * high / (top - bottom))))
     return min(
         sum((v - scale * (min(max(round(v / scale) + zero, low), high) - zero)) ** 2 for v in values)
         for scale, zero in tries
