@@ -9,6 +9,7 @@ from qcompile.export.export_checkpoint import export_checkpoint
 from qcompile.quality import models as quality_models
 from qcompile.quality.compare import CompareOptions, compare_models
 from qcompile.quality.record import histogram, record_of
+from tests.export.tiny_gguf import gguf_config, write_gguf
 from tests.optimized import export_tiny, optimize_tiny
 from tests.quality.numpy_qwen import forward, kl_per_row, nll
 from tests.tiny_checkpoints import (
@@ -144,6 +145,15 @@ def test_across_targets_and_against_the_checkpoint(tiny, tmp_path):
     report = compare_models(checkpoint, tmp_path / "ort", QUICK)
     assert report.overall.mean_kl < 1e-9
     assert report.notes[0].startswith("exported to fp32 in ")
+
+
+def test_a_gguf_is_a_checkpoint_too(tmp_path):
+    config = gguf_config("qwen2")
+    write_gguf(tmp_path / "plain.gguf", config)
+    write_gguf(tmp_path / "rough.gguf", config, kinds={"proj.weight": "Q8_0"})
+    export_checkpoint(str(tmp_path / "plain.gguf"), tmp_path / "plain")
+    assert compare_models(tmp_path / "plain.gguf", tmp_path / "plain", QUICK).overall.max_kl == 0.0
+    assert 0 < compare_models(tmp_path / "plain", tmp_path / "rough.gguf", QUICK).overall.mean_kl < 0.05
 
 
 def test_an_export_is_made_once_per_content(tiny, tmp_path, monkeypatch):
