@@ -35,6 +35,8 @@ class LowerKv8ToOrt(Pass):
         for node in list(context.model.graph):
             if not scales or (node.domain, node.op_type) != (MICROSOFT, "GroupQueryAttention"):
                 continue
+            if node.inputs[3] is not None and node.inputs[3].dtype == ir.DataType.INT8:
+                continue
             result.matches += 1
             layer = _LAYER.fullmatch(node.inputs[3].name or "") if node.inputs[3] is not None else None
             if layer is None or int(layer[1]) not in scales:
