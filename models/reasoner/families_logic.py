@@ -66,7 +66,7 @@ def render_knights(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
 
     say = "{0}说：“{2}。”" if is_chinese else '{0} says: "{2}."'
     said_lines = [
-        say.format(names[i], "", _CLAIMS[c[0]][1 + is_chinese].format("", names[c[1]])) for i, c in enumerate(claims)
+        say.format(names[i], "", _CLAIMS[c[0]][1:][is_chinese].format("", names[c[1]])) for i, c in enumerate(claims)
     ]
     if is_chinese:
         text = "骑士总说真话，骗子总说假话。" + "".join(said_lines) + "他们各是什么人？"

@@ -213,9 +213,8 @@ def render_divisor(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
         english = (f"What is the greatest common divisor of {a} and {b}?", f"Find gcd({a}, {b}).")
         chinese = (f"{a} 和 {b} 的最大公约数是多少？", f"求 gcd({a}, {b})。")
         return Draft(rng.choice(chinese if is_chinese else english), columns.euclid(a, b), str(gcd(a, b)))
-    english = (f"What is the remainder when {a} is divided by {b}?",)
-    chinese = (f"{a} 除以 {b} 的余数是多少？",)
-    return Draft((chinese if is_chinese else english)[0], columns.divide(a, b), str(a % b))
+    text = f"{a} 除以 {b} 的余数是多少？" if is_chinese else f"What is the remainder when {a} is divided by {b}?"
+    return Draft(text, columns.divide(a, b), str(a % b))
 
 
 FAMILIES = (

@@ -81,9 +81,8 @@ def render_list(parameters: Any, is_chinese: bool, rng: Rng) -> Draft:
         result = sorted(values, reverse=kind == "down")
         lines = " ".join(f"{i}:{x}" for i, x in enumerate(result, 1))
     else:
-        keep = {"even": lambda x: x % 2 == 0, "odd": lambda x: x % 2 == 1, "above": lambda x: x > bound}[kind]
-        result = [x for x in values if keep(x)]
-        lines = " ".join(f"{x}{'+' if keep(x) else '-'}" for x in values)
+        result = [x for x in values if {"even": x % 2 == 0, "odd": x % 2 == 1, "above": x > bound}[kind]]
+        lines = " ".join(f"{x}{'+' if x in result else '-'}" for x in values)  # the values differ from each other
     english = {
         "up": f"Sort the list {shown} in ascending order.",
         "down": f"Sort the list {shown} in descending order.",

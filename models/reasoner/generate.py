@@ -54,7 +54,7 @@ class Generator:
             for name, tensor in self._model.state_dict().items():
                 tensor.copy_(state[name])
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def generate(
         self, prompts: list[list[int]], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0, rows: int = 0
     ) -> list[list[int]]:
@@ -197,7 +197,7 @@ class Generator:
             scores = (query @ keys.transpose(2, 3)).float() * head_dim**-0.5
             mixed = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(values.dtype) @ values
         mixed = mixed.view(batch, kv_heads, group, length, head_dim).permute(0, 3, 1, 2, 4)
-        return module.o_proj(mixed.reshape(batch, length, -1))  # type: ignore[no-any-return]
+        return module.o_proj(mixed.reshape(batch, length, -1))
 
     def _capture(self, buffers: _Buffers, temperature: float) -> Any:
         """Record one decode step; the state it changes is put back afterwards."""

@@ -90,8 +90,8 @@ def _stage(recipe: str, work: Path, overrides: list[str]) -> Path:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
-    keys = ("loss", "kl", "grad_norm", "rewards/accuracy_reward/mean", "completions/mean_length", "entropy")
-    keys += ("rewards/format_reward/mean", "rollout_time", "step_time")
+    keys = [f"rewards/{name}_reward/mean" for name in ("format", "accuracy")]
+    keys += ["loss", "kl", "grad_norm", "completions/mean_length", "entropy", "rollout_time", "step_time"]
     for step in [*steps[:: max(1, len(steps) // 12)], *steps[-2:-1]]:
         shown = {key.partition("/")[2] or key: round(step[key], 5) for key in keys if key in step}
         _say(f"{recipe} step {step['step']} at {step['seconds']:.0f} s: {shown}")

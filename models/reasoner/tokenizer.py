@@ -43,7 +43,7 @@ def texts() -> Iterator[str]:
         yield user_prompt(case_of(problem))
         yield problem.solution
     for name in ("builtins", "math", "random", "collections", "itertools", "functools", "string", "datetime", "json"):
-        yield pydoc.render_doc(name, renderer=pydoc.plaintext)
+        yield pydoc.render_doc(name, renderer=pydoc.plaintext)  # type: ignore[attr-defined]
 
 
 def train() -> Tokenizer:
