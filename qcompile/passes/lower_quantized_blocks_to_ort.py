@@ -63,6 +63,11 @@ def _kernel_block(node: ir.Node) -> int | None:
     return size if size in BLOCK_SIZES else next((block for block in BLOCK_SIZES if size % block == 0), None)
 
 
+def _repeats(node: ir.Node) -> int:
+    """Return into how many blocks for the kernel each of the node's own is cut."""
+    return node.attributes["block_size"].as_int() // (_kernel_block(node) or 1)
+
+
 def _bits(node: ir.Node) -> int:
     return 8 if node.op_type.endswith("W8") else 4
 
@@ -84,7 +89,7 @@ def _gather(node: ir.Node, graph: ir.Graph) -> Kernel:
     wide = ir.node("Unsqueeze", [scales, last])
     inputs = [codes, node.inputs[0], wide.outputs[0]]
     if len(node.inputs) > 3:
-        inputs.append(_shared(graph, _input(node, 3), ".bytes", _unpacked_zero_points(node)))
+        inputs.append(_shared(graph, _input(node, 3), ".bytes", _zero_points(node, _repeats(node), packed=False)))
     attributes = {"bits": _bits(node), "block_size": block, "gather_axis": 0, "quantize_axis": 2}
     rows = ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT)
     flat = named_constant(graph, "shape.keep2.flat", np.array([0, 0, -1], np.int64))
@@ -93,9 +98,8 @@ def _gather(node: ir.Node, graph: ir.Graph) -> Kernel:
 
 def _stored(node: ir.Node, graph: ir.Graph) -> tuple[ir.Value, ir.Value, ir.Value | None]:
     """Return codes [N, G, block bytes], scales [N, G] and zero points as the kernels want them, shared by all users."""
-    size, block = node.attributes["block_size"].as_int(), _kernel_block(node)
+    block, repeats = _kernel_block(node), _repeats(node)
     assert block is not None
-    repeats = size // block
     codes = _shared(graph, _input(node, 1), f".blocks{block}", _block_rows(node, block))
     scales = _input(node, 2)
     if repeats > 1:
@@ -104,7 +108,7 @@ def _stored(node: ir.Node, graph: ir.Graph) -> tuple[ir.Value, ir.Value, ir.Valu
         _move_to_end(graph, scales)
     zero_points = _input(node, 3) if len(node.inputs) > 3 else None
     if zero_points is not None and repeats > 1:
-        raise NotImplementedError  # never made: see QuantizeModel
+        zero_points = _shared(graph, zero_points, f".blocks{block}", _zero_points(node, repeats, packed=True))
     return codes, scales, zero_points
 
 
@@ -141,18 +145,26 @@ def _repeated(scales: ir.Value, repeats: int) -> StreamedTensor:
     return _like(tensor, rows, tensor.dtype, [num_outputs, num_groups * repeats])
 
 
-def _unpacked_zero_points(node: ir.Node) -> StreamedTensor:
-    """Return uint8 [V, G, 1], a byte per zero point: packed along the last axis, of length 1, that is what it takes."""
+def _zero_points(node: ir.Node, repeats: int, *, packed: bool) -> StreamedTensor:
+    """Return the zero points of the kernel's blocks: packed uint8 [N, ceil(G / 2)], or a byte each in [V, G, 1].
+
+    GatherBlockQuantized packs along the last axis, which is of length 1 there: a byte each is what it takes.
+    """
     tensor = _input(node, 3).const_value
     assert tensor is not None
-    vocabulary, num_groups = matrix_shape(_input(node, 2))
+    num_outputs, num_groups = matrix_shape(_input(node, 2))
+    width = num_groups * repeats
 
     def rows(start: int, stop: int) -> Array:
-        packed = rows_of(tensor, start, stop)
-        pairs = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=2)
-        return np.ascontiguousarray(pairs.reshape(stop - start, -1)[:, :num_groups, None])
+        stored = rows_of(tensor, start, stop)
+        pairs = np.stack([stored & np.uint8(15), stored >> np.uint8(4)], axis=2)
+        codes = np.repeat(pairs.reshape(stop - start, -1)[:, :num_groups], repeats, axis=1)
+        if not packed:
+            return np.ascontiguousarray(codes[:, :, None])
+        even = np.pad(codes, ((0, 0), (0, width % 2)))
+        return np.ascontiguousarray(even[:, ::2] | (even[:, 1::2] << np.uint8(4)))
 
-    return _like(tensor, rows, ir.DataType.UINT8, [vocabulary, num_groups, 1])
+    return _like(tensor, rows, ir.DataType.UINT8, [num_outputs, -(-width // 2)] if packed else [num_outputs, width, 1])
 
 
 def _like(

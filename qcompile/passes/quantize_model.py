@@ -152,6 +152,8 @@ class QuantizeModel(Pass):
         if projection.is_lookup and tied and tied[0] is not None and tied[0].activations == "float":
             return tied[0]
         group = scheme.group_size
+        if scheme.bits == 4 and projection.num_inputs % 2:
+            return f"its {projection.num_inputs} inputs are odd: two codes of 4 bits share a byte"
         if group == "channel" or projection.num_inputs % group == 0:
             return scheme
         if options.asks_group_size(projection.names):

@@ -18,7 +18,7 @@ from qcompile.passes.quantize_kv8 import cache_scales
 from qcompile.quantize_options import LayerOptions, QuantizeOptions
 from qcompile.runtime.manifest import Manifest
 from qcompile.verify import compare_directories
-from tests.optimized import optimize_tiny
+from tests.optimized import export_tiny, optimize_tiny
 from tests.quantize.test_quantize_model import Seen
 
 SYMMETRIC = QuantizeOptions(symmetric=True)
@@ -36,6 +36,8 @@ def nodes(context, op_type):
         QuantizeInt4(),
         QuantizeInt4(QuantizeOptions(group_size=16)),
         QuantizeInt4(SYMMETRIC),
+        QuantizeInt4(QuantizeOptions(group_size="channel")),
+        QuantizeInt4(QuantizeOptions(group_size="channel", symmetric=True)),
     ],
 )
 def test_blocks_run_on_one_kernel_each_and_share_the_table(context, scheme):
@@ -118,6 +120,18 @@ def test_bits_can_differ_by_layer(exported, tmp_path):
     assert report.loaded.dequantized == ()
     assert report.loaded.kernels["MatMulNBits"] == 5
     assert report.loaded.kernels["MatMulIntegerToFloat"] == 4
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_whole_channel_is_cut_into_blocks_for_the_kernel(tmp_path, symmetric):
+    shape = {"hidden_size": 320, "intermediate_size": 448, "num_attention_heads": 5, "num_key_value_heads": 1}
+    source = export_tiny(tmp_path, "qwen2", head_dim=64, **shape)
+    options = QuantizeOptions(group_size="channel", symmetric=symmetric)
+    report = optimize_tiny(source, tmp_path / "ort", "fuse", "int4", quantize=options)
+    assert report.loaded.dequantized == ()
+    assert not report.warnings
+    optimize_tiny(source, tmp_path / "portable", "fuse", "int4", target="portable", quantize=options, verify="off")
+    assert compare_directories(tmp_path / "portable", tmp_path / "ort", num_tokens=8).mean_kl < 0.01
 
 
 def test_a_block_that_no_kernel_takes_stays_a_function(context):
