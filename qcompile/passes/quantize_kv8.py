@@ -20,7 +20,7 @@ import onnx_ir as ir
 from qcompile.calibration.accumulate import KeyValueStatistics
 from qcompile.calibration.store import Calibration
 from qcompile.errors import QuantError
-from qcompile.passes.base import Pass, PassContext, PassResult
+from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
 
 KV8 = "qcompile.kv8"
 _INT8_MAX = 127
@@ -46,7 +46,7 @@ class QuantizeKv8(Pass):
     """Scales of an int8 KV cache.
 
     Args:
-        statistics: What calibrates the model.
+        statistics: What calibrates the model; without it nothing is found.
     """
 
     name = "kv8"
@@ -59,10 +59,13 @@ class QuantizeKv8(Pass):
         """Calibrate, and keep the scales with the model in memory for the lowering.
 
         Raises:
-            QuantError: There is nothing to calibrate with, or a layer has no cache.
+            QuantError: The model has no cache, or cannot be calibrated.
         """
         if self.statistics is None:
-            raise QuantError("kv8 needs calibration data, and there is none")
+            result.rejected.append(
+                Rejection("graph", self.name, "its scales come from calibration: `qcompile optimize`")
+            )
+            return
         names = [v.name or "" for v in context.model.graph.inputs]
         layers = sum(name.startswith("past_key_values.") and name.endswith(".key") for name in names)
         if not layers:
