@@ -44,7 +44,7 @@ def converter(work: Path) -> Path:
     name = f"llama_cpp_python-{version('llama-cpp-python')}"
     script = work / name / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"
     if not script.is_file():
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation"]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
         command += ["--no-binary", ":all:", "-d", str(work), f"llama-cpp-python=={version('llama-cpp-python')}"]
         subprocess.run(command, check=True)
         with tarfile.open(work / f"{name}.tar.gz") as archive:

@@ -182,7 +182,8 @@ def why(error: Exception) -> str:
     """Return a failure as one line: the last thing the command said."""
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line.strip() for line in (error.stderr or error.stdout or "").splitlines() if line.strip()]
-        told = [line for line in lines if "error" in line.lower()] or lines or ["no message"]
+        own = [line for line in lines if "CalledProcessError" not in line]  # that only says that a step's step failed
+        told = [line for line in own if "error" in line.lower()] or own or ["no message"]
         return f"{Path(str(error.cmd[0])).name} {' '.join(map(str, error.cmd[1:4]))}: {told[-1]}"[:300]
     return " ".join(str(error).split())[:300]
 

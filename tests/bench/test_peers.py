@@ -235,6 +235,8 @@ def test_sizes_leave_tokenizers_out(tmp_path):
 def test_reasons_are_one_line():
     error = subprocess.CalledProcessError(1, ["/x/python", "-m", "pip"], stderr="a\nsome error here\nlast\n")
     assert why(error) == "python -m pip: some error here"
+    nested = "ERROR: no compiler\nTraceback\nsubprocess.CalledProcessError: Command x returned 1\n"
+    assert why(subprocess.CalledProcessError(1, ["python"], stderr=nested)).endswith(": ERROR: no compiler")
     assert why(OSError("no\nspace")) == "no space"
 
 
