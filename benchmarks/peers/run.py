@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import Job, Plan, Runner, measure_all
+from results import markdown, summarize
 from setup_peers import Ours, prepare, read_peers
 
 from qcompile.benchmark.machine import busy_warning, describe_machine
@@ -27,7 +28,6 @@ from qcompile.quality.documents import PROMPTS, built_in_documents
 from qcompile.runtime.host import default_threads
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.tokenizer import Tokenizer
-from results import markdown, summarize
 
 SHORT, LONG, BATCH = 128, 1024, 8
 REFERENCE = "transformers-fp32"

@@ -12,11 +12,11 @@ PEERS = Path(__file__).parents[2] / "benchmarks" / "peers"
 sys.path.insert(0, str(PEERS))
 
 import protocol  # noqa: E402
+import results  # noqa: E402
 import setup_peers  # noqa: E402
 from measure import Job, Plan, answer_of, measure_all  # noqa: E402
 from setup_peers import Environment, Ours, Peer, Prepared, model_bytes, prepare, read_peers, why  # noqa: E402
 
-import results  # noqa: E402
 from tests.quality.numpy_qwen import kl_per_row  # noqa: E402
 
 sys.path.remove(str(PEERS))
