@@ -36,7 +36,12 @@ FLOAT = ElementType(1, np.float32)
 FLOAT16 = ElementType(10, np.float16)
 BFLOAT16 = ElementType(16, np.uint16)
 INT8 = ElementType(3, np.int8)  # a KV cache whose scales are in the graph
-_ELEMENT_TYPES = {"tensor(float)": FLOAT, "tensor(float16)": FLOAT16, "tensor(bfloat16)": BFLOAT16, "tensor(int8)": INT8}
+_ELEMENT_TYPES = {
+    "tensor(float)": FLOAT,
+    "tensor(float16)": FLOAT16,
+    "tensor(bfloat16)": BFLOAT16,
+    "tensor(int8)": INT8,
+}
 
 
 class OrtGraph:
