@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import transformers
 
+from qcompile.export.torch_tracer import cache_argument
 from qcompile.runtime import Engine, SamplingParams
 from qcompile.runtime.host import default_threads
 
@@ -130,7 +131,7 @@ def run_transformers(model: Any, ids: list[int], count: int) -> Run:
     cache = transformers.DynamicCache(config=model.config)
     with torch.inference_mode():
         while len(tokens) < count:
-            output = model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            output = model(input_ids=given, use_cache=True, logits_to_keep=1, **{cache_argument(model): cache})
             given = output.logits[:, -1:].argmax(dim=-1)
             tokens.append(int(given))
             if len(tokens) == 1:

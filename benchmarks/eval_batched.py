@@ -26,6 +26,7 @@ from qcompile.evaluate.journal import Journal
 from qcompile.evaluate.runner import Request, Runner, make_requests
 from qcompile.evaluate.settings import STOP, EvalSettings, token_limits
 from qcompile.evaluate.templates import Templates
+from qcompile.export.torch_tracer import cache_argument
 from qcompile.runtime import Engine
 from qcompile.runtime.host import default_threads
 
@@ -149,8 +150,8 @@ def greedy_text(model: Any, tokenizer: Any, request: Request, end_ids: Sequence[
     assert tokenizer(chat, add_special_tokens=False)["input_ids"] == list(request.prompt_ids)
     step, cache, ids = torch.tensor([request.prompt_ids]), None, []
     for _ in range(request.options["max_new_tokens"]):
-        output = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache, step = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        output = model(step, use_cache=True, logits_to_keep=1, **{cache_argument(model): cache})
+        cache, step = getattr(output, cache_argument(model)), output.logits[:, -1:].argmax(-1)
         ids.append(int(step))
         if ids[-1] in end_ids:
             break

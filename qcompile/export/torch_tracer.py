@@ -4,6 +4,7 @@ For checkpoints the builder does not know. The whole model is held in memory, wh
 """
 
 import importlib.util
+import inspect
 import io
 import logging
 import warnings
@@ -188,10 +189,17 @@ def _trace(torch_model: Any, shape: ModelShape, source: str) -> ir.Model:
     return model
 
 
+def cache_argument(torch_model: Any) -> str:
+    """Return what a transformers model calls the KV cache that it takes and gives: ``cache`` since 5.24."""
+    return "cache" if "cache" in inspect.signature(torch_model.forward).parameters else "past_key_values"
+
+
 def _decoder(torch_model: Any) -> Any:
     """Return the model as a torch module that takes and gives the KV cache as pairs of tensors."""
     import torch
     from transformers import DynamicCache
+
+    cache_name = cache_argument(torch_model)
 
     class Decoder(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -203,10 +211,10 @@ def _decoder(torch_model: Any) -> Any:
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=DynamicCache(past),
                 use_cache=True,
+                **{cache_name: DynamicCache(past)},
             )
-            return answer.logits, [(layer.keys, layer.values) for layer in answer.past_key_values.layers]
+            return answer.logits, [(layer.keys, layer.values) for layer in getattr(answer, cache_name).layers]
 
     return Decoder().eval()
 

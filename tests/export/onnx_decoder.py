@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from qcompile.export.torch_tracer import cache_argument
 from qcompile.model_config import ModelConfig
 
 Cache = list[tuple[np.ndarray, np.ndarray]]
@@ -76,10 +77,10 @@ class TorchDecoder:
                 input_ids=tensors[0],
                 attention_mask=tensors[1],
                 position_ids=tensors[2],
-                past_key_values=self.cache,
                 use_cache=True,
+                **{cache_argument(self.model): self.cache},
             )
-        self.cache = answer.past_key_values
+        self.cache = getattr(answer, cache_argument(self.model))
         return np.asarray(answer.logits.numpy())
 
 

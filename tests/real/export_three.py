@@ -70,12 +70,15 @@ def decoder_with_cache(checkpoint: Path, attention: str = "eager", dtype: str = 
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
+    from qcompile.export.torch_tracer import cache_argument
+
     class Decoder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = AutoModelForCausalLM.from_pretrained(
                 checkpoint, dtype=getattr(torch, dtype), attn_implementation=attention
             )
+            self.cache_name = cache_argument(self.model)
 
         def forward(
             self, input_ids: Any, attention_mask: Any, position_ids: Any, past_key_values: Any
@@ -84,10 +87,10 @@ def decoder_with_cache(checkpoint: Path, attention: str = "eager", dtype: str = 
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=DynamicCache(past_key_values),
                 use_cache=True,
+                **{self.cache_name: DynamicCache(past_key_values)},
             )
-            return output.logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+            return output.logits, [(layer.keys, layer.values) for layer in getattr(output, self.cache_name).layers]
 
     return Decoder().eval()
 
