@@ -19,12 +19,13 @@ import onnx.parser
 import onnx_ir as ir
 
 from qcompile.ascend.lowering.static_graph import OPSET
+from qcompile.ascend.reference_inputs import complete_inputs
 from qcompile.tensors import Array, MappedTensor, StreamedTensor
 from qcompile.weights import rows_of
 
 DOMAIN = "npu_reference"
 
-# Letters: x [.., D], gamma [D]; rotary x [B,S,N,d], cos and sin [B,S,1,d].
+# Letters: x [.., D], gamma [D]; rotary x [B,S,N,d], cos and sin [B,S,1,d]; rows R, inputs M, outputs N, blocks G.
 _BODIES = {
     # y = x / sqrt(mean(x^2) + 1e-6) * gamma; the mean and the root in float32, whatever epsilon the node says
     "NPURmsNorm": """
@@ -49,6 +50,71 @@ _BODIES = {
       straight = Mul (x, cos)
       crossed = Mul (turned, sin)
       y = Add (straight, crossed)
+    }""",
+    # Per row: step = max|x| / 127, y = round(x / step)
+    "NPUDynamicQuant": """
+    NPUDynamicQuant (x) => (y, scale) {
+      magnitude = Abs (x)
+      largest = ReduceMax <axes = [-1], keepdims = 1> (magnitude)
+      most = Constant <value = float {127.0}> ()
+      exact_step = Div (largest, most)
+      smallest = Constant <value = float {1e-30}> ()
+      step = Max (exact_step, smallest)
+      scaled = Div (x, step)
+      nearest = Round (scaled)
+      y = Cast <to = 3> (nearest)
+      last = Constant <value = int64[1] {-1}> ()
+      scale = Squeeze (step, last)
+    }""",
+    # y = round(x * scale + offset), cut off at -128 and 127
+    "AscendQuant": """
+    AscendQuant <scale, offset> (x) => (y) {
+      factor = Constant <value_float: float = @scale> ()
+      shift = Constant <value_float: float = @offset> ()
+      scaled = Mul (x, factor)
+      shifted = Add (scaled, shift)
+      nearest = Round (shifted)
+      least = Constant <value = float {-128.0}> ()
+      most = Constant <value = float {127.0}> ()
+      cut = Clip (nearest, least, most)
+      y = Cast <to = 3> (cut)
+    }""",
+    # y = x * deq_scale; x int32 [R,N], deq_scale [N] as decoded from its packing
+    "AscendDequant": """
+    AscendDequant (x, deq_scale) => (y) {
+      sums = Cast <to = 1> (x)
+      y = Mul (sums, deq_scale)
+    }""",
+    # y = (x1 x2) * scale * pertoken_scale + bias; x1 int8 [R,M], x2 int8 [M,N], sums exact in int32
+    "QuantBatchMatMul": """
+    QuantBatchMatMul (x1, x2, scale, bias, pertoken_scale) => (y) {
+      sums = MatMulInteger (x1, x2)
+      sums32 = Cast <to = 1> (sums)
+      by_column = Mul (sums32, scale)
+      last = Constant <value = int64[1] {-1}> ()
+      steps = Unsqueeze (pertoken_scale, last)
+      by_row = Mul (by_column, steps)
+      y = Add (by_row, bias)
+    }""",
+    # y = x w, w = (weight + antiquant_offset) * antiquant_scale by groups of rows; weight int8 [M,N], scale [G,N]
+    "NPUWeightQuantBatchMatmulV2": """
+    NPUWeightQuantBatchMatmulV2 (x, weight, antiquant_scale, antiquant_offset) => (y) {
+      codes = Cast <to = 1> (weight)
+      shape = Shape (weight)
+      scale_shape = Shape (antiquant_scale)
+      first = Constant <value = int64[1] {0}> ()
+      minus_one = Constant <value = int64[1] {-1}> ()
+      groups = Gather (scale_shape, first)
+      columns = Gather (shape, minus_one)
+      grouped = Concat <axis = 0> (groups, minus_one, columns)
+      code_groups = Reshape (codes, grouped)
+      second = Constant <value = int64[1] {1}> ()
+      scales = Unsqueeze (antiquant_scale, second)
+      offsets = Unsqueeze (antiquant_offset, second)
+      moved = Add (code_groups, offsets)
+      scaled = Mul (moved, scales)
+      weights = Reshape (scaled, shape)
+      y = MatMul (x, weights)
     }""",
 }
 NPU_OPS = frozenset(_BODIES)
@@ -83,10 +149,7 @@ def reference_model(model: ir.Model, *, keep_logits: bool = False, shared: WideW
         _widen(value, shared)
     used = set()
     for node in list(graph):
-        if node.domain == "" and node.op_type in NPU_OPS:
-            node.domain = DOMAIN
-            node.attributes.clear()  # the parser ignores them, and so do the definitions
-            used.add(node.op_type)
+        used |= _define(graph, node)
         for value in node.outputs:
             if value.dtype in _HALVES:
                 _round(graph, node, value)
@@ -95,7 +158,23 @@ def reference_model(model: ir.Model, *, keep_logits: bool = False, shared: WideW
         twin.functions[function.identifier()] = function
     if used:
         graph.opset_imports[DOMAIN] = 1
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        graph.initializers.pop(name)
     return twin
+
+
+def _define(graph: ir.Graph, node: ir.Node) -> set[str]:
+    """Make a node that no runtime knows call its definition; returns the definition's name."""
+    if node.op_type == "MatMul" and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.INT8:
+        node.op_type = "MatMulInteger"
+    if node.domain != "" or node.op_type not in NPU_OPS:
+        return set()
+    complete_inputs(graph, node)
+    known = set(_function(node.op_type).attribute)
+    for name in set(node.attributes) - known:  # the parser ignores them, or `complete_inputs` has heeded them
+        node.attributes.pop(name)
+    node.domain = DOMAIN
+    return {node.op_type}
 
 
 def _keep_logits(graph: ir.Graph) -> None:

@@ -17,7 +17,7 @@ from qcompile.ascend.buckets import PREFILL, Bucket
 from qcompile.ascend.chips import Chip
 from qcompile.ascend.lowering.attention import Heads, StepInputs, attend, rotate, step_inputs
 from qcompile.ascend.lowering.folding import Foldings
-from qcompile.ascend.lowering.linear import lower_linear
+from qcompile.ascend.lowering.linear import Projections
 from qcompile.ascend.lowering.norms import rms_norm, why_spelled_out
 from qcompile.ascend.lowering.static_graph import Dims, StaticGraph, dims
 from qcompile.ascend.lowering.typed_weights import TypedWeights
@@ -66,6 +66,7 @@ class DecoderLowering:
     foldings: Foldings
     table: RopeTable
     graph: StaticGraph = field(init=False)
+    _projections: Projections = field(init=False)
     reasons: dict[str, int] = field(default_factory=dict)
     _values: dict[ir.Value, ir.Value] = field(default_factory=dict)
     _step: StepInputs | None = None
@@ -78,6 +79,8 @@ class DecoderLowering:
         """
         self.graph = StaticGraph(self.bucket.name)
         b, s = self.bucket.batch, self.bucket.query_len
+        family = self.options.chip.family
+        self._projections = Projections(self.graph, self.weights, self.foldings, family, self._note)
         by_name = {value.name: value for value in model.graph.inputs}
         ids = self.graph.input("input_ids", ir.DataType.INT64, (b, s))
         self._values[by_name["input_ids"]] = ids
@@ -121,9 +124,11 @@ class DecoderLowering:
         if node.op_type == "Attention" and node.domain == DOMAIN:
             return self._attention(node)
         handler = _HANDLERS.get(node.op_type)
-        if handler is not None:
+        if node in self.foldings.added:
+            self._set(node, self._value(self.foldings.added[node].outputs[0]))
+        elif handler is not None:
             handler(self, node)
-        elif not lower_linear(self.graph, self.weights, self.foldings, node, self._values):
+        elif not self._projections.lower(node, self._values):
             raise UnsupportedOpError(
                 f"node '{node.name}' ({node.domain or 'ai.onnx'}::{node.op_type}) has no lowering for "
                 f"{self.options.chip.name}; fuse first (--passes fuse), `qcompile inspect` lists what is left"
@@ -154,7 +159,7 @@ class DecoderLowering:
         family = self.options.chip.family
         reason = why_spelled_out(epsilon, family)
         if reason:
-            self.reasons[f"RmsNorm: {reason}"] = self.reasons.get(f"RmsNorm: {reason}", 0) + 1
+            self._note(f"RmsNorm: {reason}")
         return rms_norm(self.graph, x, self.graph.weight(name, typed), epsilon, family, self._name(node))
 
     def _swiglu(self, node: ir.Node) -> None:
@@ -260,6 +265,9 @@ class DecoderLowering:
             )
             self.graph.output(top[0], "top_logits")
             self.graph.output(top[1], "top_ids")
+
+    def _note(self, reason: str) -> None:
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
     def _name(self, node: ir.Node) -> str:
         """Name what becomes of a node after its first output: layers.3.input_norm."""

@@ -27,14 +27,18 @@ class Foldings:
         packed: Attention -> the packed q|k|v it reads through a Split.
         left_over: Attention -> the scale that could not be folded.
         unneeded: Nodes that only serve masks, angles or the Splits above.
-        selects_after: The node behind which the row of the last token is chosen (the vocabulary projection's input).
+        vocabulary: The projection that makes the logits: in front of it the row of the last token is chosen.
+        biases: Quantized projection -> the bias added behind it.
+        added: The Add of such a bias -> its projection; it stands for the projection's result.
     """
 
     factors: dict[ir.Node, Factor] = field(default_factory=dict)
     packed: dict[ir.Node, ir.Value] = field(default_factory=dict)
     left_over: dict[ir.Node, float] = field(default_factory=dict)
     unneeded: set[ir.Node] = field(default_factory=set)
-    vocabulary: ir.Node | None = None
+    vocabulary: set[ir.Node] = field(default_factory=set)
+    biases: dict[ir.Node, ir.Value] = field(default_factory=dict)
+    added: dict[ir.Node, ir.Node] = field(default_factory=dict)
 
     def of(self, node: ir.Node) -> Factor | None:
         """Return what is folded into a node's weights."""
@@ -44,6 +48,7 @@ class Foldings:
 def foldings_of(model: ir.Model) -> Foldings:
     """Look at every attention of a fused model."""
     found = Foldings()
+    _find_biases(model, found)
     attentions = [n for n in model.graph if (n.domain, n.op_type) == (DOMAIN, "Attention")]
     for node in attentions:
         scale = node.attributes["scale"].as_float()
@@ -51,16 +56,39 @@ def foldings_of(model: ir.Model) -> Foldings:
         if split is not None:
             found.packed[node] = _present(split.inputs[0])
             found.unneeded.add(split)
-        maker = _maker_of(_present(node.inputs[0]) if split is None else found.packed[node])
+        maker = _maker_of(_present(node.inputs[0]) if split is None else found.packed[node], found)
         if maker is None:
             found.left_over[node] = scale
         else:
             found.factors[maker] = (_width(node), scale)
     needed = set(_behind(model, attentions))
     found.unneeded |= {node for node in model.graph if node not in needed}
-    logits = next((v for v in model.graph.outputs if v.name == "logits"), None)
-    found.vocabulary = logits.producer() if logits is not None else None
+    _find_vocabulary(model, found)
     return found
+
+
+def _find_biases(model: ir.Model, found: Foldings) -> None:
+    """Find vectors added behind quantized projections: their kernels add a bias themselves."""
+    for node in model.graph:
+        if node.op_type not in QUANTIZED_LINEARS:
+            continue
+        readers = list(node.outputs[0].uses())
+        if len(readers) != 1 or readers[0][0].op_type != "Add" or node.outputs[0].is_graph_output():
+            continue
+        add, index = readers[0]
+        bias = _present(add.inputs[1 - index])
+        if bias.const_value is not None and len(bias.const_value.shape) == 1:
+            found.biases[node] = bias
+            found.added[add] = node
+
+
+def _find_vocabulary(model: ir.Model, found: Foldings) -> None:
+    value = next((v for v in model.graph.outputs if v.name == "logits"), None)
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in {"Cast", "Add", "Mul", "Identity"} and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is not None and node.op_type in _PROJECTIONS:
+        found.vocabulary.add(node)
 
 
 def _width(attention: ir.Node) -> int:
@@ -80,12 +108,13 @@ def _common_split(node: ir.Node) -> ir.Node | None:
     return split
 
 
-def _maker_of(value: ir.Value) -> ir.Node | None:
+def _maker_of(value: ir.Value, found: Foldings) -> ir.Node | None:
     """Return the projection or norm whose output, used only here, is the value up to its shape."""
     while len(list(value.uses())) == 1:
         node = value.producer()
         if node is None:
             return None
+        node = found.added.get(node, node)
         if node.op_type in _PROJECTIONS or (node.domain, node.op_type) == (DOMAIN, "RmsNorm"):
             return node
         if node.op_type != "Reshape":

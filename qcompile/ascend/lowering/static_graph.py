@@ -6,7 +6,7 @@ What the parser of CANN wants of a graph (one `opset_import` at opset 16, NPU op
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,10 +67,21 @@ class StaticGraph:
         *,
         name: str,
         dtype: ir.DataType | None = None,
+        more: Mapping[str, Any] | None = None,
         **attributes: Any,
     ) -> ir.Value:
-        """Append a node of one output; its dtype is that of the first input unless given."""
-        return self.ops(op_type, inputs, [shape], name=name, dtypes=[dtype], **attributes)[0]
+        """Append a node of one output; its dtype is that of the first input unless given.
+
+        Args:
+            op_type: Operator in the empty domain.
+            inputs: Values; None for an optional input that is left out.
+            shape: Of the output.
+            name: Of the node, and of its output.
+            dtype: Of the output.
+            more: Attributes whose names are parameters here.
+            attributes: All other attributes.
+        """
+        return self.ops(op_type, inputs, [shape], name=name, dtypes=[dtype], **{**attributes, **(more or {})})[0]
 
     def ops(
         self,
