@@ -35,6 +35,7 @@ from qcompile.passes.base import Pass, PassContext, PassResult, Rejection, op_hi
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.lower_kv8_to_ort import LowerKv8ToOrt
 from qcompile.passes.proof import Prover
+from qcompile.passes.quantize_int8 import QuantizeInt8Dynamic
 from qcompile.passes.quantize_kv8 import QuantizeKv8
 from qcompile.passes.quantize_model import QuantizeModel
 from qcompile.passes.schedule import schedule
@@ -138,11 +139,12 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     graph_path, manifest = find_graph(source)
     model = load_model(graph_path)
     target = _target(options, model)
+    options, notes = _fit_passes(options, target)
     plan = _schedule(model, target, options)
-    _check_quantization(plan, options)
+    _check_quantization(plan, options, target)
     shape, config = describe_any(model, graph_path.parent, manifest)
     context = PassContext(model, None if options.verify == "off" else Prover())
-    done = OptimizeReport(str(source), str(output), target.name, ops_before=op_histogram(model))
+    done = OptimizeReport(str(source), str(output), target.name, warnings=notes, ops_before=op_histogram(model))
     if options.surgery:
         context.model = apply_surgery(model, options.surgery)
         done.warnings.append(f"surgery {options.surgery} is yours: it was run as it is and not checked")
@@ -152,7 +154,7 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
         say=say,
     )
     statistics.text.check()
-    _run([_instance(step, shape, options.quantize, statistics) for step in plan], context, done, say)
+    _run([_instance(step, shape, options.quantize, statistics, target) for step in plan], context, done, say)
     if options.layer_chart is not None and statistics.decision is not None:
         statistics.decision.page().write(options.layer_chart)
     done.warnings += statistics.notes
@@ -205,7 +207,16 @@ def _schedule(model: ir.Model, target: Target, options: OptimizeOptions) -> list
     return schedule(options.passes, (*options.skip, *_DECODER_PASSES), target.lowering)
 
 
-def _check_quantization(plan: Sequence[type[Pass]], options: OptimizeOptions) -> None:
+def _fit_passes(options: OptimizeOptions, target: Target) -> tuple[OptimizeOptions, list[str]]:
+    """Let the group `int8` mean what the target has kernels for; say so if that is another scheme than elsewhere."""
+    if target.rounds_per_token or "int8" not in options.passes:
+        return options, []
+    passes = tuple("int8-static" if name == "int8" else name for name in options.passes)
+    note = f"int8 is int8-static for {target.name}, which has no kernels for scales per token; int8-weight keeps more"
+    return replace(options, passes=passes), [note]
+
+
+def _check_quantization(plan: Sequence[type[Pass]], options: OptimizeOptions, target: Target) -> None:
     schemes = [step.name for step in plan if issubclass(step, QuantizeModel)]
     if len(schemes) > 1:
         raise PassError(
@@ -213,6 +224,11 @@ def _check_quantization(plan: Sequence[type[Pass]], options: OptimizeOptions) ->
         )
     if options.layer_chart is not None and options.quantize.quality is None and options.quantize.size_mb is None:
         raise PassError("--layer-chart shows how --quality or --size chose; give one of them")
+    if QuantizeInt8Dynamic in plan and not target.rounds_per_token:
+        raise UnsupportedOpError(
+            f"int8-dynamic: {target.name} has no kernels for activations with a scale per token; "
+            "use --passes int8-static or int8-weight"
+        )
     if QuantizeKv8 in plan and LowerKv8ToOrt not in plan:
         raise UnsupportedOpError("kv8: the target has no int8 KV cache; use --target ort, or leave kv8 out of --passes")
     if not schemes and QuantizeKv8 not in plan and options.quantize != QuantizeOptions():
@@ -220,12 +236,16 @@ def _check_quantization(plan: Sequence[type[Pass]], options: OptimizeOptions) ->
 
 
 def _instance(
-    pass_class: type[Pass], shape: ModelShape, quantize: QuantizeOptions, statistics: CalibratedStatistics
+    pass_class: type[Pass],
+    shape: ModelShape,
+    quantize: QuantizeOptions,
+    statistics: CalibratedStatistics,
+    target: Target,
 ) -> Pass:
     if pass_class is LowerAttentionToOrt:
         return LowerAttentionToOrt(shape.max_position_embeddings)
     if issubclass(pass_class, QuantizeModel):
-        return pass_class(quantize, statistics)
+        return pass_class(quantize, statistics, target.smallest_group)
     if pass_class is QuantizeKv8:
         return QuantizeKv8(statistics)
     return pass_class()

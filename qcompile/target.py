@@ -22,6 +22,8 @@ class Target:
         dtypes: Float types its kernels take.
         runs_here: Whether this machine's ONNX Runtime can run the result.
         chip: The Ascend chip that static graphs are lowered for, or None.
+        smallest_group: Smallest block of quantized weights that its kernels take.
+        rounds_per_token: Whether it has kernels for activations of int8 with a scale per token.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Target:
     dtypes: frozenset[ir.DataType]
     runs_here: bool = True
     chip: str | None = None
+    smallest_group: int = 16
+    rounds_per_token: bool = True
 
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -66,6 +70,8 @@ TARGETS: dict[str, Target] = {
                 _FLOATS,
                 runs_here=False,
                 chip=chip.name,
+                smallest_group=32,
+                rounds_per_token=chip.family == "910B",
             )
             for chip in chips().values()
         ),

@@ -7,6 +7,7 @@ what comes after. Both run through the runtime, in whatever interface their mani
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,8 +103,9 @@ def compare_directories(
     """
     report = say or (lambda what, done, total: None)
     rng = np.random.default_rng(seed)
+    lengths, num_tokens = _lengths(min(_room(reference), _room(other)), num_tokens)
     first = _open(reference)
-    prompts = [rng.integers(0, first.vocab_size, length) for length in _PROMPT_LENGTHS]
+    prompts = [rng.integers(0, first.vocab_size, length) for length in lengths]
     steps = len(prompts) * num_tokens
     wanted = [
         _Trace.choose(first, prompt, num_tokens, _counter(report, "reference", i, num_tokens, steps))
@@ -124,6 +126,20 @@ def compare_directories(
         return _judge(wanted, seen, is_half="float32" not in {first_dtype} & {second.dtype})
     finally:
         second.close()
+
+
+def _lengths(room: float, num_tokens: int) -> tuple[list[int], int]:
+    """Return lengths of prompts, and tokens after each, that fit a KV cache of `room` tokens."""
+    num_tokens = int(min(num_tokens, max(room // 2, 1)))
+    return [int(min(length, max(room - num_tokens, 1))) for length in _PROMPT_LENGTHS], num_tokens
+
+
+def _room(path: Path) -> float:
+    """Return the largest KV cache that a directory of static graphs was made for; infinity for others."""
+    if not (path / MANIFEST_NAME).is_file():
+        return math.inf
+    graphs = Manifest.load(path).graphs
+    return max((entry.bucket[2] for entry in graphs if entry.bucket is not None), default=math.inf)
 
 
 def _counter(

@@ -79,6 +79,17 @@ _BODIES = {
       cut = Clip (nearest, least, most)
       y = Cast <to = 3> (cut)
     }""",
+    # y = round(x * scale + offset), cut off at -128 and 127; scale and offset [1] or one per column
+    "NPUAscendQuantV2": """
+    NPUAscendQuantV2 (x, scale, offset) => (y) {
+      scaled = Mul (x, scale)
+      shifted = Add (scaled, offset)
+      nearest = Round (shifted)
+      least = Constant <value = float {-128.0}> ()
+      most = Constant <value = float {127.0}> ()
+      cut = Clip (nearest, least, most)
+      y = Cast <to = 3> (cut)
+    }""",
     # y = x * deq_scale; x int32 [R,N], deq_scale [N] as decoded from its packing
     "AscendDequant": """
     AscendDequant (x, deq_scale) => (y) {

@@ -28,6 +28,12 @@ def _dequant(graph: ir.Graph, node: ir.Node) -> None:
     _decode_scale(graph, node, 1)
 
 
+def _quant_v2(graph: ir.Graph, node: ir.Node) -> None:
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        node.resize_inputs(3)
+        node.replace_input_with(2, _number(graph, "reference.zero", np.zeros(1, np.float32)))
+
+
 def _quant_matmul(graph: ir.Graph, node: ir.Node) -> None:
     _decode_scale(graph, node, 2)
     if "transpose_x2" in node.attributes and node.attributes["transpose_x2"].as_int():
@@ -89,6 +95,7 @@ def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Va
 
 _COMPLETIONS: dict[str, Callable[[ir.Graph, ir.Node], None]] = {
     "AscendDequant": _dequant,
+    "NPUAscendQuantV2": _quant_v2,
     "QuantBatchMatMul": _quant_matmul,
     "NPUWeightQuantBatchMatmulV2": _weight_only,
 }

@@ -68,13 +68,20 @@ class QuantizeModel(Pass):
     Args:
         options: Changes to the scheme's own values.
         statistics: Returns what is known of a projection's inputs, for schemes and algorithms that need it.
+        smallest_group: Smallest block that the target's kernels take; smaller ones are used only where asked for.
     """
 
     defaults: ClassVar[tuple[LayerOptions, ...]] = ()
 
-    def __init__(self, options: QuantizeOptions | None = None, statistics: Statistics | None = None) -> None:
+    def __init__(
+        self,
+        options: QuantizeOptions | None = None,
+        statistics: Statistics | None = None,
+        smallest_group: int = GROUP_SIZES[0],
+    ) -> None:
         self.options = options or QuantizeOptions()
         self.statistics = statistics
+        self.smallest_group = smallest_group
 
     def call(self, context: PassContext, result: PassResult) -> None:
         """Quantize every projection and the embedding; what stays float is reported with the reason."""
@@ -151,12 +158,18 @@ class QuantizeModel(Pass):
             scheme = replace(scheme, algorithm="mse")  # a lookup multiplies nothing: its rows are what counts
         if projection.is_lookup and tied and tied[0] is not None and tied[0].activations == "float":
             return tied[0]
-        group = scheme.group_size
         if scheme.bits == 4 and projection.num_inputs % 2:
             return f"its {projection.num_inputs} inputs are odd: two codes of 4 bits share a byte"
-        if group == "channel" or projection.num_inputs % group == 0:
+        return self._grouped(projection, scheme, is_asked=options.asks_group_size(projection.names))
+
+    def _grouped(self, projection: Projection, scheme: LinearScheme, *, is_asked: bool) -> LinearScheme | str:
+        """Return the scheme with a block that the target takes and that divides the inputs, or why there is none."""
+        if scheme.group_size == "channel":
             return scheme
-        if options.asks_group_size(projection.names):
+        group = scheme.group_size if is_asked else max(scheme.group_size, self.smallest_group)
+        if projection.num_inputs % group == 0:
+            return replace(scheme, group_size=group)
+        if is_asked:
             raise QuantError(
                 f"{projection.name}: a group size of {group} does not divide its {projection.num_inputs} inputs; give "
                 f"{_fitting(projection.num_inputs)}, or keep it float with --keep-float '{projection.name}'"

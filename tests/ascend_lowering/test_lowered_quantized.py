@@ -14,6 +14,7 @@ from qcompile.ascend.chips import Cann, chip_named
 from qcompile.ascend.legality.check import check_model
 from qcompile.ascend.lowering import quantized_weights as layout
 from qcompile.errors import UnsupportedOpError
+from qcompile.tensors import StreamedTensor
 from qcompile.verify import compare_directories
 from tests.ascend_lowering.lowered import BucketOptions, lower_tiny
 from tests.optimized import export_tiny, optimize_tiny
@@ -99,12 +100,33 @@ def test_words_of_eight_codes(seed: int, n: int, m: int) -> None:
     assert (int(words[3, 0]) & 15) == (int(codes[0, 3]) - 8) % 16
 
 
-def test_words_by_odd_rows() -> None:
-    """A writer may ask for any range of rows."""
-    codes = np.arange(8 * 64).reshape(8, 64).astype(np.uint8) % 16
-    tensor = layout.nibbles_by_column(ir.Tensor(packed_nibbles(codes)))
-    whole = tensor.numpy()
-    np.testing.assert_array_equal(np.concatenate([tensor.rows(0, 5), tensor.rows(5, 64)]), whole)
+def test_pieces_of_wide_weights() -> None:
+    """A vocabulary is cut into ranges of output channels; a streamed source begins its pieces where it must."""
+    codes = np.arange(48 * 64).reshape(48, 64).astype(np.uint8) % 16
+    packed = packed_nibbles(codes)
+    whole = layout.nibbles_by_column(ir.Tensor(packed)).numpy()
+    for source in (ir.Tensor(packed), aligned(packed, 20)):
+        parts = [layout.nibbles_by_column(source, *bounds).numpy() for bounds in ((0, 16), (16, 40), (40, 48))]
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    signed = codes.astype(np.int8) - 8
+    part = layout.codes_by_column(aligned(signed, 20), 24, 48).numpy()
+    np.testing.assert_array_equal(part, signed[24:].T)
+    scales = np.arange(96, dtype=np.float32).reshape(48, 2)
+    seen = layout.scales_by_column(aligned(scales, 20), ir.DataType.FLOAT, (26, 10.0), 24, 48).numpy()
+    wanted = scales[24:].T.copy()
+    wanted[:, :2] *= 10
+    np.testing.assert_array_equal(seen, wanted)
+
+
+def aligned(array: np.ndarray, multiple: int) -> StreamedTensor:
+    """Return a tensor whose rows can be asked for from multiples of a number on only."""
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        assert start % multiple == 0
+        return array[start:stop]
+
+    shape = ir.Shape(array.shape)
+    return StreamedTensor(rows, ir.DataType.from_numpy(array.dtype), shape, row_multiple=multiple)
 
 
 @given(st.floats(2.0**-100, 2.0**100, width=32))
@@ -133,5 +155,5 @@ def test_floats_of_codes(asymmetric: bool) -> None:
     wanted[:2] *= 10
     np.testing.assert_allclose(tensor.numpy(), wanted, rtol=1e-6)
     if zero_points is not None:
-        offsets = layout.offsets_by_column(zero_points, 2)
-        np.testing.assert_array_equal(offsets, 8.0 - points.T)
+        offsets = layout.offsets_by_column(zero_points, 2, ir.DataType.FLOAT)
+        np.testing.assert_array_equal(offsets.numpy(), 8.0 - points.T)

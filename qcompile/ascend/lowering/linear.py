@@ -92,6 +92,7 @@ class Projections:
         linear = QuantizedLinear(
             x=self.graph.reshape(x, (b * s, m), f"{name}.rows"),
             weight=_present_tensor(node, 1),
+            table=_present(node.inputs[1]).name or name,
             scales=_present_tensor(node, 2),
             zero_points=None if is_static else third,
             step=third if is_static else None,
@@ -106,9 +107,19 @@ class Projections:
     def _embedding(self, node: ir.Node, ids: ir.Value) -> ir.Value:
         codes, scales = _present_tensor(node, 1), _present_tensor(node, 2)
         table = _present(node.inputs[1]).name or "embed"
-        if node.op_type == "EmbeddingW8":
+        if node.op_type == "EmbeddingW8" and not self._head_is_float(node):
             return self._quantized.embedding(ids, codes, scales, _name(node), table)
+        if node.op_type != "EmbeddingW8":
+            self._quantized.note("EmbeddingW4: no operator unpacks 4 bits")
         return self._quantized.float_embedding(ids, codes, scales, _tensor(node, 3), _name(node), table)
+
+    def _head_is_float(self, embedding: ir.Node) -> bool:
+        """Whether a tied head has no kernel for the table, so that its floats are there to be looked up too."""
+        codes = _present(embedding.inputs[1])
+        n, m = (int(d) for d in _present_tensor(embedding, 1).shape.numpy())
+        block = embedding.attributes["block_size"].as_int()
+        heads = [node.op_type for node, _ in codes.uses() if node.op_type in QUANTIZED_LINEARS]
+        return any(self._quantized.why_floats(op_type, n, m, block) for op_type in heads)
 
     def _bias(self, node: ir.Node) -> ir.Value | None:
         """Return the bias: that of a Linear, or of the Add behind a projection that is folded into it."""

@@ -2,15 +2,16 @@
 
     LinearW8A8        NPUDynamicQuant -> QuantBatchMatMul with a scale per token
     LinearW8A8Static  AscendQuant -> QuantBatchMatMul with a packed scale; AscendQuant -> MatMul -> AscendDequant on 310
-    LinearW8, W4      NPUWeightQuantBatchMatmulV2
+    LinearW8, W4      NPUWeightQuantBatchMatmulV2; a vocabulary beyond 65,535 columns in several, side by side
     EmbeddingW8       Gather of codes and scales, Cast, Mul
 
-Where a kernel has no form for a weight (a vocabulary beyond 65,535 columns, another chip, a block that is no multiple of 32),
-the weight is stored as the floats that its codes mean, and the reason is reported. Symmetric activations only.
+Where a kernel has no form for a weight (another chip, a block that is no multiple of 32), the weight is stored as the floats
+that its codes mean, and the reason is reported. Symmetric activations only.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,7 +24,9 @@ from qcompile.ascend.lowering.typed_weights import Factor, TypedWeights
 from qcompile.errors import UnsupportedOpError
 
 MAX_DIM = 65535
+_PIECE_MULTIPLE = 128  # columns of a piece of a wide weight: whole tiles, whole words of codes
 _FLOAT16_ENUM, _BFLOAT16_ENUM = 1, 27  # GE's numbers of the types
+Make = Callable[[], ir.TensorProtocol]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class QuantizedLinear:
     Attributes:
         x: Input rows [R, M].
         weight: Codes of the fused model.
+        table: Their name in it; an embedding may read them too.
         scales: Its scales.
         zero_points: Its zero points or None.
         step: Activation step of a static scheme or None.
@@ -44,6 +48,7 @@ class QuantizedLinear:
 
     x: ir.Value
     weight: ir.TensorProtocol
+    table: str
     scales: ir.TensorProtocol
     zero_points: ir.TensorProtocol | None
     step: ir.TensorProtocol | None
@@ -92,12 +97,13 @@ class QuantizedLowering:
             name=f"{linear.name}.codes",
             dtypes=[ir.DataType.INT8, ir.DataType.FLOAT],
         )
-        scale = self._vector(f"{linear.name}.scale", self._channel_scales(linear))
-        return self._quant_matmul(linear, codes, scale, step)
+        return self._quant_matmul(linear, codes, lambda: layout.channel_scales(linear.scales, linear.factor), step)
 
     def _static(self, linear: QuantizedLinear) -> ir.Value:
         assert linear.step is not None
         step = float(np.asarray(linear.step.numpy()).reshape(-1)[0])
+        if self.weights.dtype == ir.DataType.BFLOAT16:
+            return self._static_bfloat16(linear, step)
         codes = self.graph.op(
             "AscendQuant",
             [linear.x],
@@ -107,36 +113,52 @@ class QuantizedLowering:
             scale=1.0 / step,
             offset=0.0,
         )
-        scales = self._channel_scales(linear) * np.float32(step)
+        pack = layout.packed_scale if self.family == "910B" else layout.plain_scale
+
+        def scales() -> ir.TensorProtocol:
+            return layout.channel_scales(linear.scales, linear.factor, step, pack)
+
         if self.family == "910B":
-            packed = self._vector(f"{linear.name}.scale", layout.packed_scale(scales))
-            return self._quant_matmul(linear, codes, packed, None)
-        rows, n = dims(linear.x)[0], len(scales)
-        weight = self.graph.weight(*self._codes(linear))
-        sums = self.graph.op("MatMul", [codes, weight], (rows, n), name=f"{linear.name}.sums", dtype=ir.DataType.INT32)
-        plain = self._vector(f"{linear.name}.scale", layout.plain_scale(scales))
+            return self._quant_matmul(linear, codes, scales, None)
+        weight = self._weight(f"{linear.name}.weight", lambda: linear.weight)
+        shape = (dims(linear.x)[0], dims(weight)[1])
+        sums = self.graph.op("MatMul", [codes, weight], shape, name=f"{linear.name}.sums", dtype=ir.DataType.INT32)
         y = self.graph.op(
             "AscendDequant",
-            [sums, plain],
-            (rows, n),
+            [sums, self._weight(f"{linear.name}.scale", scales)],
+            shape,
             name=linear.name,
             dtype=ir.DataType.FLOAT16,
             more={"dtype": _FLOAT16_ENUM},
         )
         return self._biased(linear, y)
 
-    def _quant_matmul(
-        self, linear: QuantizedLinear, codes: ir.Value, scale: ir.Value, step: ir.Value | None
-    ) -> ir.Value:
-        name, tensor = self._codes(linear)
-        n = int(tensor.shape[1])  # type: ignore[arg-type]
+    def _static_bfloat16(self, linear: QuantizedLinear, step: float) -> ir.Value:
+        """AscendQuant takes no bfloat16 and a packed scale makes none: NPUAscendQuantV2 and a float32 scale do."""
+        factor = np.array([1.0 / step], self.weights.dtype.numpy())
+        codes = self.graph.op(
+            "NPUAscendQuantV2",
+            [linear.x, self.graph.constant(f"{linear.name}.factor", factor)],
+            dims(linear.x),
+            name=f"{linear.name}.codes",
+            dtype=ir.DataType.INT8,
+            axis=-1,
+        )
+        exact = 1.0 / float(factor[0])  # what the rounded factor divides by
+        scales = functools.partial(layout.channel_scales, linear.scales, linear.factor, exact)
+        return self._quant_matmul(linear, codes, scales, None)
+
+    def _quant_matmul(self, linear: QuantizedLinear, codes: ir.Value, scales: Make, step: ir.Value | None) -> ir.Value:
+        n = int(linear.weight.shape[1])  # type: ignore[arg-type]
         is_half = self.weights.dtype == ir.DataType.FLOAT16
         attributes = {"dtype": _FLOAT16_ENUM if is_half else _BFLOAT16_ENUM}
+        name, make = f"{linear.name}.weight", lambda: linear.weight
         if n > MAX_DIM:  # the last axis of x2 is limited, so it is stored the other way round
-            name, tensor = f"{name}.by_row", self.weights.get(f"{name}.by_row", lambda: layout.codes_by_column(tensor))
+            name, make = f"{name}.by_row", lambda: layout.codes_by_column(linear.weight)
             attributes["transpose_x2"] = 1
+        weight = self._weight(name, make)  # before its scales: they come with the codes
         bias = linear.bias if step is not None else None
-        inputs = [codes, self.graph.weight(name, tensor), scale, None, bias, step]
+        inputs = [codes, weight, self._weight(f"{linear.name}.scale", scales), None, bias, step]
         while inputs[-1] is None:
             inputs.pop()
         shape = (dims(linear.x)[0], n)
@@ -147,36 +169,50 @@ class QuantizedLowering:
 
     def _weight_only(self, op_type: str, linear: QuantizedLinear) -> ir.Value:
         n, width = (int(d) for d in linear.weight.shape.numpy())
-        is_int4 = op_type != "LinearW8"
-        m = 2 * width if is_int4 else width
-        refusal = self._why_not_weight_only(n, m, linear.block, is_int4=is_int4)
+        m = 2 * width if op_type != "LinearW8" else width
+        refusal = self.why_floats(op_type, n, m, linear.block)
         if refusal:
             self.note(f"{op_type}: {refusal}")
             return self._as_floats(linear)
-        blocks = int(linear.scales.shape[1])  # type: ignore[arg-type]
-        make = layout.nibbles_by_column if is_int4 else layout.codes_by_column
-        name = f"{linear.name}.weight"
-        weight = self.graph.weight(name, self.weights.get(name, lambda: make(linear.weight)))
-        scales = layout.scales_by_column(linear.scales, linear.factor)
-        half = self.weights.dtype.numpy()
-        inputs = [linear.x, weight, self._vector(f"{linear.name}.scale", scales.astype(half))]
-        if linear.zero_points is not None:
-            offsets = layout.offsets_by_column(linear.zero_points, blocks)
-            inputs.append(self._vector(f"{linear.name}.offset", offsets.astype(half)))
-        y = self.graph.op(
-            "NPUWeightQuantBatchMatmulV2",
-            inputs,
-            (dims(linear.x)[0], n),
-            name=linear.name,
-            antiquant_group_size=linear.block if blocks > 1 else 0,
-        )
+        count = -(-n // MAX_DIM)
+        size = -(-n // (count * _PIECE_MULTIPLE)) * _PIECE_MULTIPLE
+        bounds = [(first, min(first + size, n)) for first in range(0, n, size)] if count > 1 else [(0, n)]
+        pieces = [self._weight_only_piece(op_type, linear, first, last, m) for first, last in bounds]
+        y = pieces[0]
+        if len(pieces) > 1:
+            y = self.graph.op("Concat", pieces, (dims(linear.x)[0], n), name=f"{linear.name}.joined", axis=1)
         return self._biased(linear, y)
 
-    def _why_not_weight_only(self, n: int, m: int, block: int, *, is_int4: bool) -> str:
+    def _weight_only_piece(self, op_type: str, linear: QuantizedLinear, first: int, last: int, m: int) -> ir.Value:
+        """Append the product with the output channels `first` to `last`."""
+        make = layout.codes_by_column if op_type == "LinearW8" else layout.nibbles_by_column
+        blocks, half = int(linear.scales.shape[1]), self.weights.dtype  # type: ignore[arg-type]
+        name = linear.name if first == 0 else f"{linear.name}.from_{first}"
+        weight = self._weight(f"{name}.weight", lambda: make(linear.weight, first, last))
+        scales = self._weight(
+            f"{name}.scale", lambda: layout.scales_by_column(linear.scales, half, linear.factor, first, last)
+        )
+        inputs = [linear.x, weight, scales]
+        points = linear.zero_points
+        if points is not None:
+            inputs.append(
+                self._weight(f"{name}.offset", lambda: layout.offsets_by_column(points, blocks, half, first, last))
+            )
+        return self.graph.op(
+            "NPUWeightQuantBatchMatmulV2",
+            inputs,
+            (dims(linear.x)[0], last - first),
+            name=name,
+            antiquant_group_size=linear.block if blocks > 1 else 0,
+        )
+
+    def why_floats(self, op_type: str, n: int, m: int, block: int) -> str:
+        """Return why a weight-only projection [M, N] has no kernel, or an empty string."""
+        is_int4 = op_type != "LinearW8"
         if self.family == "310B" or (self.family == "310P" and is_int4):
             return f"the {self.family} has no kernel for {'4' if is_int4 else '8'}-bit weights"
-        if max(n, m) > MAX_DIM:
-            return f"{m} x {n} is beyond the {MAX_DIM} rows or columns of NPUWeightQuantBatchMatmulV2"
+        if m > MAX_DIM:
+            return f"{m} inputs are beyond the {MAX_DIM} rows that NPUWeightQuantBatchMatmulV2 takes"
         if block < m and block % 32:
             return f"blocks of {block}; the kernel takes multiples of 32"
         if is_int4 and n % 8:
@@ -184,17 +220,13 @@ class QuantizedLowering:
         return ""
 
     def _as_floats(self, linear: QuantizedLinear) -> ir.Value:
-        name = f"{linear.name}.floats"
-        tensor = self.weights.get(
-            name,
-            lambda: layout.dequantized(
-                linear.weight, linear.scales, linear.zero_points, self.weights.dtype, linear.factor
-            ),
+        half = self.weights.dtype
+        weight = self._weight(
+            f"{linear.table}.floats",
+            lambda: layout.dequantized(linear.weight, linear.scales, linear.zero_points, half, linear.factor),
         )
-        n = int(tensor.shape[0])  # type: ignore[arg-type]
-        y = self.graph.op(
-            "Gemm", [linear.x, self.graph.weight(name, tensor)], (dims(linear.x)[0], n), name=linear.name, transB=1
-        )
+        shape = (dims(linear.x)[0], dims(weight)[0])
+        y = self.graph.op("Gemm", [linear.x, weight], shape, name=linear.name, transB=1)
         return self._biased(linear, y)
 
     def _biased(self, linear: QuantizedLinear, y: ir.Value) -> ir.Value:
@@ -202,18 +234,8 @@ class QuantizedLowering:
             return y
         return self.graph.op("Add", [y, linear.bias], dims(y), name=f"{linear.name}.biased")
 
-    def _codes(self, linear: QuantizedLinear) -> tuple[str, ir.TensorProtocol]:
-        name = f"{linear.name}.weight"
-        return name, self.weights.get(name, lambda: linear.weight)
-
-    def _channel_scales(self, linear: QuantizedLinear) -> np.ndarray:
-        scales = linear.scales.numpy().astype(np.float32).reshape(-1).copy()
-        if linear.factor is not None:
-            scales[: linear.factor[0]] *= np.float32(linear.factor[1])
-        return scales
-
-    def _vector(self, name: str, array: np.ndarray) -> ir.Value:
-        return self.graph.weight(name, self.weights.get(name, lambda: ir.Tensor(array, name=name)))
+    def _weight(self, name: str, make: Make) -> ir.Value:
+        return self.graph.weight(name, self.weights.get(name, make))
 
     def embedding(
         self, ids: ir.Value, codes: ir.TensorProtocol, scales: ir.TensorProtocol, name: str, table: str
@@ -248,9 +270,7 @@ class QuantizedLowering:
         name: str,
         table: str,
     ) -> ir.Value:
-        """Append the look-up in a table of 4 bits, stored as floats: no kernel takes a row of it apart."""
-        self.note("EmbeddingW4: no operator unpacks 4 bits")
-        floats = f"{table}.floats"
-        tensor = self.weights.get(floats, lambda: layout.dequantized(codes, scales, zero_points, self.weights.dtype))
-        shape = (*dims(ids), int(tensor.shape[1]))  # type: ignore[arg-type]
-        return self.graph.op("Gather", [self.graph.weight(floats, tensor), ids], shape, name=name, axis=0)
+        """Append the look-up in a table that is stored as floats."""
+        half = self.weights.dtype
+        floats = self._weight(f"{table}.floats", lambda: layout.dequantized(codes, scales, zero_points, half))
+        return self.graph.op("Gather", [floats, ids], (*dims(ids), dims(floats)[1]), name=name, axis=0)

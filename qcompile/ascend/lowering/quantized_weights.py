@@ -6,6 +6,8 @@ Letters: N output channels, M inputs, g block, G = M / g. A fused model stores b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -19,32 +21,36 @@ _KEPT_MANTISSA = np.uint32(0xFFFFE000)
 _CODES_PER_WORD = 8
 
 
-def codes_by_column(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """Turn int8 codes [N, M] into [M, N]."""
+def codes_by_column(tensor: ir.TensorProtocol, first: int = 0, last: int | None = None) -> ir.TensorProtocol:
+    """Turn int8 codes [N, M], or those of the output channels `first` to `last`, into [M, last - first]."""
     n, m = _matrix(tensor)
+    last = n if last is None else last
 
-    def rows(start: int, stop: int) -> Array:
-        return np.ascontiguousarray(np.asarray(tensor.numpy())[:, start:stop].T)
+    def make() -> Array:
+        return np.ascontiguousarray(_rows(tensor, first, last).T)
 
-    return StreamedTensor(rows, ir.DataType.INT8, ir.Shape([m, n]))
+    return _at_once(make, ir.DataType.INT8, (m, last - first))
 
 
-def nibbles_by_column(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+def nibbles_by_column(tensor: ir.TensorProtocol, first: int = 0, last: int | None = None) -> ir.TensorProtocol:
     """Turn codes of 4 bits, uint8 [N, M / 2] with the first one low and 8 added, into int32 words [M, N / 8].
 
-    A word holds the codes -8 to 7 of eight neighbouring output channels, the first one lowest.
+    A word holds the codes -8 to 7 of eight neighbouring output channels, the first one lowest. `first` and `last` are
+    multiples of 8.
     """
     n, half = _matrix(tensor)
+    last = n if last is None else last
 
-    def rows(start: int, stop: int) -> Array:
-        packed = np.asarray(tensor.numpy())[:, start // 2 : -(-stop // 2)]
-        codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(n, -1)[:, start % 2 :][:, : stop - start]
-        signed = (codes.astype(np.int64) - 8) & 15
-        words = signed.T.reshape(stop - start, n // _CODES_PER_WORD, _CODES_PER_WORD)
-        shifts = 4 * np.arange(_CODES_PER_WORD)
-        return np.ascontiguousarray((words << shifts).sum(axis=-1).astype(np.uint32).view(np.int32))
+    def make() -> Array:
+        packed = _rows(tensor, first, last)
+        words = np.zeros((2 * half, (last - first) // _CODES_PER_WORD), np.uint32)
+        for channel in range(_CODES_PER_WORD):  # in two's complement: the 8 is taken off and put back by the xor
+            codes = packed[channel::_CODES_PER_WORD].T
+            for parity, nibbles in enumerate((codes & 15, codes >> 4)):
+                words[parity::2] |= (nibbles ^ 8).astype(np.uint32) << np.uint32(4 * channel)
+        return words.view(np.int32)
 
-    return StreamedTensor(rows, ir.DataType.INT32, ir.Shape([2 * half, n // _CODES_PER_WORD]))
+    return _at_once(make, ir.DataType.INT32, (2 * half, (last - first) // _CODES_PER_WORD))
 
 
 def codes_of_words(words: Array) -> Array:
@@ -55,19 +61,49 @@ def codes_of_words(words: Array) -> Array:
     return np.asarray(np.where(signed > 7, signed - 16, signed).astype(np.int8))
 
 
-def scales_by_column(tensor: ir.TensorProtocol, factor: Factor | None) -> Array:
-    """Turn scales [N, G] into [G, N] float32; `factor` multiplies those of the first output channels."""
-    scales = tensor.numpy().astype(np.float32).T.copy()
-    if factor is not None:
-        scales[:, : factor[0]] *= np.float32(factor[1])
-    return scales
+def scales_by_column(
+    tensor: ir.TensorProtocol, dtype: ir.DataType, factor: Factor | None, first: int = 0, last: int | None = None
+) -> ir.TensorProtocol:
+    """Turn scales [N, G] into [G, last - first]; `factor` multiplies those of the first output channels."""
+    n, blocks = _matrix(tensor)
+    last = n if last is None else last
+
+    def make() -> Array:
+        scales = _rows(tensor, first, last).astype(np.float32)
+        if factor is not None:
+            scales[: max(factor[0] - first, 0)] *= np.float32(factor[1])
+        return np.ascontiguousarray(scales.T).astype(dtype.numpy())
+
+    return _at_once(make, dtype, (blocks, last - first))
 
 
-def offsets_by_column(zero_points: ir.TensorProtocol, blocks: int) -> Array:
+def offsets_by_column(
+    zero_points: ir.TensorProtocol, blocks: int, dtype: ir.DataType, first: int = 0, last: int | None = None
+) -> ir.TensorProtocol:
     """Turn zero points of 4 bits, uint8 [N, ceil(G / 2)], into what the kernel adds to a code -8 to 7: [G, N]."""
-    packed = zero_points.numpy()
-    points = np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)[:, :blocks]
-    return np.asarray(8.0 - points.T.astype(np.float32))  # (code + 8 - point) with code stored minus 8
+    last = _matrix(zero_points)[0] if last is None else last
+
+    def make() -> Array:
+        packed = _rows(zero_points, first, last)
+        points = np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)[:, :blocks]
+        return (8.0 - points.T.astype(np.float32)).astype(dtype.numpy())  # (code + 8 - point), stored minus 8
+
+    return _at_once(make, dtype, (blocks, last - first))
+
+
+def channel_scales(
+    tensor: ir.TensorProtocol, factor: Factor | None, step: float = 1.0, pack: Callable[[Array], Array] | None = None
+) -> ir.TensorProtocol:
+    """Return the scales [N] of one per output channel, times the step of static activations, in float32 or packed."""
+    n = int(tensor.shape[0])  # type: ignore[arg-type]
+
+    def make() -> Array:
+        scales = np.asarray(tensor.numpy()).astype(np.float32).reshape(-1) * np.float32(step)
+        if factor is not None:
+            scales[: factor[0]] *= np.float32(factor[1])
+        return scales if pack is None else pack(scales)
+
+    return _at_once(make, ir.DataType.FLOAT if pack is None else ir.DataType.UINT64, (n,))
 
 
 def packed_scale(scales: Array) -> Array:
@@ -124,7 +160,19 @@ def dequantized(
             values[: max(factor[0] - start, 0)] *= np.float32(factor[1])
         return values.astype(dtype.numpy())
 
-    return StreamedTensor(rows, dtype, ir.Shape([n, m]))
+    return StreamedTensor(rows, dtype, ir.Shape([n, m]), row_multiple=getattr(codes, "row_multiple", 1))
+
+
+def _at_once(make: Callable[[], Array], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.TensorProtocol:
+    """Return a tensor made whole when it is written: every row of it takes from every row of its source."""
+    size_bytes = max(1, int(np.prod(shape)) * dtype.bitwidth // 8)
+    return StreamedTensor(lambda start, stop: make()[start:stop], dtype, ir.Shape(shape), piece_bytes=size_bytes)
+
+
+def _rows(tensor: ir.TensorProtocol, first: int, last: int) -> Array:
+    """Return rows [first, last); a streamed tensor begins its own pieces where it must."""
+    before = first % getattr(tensor, "row_multiple", 1)
+    return rows_of(tensor, first - before, last)[before:]
 
 
 def _matrix(tensor: ir.TensorProtocol) -> tuple[int, int]:
