@@ -274,7 +274,7 @@ def empty_prompt(shop: Workshop) -> Command:
 @bad
 def prompt_file_of_invalid_utf8(shop: Workshop) -> Command:
     (shop.root / "prompt.txt").write_bytes("élan".encode("latin-1"))
-    return generate(shop.lowered, "--prompt-file", shop.root / "prompt.txt"), r"prompt\.txt: not valid UTF-8: byte 0xe9"
+    return generate(shop.lowered, "--prompt-file", shop.root / "prompt.txt"), r"prompt\.txt: not UTF-8: byte 0xe9"
 
 
 @bad

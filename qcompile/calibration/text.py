@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from qcompile.errors import QCompileError, QuantError
 from qcompile.runtime.tokenizer import Tokenizer
+from qcompile.text_file import decode_utf8, json_lines, read_bounded
 
 BUILT_IN = "builtin"
 MAX_FILE_BYTES = 256 << 20
@@ -72,19 +73,19 @@ def read_texts(path: Path) -> list[CalibrationText]:
     Raises:
         QuantError: It cannot be read, is empty, too large or not UTF-8, or a line of a .jsonl is no document.
     """
-    text = _decoded(_bytes_of(path), path)
+    content = read_bounded(path, MAX_FILE_BYTES, "give a part of it", QuantError)
+    text = decode_utf8(content, str(path), QuantError)
     if not text.strip():
         raise QuantError(f"{path}: the calibration file is empty; give a text, or .jsonl with one prompt per line")
     if path.suffix != ".jsonl":
         return [CalibrationText(str(path), text=text)]
-    lines = enumerate(text.split("\n"), 1)
-    return [_document(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    return [_document(record, where) for where, record in json_lines(text, path, QuantError)]
 
 
 def built_in_texts() -> list[CalibrationText]:
     """Return the texts of the package: English, Chinese, code, and arithmetic with its reasoning, in turn."""
     text = (resources.files("qcompile.calibration") / "texts.jsonl").read_text(encoding="utf-8")
-    return [_document(line, f"built-in text {number}") for number, line in enumerate(text.splitlines(), 1)]
+    return [_document(json.loads(line), f"built-in text {number}") for number, line in enumerate(text.splitlines(), 1)]
 
 
 def token_rows(
@@ -181,11 +182,7 @@ def _line_start(text: str, start: int) -> int:
     return start if start == 0 or after < 0 else after + 1
 
 
-def _document(line: str, where: str) -> CalibrationText:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise QuantError(f"{where}: not JSON: {error}") from None
+def _document(record: Any, where: str) -> CalibrationText:
     if isinstance(record, str):
         return CalibrationText(where, text=record)
     if not isinstance(record, dict):
@@ -206,24 +203,3 @@ def _exchange(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     question: dict[str, Any] = {"role": "user", "content": record["prompt"]}
     reply = next((record[key] for key in ("answer", "completion") if isinstance(record.get(key), str)), None)
     return (question,) if reply is None else (question, {"role": "assistant", "content": reply})
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise QuantError(f"{path}: the calibration file cannot be read: {error.strerror or error}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise QuantError(f"{path}: more than {MAX_FILE_BYTES >> 20} MiB; give a part of it")
-    return content
-
-
-def _decoded(content: bytes, path: Path) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise QuantError(
-            f"{path}: the calibration file is not UTF-8: byte {content[error.start]:#04x} at offset {error.start}; "
-            "convert it first"
-        ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from qcompile.runtime.errors import RequestError
+from qcompile.text_file import decode_utf8, json_lines, read_bounded
 
 MAX_PROMPT_BYTES = 64 << 20
 
@@ -34,7 +34,8 @@ def read_prompts(arguments: tuple[str, ...], files: tuple[Path, ...]) -> list[Pr
         arguments = ("-",)
     prompts: list[PromptText] = [_stdin() if text == "-" else text for text in arguments]
     for path in files:
-        text = _decode(_file_bytes(path), str(path))
+        content = read_bounded(path, MAX_PROMPT_BYTES, "that is no prompt", RequestError)
+        text = decode_utf8(content, str(path), RequestError)
         if path.suffix == ".jsonl":
             prompts += _jsonl_prompts(text, path)
         else:
@@ -46,45 +47,17 @@ def _stdin() -> str:
     content = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
     if len(content) > MAX_PROMPT_BYTES:
         raise RequestError(f"stdin: more than {MAX_PROMPT_BYTES} bytes; that is no prompt")
-    return _without_last_break(_decode(content, "stdin"))
-
-
-def _file_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_PROMPT_BYTES + 1)
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(content) > MAX_PROMPT_BYTES:
-        raise RequestError(f"{path}: more than {MAX_PROMPT_BYTES} bytes; that is no prompt")
-    return content
-
-
-def _decode(content: bytes, where: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"{where}: not valid UTF-8: byte {content[error.start]:#04x} at offset {error.start}; "
-            "convert it to UTF-8 first"
-        ) from None
+    return _without_last_break(decode_utf8(content, "stdin", RequestError))
 
 
 def _jsonl_prompts(text: str, path: Path) -> list[PromptText]:
-    prompts = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            prompts.append(_jsonl_prompt(line, f"{path}:{number}"))
+    prompts = [_jsonl_prompt(record, where) for where, record in json_lines(text, path, RequestError)]
     if not prompts:
         raise RequestError(f"{path}: no prompt in it")
     return prompts
 
 
-def _jsonl_prompt(line: str, where: str) -> PromptText:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{where}: not JSON: {error}") from None
+def _jsonl_prompt(record: Any, where: str) -> PromptText:
     if isinstance(record, dict):
         record = record.get("prompt", record.get("messages"))
     is_conversation = isinstance(record, list) and all(isinstance(message, dict) for message in record)

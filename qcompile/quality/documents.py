@@ -12,14 +12,14 @@ and optionally `group` (or `type`, `kind`), by which the report also sums up.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from qcompile.errors import QualityError, RuntimeFault
+from qcompile.text_file import decode_utf8, json_lines, read_bounded
 
 MAX_FILE_BYTES = 64 << 20
 _GROUP_KEYS = ("group", "type", "kind")
@@ -80,12 +80,16 @@ def read_documents(path: Path, *, with_answers: bool = True) -> list[Document]:
     Raises:
         QualityError: It cannot be read, is empty, too large, not UTF-8, or a line of a .jsonl is not a document.
     """
-    text = _decode(_read(path), path)
+    content = read_bounded(path, MAX_FILE_BYTES, "cut a sample from it", QualityError)
+    text = decode_utf8(content, str(path), QualityError)
     if not text.strip():
         raise QualityError(f"{path}: is empty; give a text, or .jsonl with one document per line")
     if path.suffix != ".jsonl":
         return [Document(path.name, str(path), text=text)]
-    return list(_lines(text, path, with_answers=with_answers))
+    return [
+        _document(record, path.name, where, with_answers=with_answers)
+        for where, record in json_lines(text, path, QualityError)
+    ]
 
 
 def tokenize(
@@ -134,38 +138,7 @@ def _told(where: str, function: Callable[[Any], Sequence[int]], content: Any) ->
         raise QualityError(f"{where}: {error}") from error
 
 
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise QualityError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise QualityError(f"{path}: more than {MAX_FILE_BYTES >> 20} MiB; cut a sample from it")
-    return content
-
-
-def _decode(content: bytes, path: Path) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise QualityError(
-            f"{path}: not UTF-8: byte {content[error.start]:#04x} at offset {error.start}; convert it first "
-            "(iconv -t utf-8)"
-        ) from None
-
-
-def _lines(text: str, path: Path, *, with_answers: bool) -> Iterator[Document]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield _document(line, path.name, f"{path}:{number}", with_answers=with_answers)
-
-
-def _document(line: str, default_group: str, where: str, *, with_answers: bool) -> Document:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise QualityError(f"{where}: not JSON: {error}") from None
+def _document(record: Any, default_group: str, where: str, *, with_answers: bool) -> Document:
     if isinstance(record, str):
         return Document(default_group, where, text=record)
     if not isinstance(record, dict):

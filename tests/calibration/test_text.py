@@ -121,7 +121,7 @@ def test_lines_that_are_no_document_are_named(tmp_path, record, reason):
 
 
 def test_texts_that_cannot_be_tokenized_are_named(tokenizer, tmp_path):
-    with pytest.raises(QuantError, match=r"missing.txt: the calibration file cannot be read: No such file"):
+    with pytest.raises(QuantError, match=r"missing.txt: cannot be read: No such file"):
         read_texts(tmp_path / "missing.txt")
     with pytest.raises(QuantError, match="f:3: token 512 is not of the model, which has 0 to 511"):
         rows_of([CalibrationText("f:3", ids=(512,))], tokenizer)

@@ -192,7 +192,7 @@ class TestPromptSources:
             result = run(model, *arguments, stdin=stdin)
             assert result.exit_code == 1
             assert result.stderr == (
-                f"Error: {name}: not valid UTF-8: byte 0xe9 at offset 1; convert it to UTF-8 first\n"
+                f"Error: {name}: not UTF-8: byte 0xe9 at offset 1; convert it first (iconv -t utf-8)\n"
             )
 
     @pytest.mark.parametrize("raw", [[], ["--raw"]])
