@@ -52,6 +52,7 @@ TARGETS: dict[str, Target] = {
                 "lower-attention-to-ort",
                 "lower-kv8-to-ort",
                 "lower-rotary-tables-to-ort",
+                "narrow-scales",
                 "inline-functions",
             ),
             frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16}),

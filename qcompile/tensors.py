@@ -6,7 +6,8 @@ Memory then follows one piece (32 MiB), not the tensor and not the model:
   just this tensor, and the mapping goes away with the array, so pages that were read do not stay in resident
   memory.
 - `StreamedTensor` is computed row by row: whoever changes a weight (transpose, convert, quantize,
-  concatenate) gives a function from a range of rows to those rows.
+  concatenate) gives a function from a range of rows to those rows. A `NarrowableTensor` says that its
+  numbers are those of a narrower type.
 """
 
 import mmap
@@ -178,6 +179,36 @@ class StreamedTensor(ir.LazyTensor):
             array[start : start + len(part)] = part
             start += len(part)
         return ir.Tensor(array, dtype=self.dtype, shape=self.shape, name=self.name)
+
+
+class NarrowableTensor(StreamedTensor):
+    """A streamed tensor whose numbers a narrower type holds exactly, because they were rounded to it when made.
+
+    Args:
+        rows: See StreamedTensor, like the rest.
+        dtype: Element type.
+        shape: Static shape.
+        exact_in: The narrower type.
+        name: Initializer name.
+        row_multiple: See there.
+        piece_bytes: See there.
+    """
+
+    __slots__ = ("exact_in",)
+
+    def __init__(
+        self,
+        rows: RowFunction,
+        dtype: ir.DataType,
+        shape: ir.Shape,
+        exact_in: ir.DataType,
+        *,
+        name: str | None = None,
+        row_multiple: int = 1,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
+        super().__init__(rows, dtype, shape, name=name, row_multiple=row_multiple, piece_bytes=piece_bytes)
+        self.exact_in = exact_in
 
 
 class _RowPiece:

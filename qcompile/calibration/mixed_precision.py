@@ -18,10 +18,11 @@ import onnx_ir as ir
 
 from qcompile.calibration.calibrate import CalibrationSettings
 from qcompile.calibration.runner import Say
-from qcompile.calibration.sensitivity import Sensitivity, choose, measure_sensitivity
+from qcompile.calibration.sensitivity import Sensitivity, choose, label_of, measure_sensitivity
 from qcompile.calibration.text_source import TextSource
 from qcompile.calibration.trial import Trials
 from qcompile.errors import QuantError
+from qcompile.quant.algorithms import NEEDS_HESSIAN
 from qcompile.quant.allocation import Allocation
 from qcompile.quantize_options import GROUP_SIZES, GroupSize, LayerOptions, LinearScheme, QuantizeOptions
 from qcompile.report.chart_file import ChartFile, Table
@@ -30,8 +31,8 @@ from qcompile.report.chart_file import ChartFile, Table
 TRIAL_SETTINGS = CalibrationSettings(num_tokens=384, row_length=96, with_hessians=False)
 _POSITIONS = 128
 _SHARE_OF_ROWS = 8
-_INT8_GROUP = 128
-_INT4_GROUPS = (32, 64, 128)
+_INT8_GROUP, _INT8_BLOCK = 128, 32
+_INT4_GROUPS = (16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -168,12 +169,12 @@ def candidate_schemes(
     coarse: GroupSize = max((size for size in fitting if size <= _INT8_GROUP), default="channel")
     int8 = LinearScheme(8, coarse, True, "float", own.algorithm)
     if own.bits == 4 and options.group_size is None:
-        smallest = max((size for size in fitting if size <= _INT4_GROUPS[0]), default=own.group_size)
+        smallest = max((size for size in fitting if size <= _INT8_BLOCK), default=own.group_size)
         found = [replace(own, group_size=group) for group in (smallest, *_INT4_GROUPS)]
     else:
         found = [own]
-    if own.bits == 8 and own.activations == "float" and _INT4_GROUPS[0] in fitting:
-        int8 = replace(int8, group_size=_INT4_GROUPS[0])
+    if own.bits == 8 and own.activations == "float" and _INT8_BLOCK in fitting:
+        int8 = replace(int8, group_size=_INT8_BLOCK)
     return list(dict.fromkeys([*found, int8]))
 
 
@@ -208,9 +209,20 @@ def decide(
     full = sorted(found.rows, key=len, reverse=True)[: max(count, len(found.rows) // 2)]
     rows = full[:: max(1, len(full) // count)][:count]
     trials = Trials(model, rows, num_positions=_POSITIONS, say=say)
-    sensitivity = measure_sensitivity(trials, candidates, say=say)
+    tried = {candidate: _without_statistics(candidate) for candidate in candidates}
+    sensitivity = measure_sensitivity(trials, list(dict.fromkeys(tried.values())), say=say)
     everything = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     other_bytes = everything - sum(sensitivity.float_bytes.values())
     budget = None if goal.size_mb is None else int(goal.size_mb * 1e6) - other_bytes
     allocation = choose(sensitivity, trials, quality=goal.quality, size_bytes=budget, say=say)
-    return Decision(goal, sensitivity, allocation, other_bytes, found.source)
+    own = {label_of(quick): scheme for scheme, quick in tried.items()}
+    return Decision(goal, replace(sensitivity, schemes=own), allocation, other_bytes, found.source)
+
+
+def _without_statistics(scheme: LinearScheme) -> LinearScheme:
+    """Return what a trial does for a scheme.
+
+    An algorithm that fits a weight to second moments would fit it to the few hundred tokens on which the trial is judged;
+    trials take the searched scales instead, and what is chosen is then at least as good as what was measured.
+    """
+    return replace(scheme, algorithm="mse") if scheme.algorithm in NEEDS_HESSIAN else scheme

@@ -85,7 +85,8 @@ def tensors_of(graph: ir.Graph) -> list[Tensor]:
 
 def weight_scheme(scheme: LinearScheme) -> WeightScheme:
     """Return how a scheme stores a weight."""
-    return WeightScheme(scheme.bits, None if scheme.group_size == "channel" else scheme.group_size, scheme.symmetric)
+    group_size = None if scheme.group_size == "channel" else scheme.group_size
+    return WeightScheme(scheme.bits, group_size, scheme.symmetric, "float16" if scheme.has_blocks else "float32")
 
 
 class Trials:

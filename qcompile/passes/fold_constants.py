@@ -34,6 +34,8 @@ class FoldConstants(Pass):
         constant: set[ir.Value] = set()
         shape_only: set[ir.Value] = set()
         for node in list(graph):
+            if _widens(node):
+                continue
             # Of what it casts like, CastLike reads the dtype only.
             operands = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
             inputs = [v for v in operands if v is not None]
@@ -48,6 +50,8 @@ class FoldConstants(Pass):
                     shape_only.add(value)
                 else:
                     continue
+                if _is_known_large(value):
+                    continue
                 arrays = analysis.values(value)
                 if arrays is None or not _is_foldable(value, arrays, from_constants):
                     continue
@@ -55,6 +59,21 @@ class FoldConstants(Pass):
                 result.rewrites += _fold(context, value, arrays[0])
         if result.rewrites:
             graph.sort()
+
+
+def _is_known_large(value: ir.Value) -> bool:
+    """Whether the shape alone says that a value is too large to fold: it need not be computed then."""
+    if value.shape is None or value.dtype is None or not value.shape.is_static():
+        return False
+    return int(np.prod(value.shape.numpy())) * value.dtype.bitwidth > 8 * MAX_FOLDED_BYTES
+
+
+def _widens(node: ir.Node) -> bool:
+    """Whether a node makes wider numbers of a stored constant: it was stored so to keep the file small."""
+    source = node.inputs[0] if node.op_type == "Cast" else None
+    if source is None or source.const_value is None or source.const_value.size <= _MAX_SHAPE_ELEMENTS:
+        return False
+    return ir.DataType(node.attributes["to"].as_int()).bitwidth > source.const_value.dtype.bitwidth
 
 
 def _is_foldable(value: ir.Value, arrays: list[np.ndarray], from_constants: bool) -> bool:

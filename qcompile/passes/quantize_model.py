@@ -182,7 +182,8 @@ class QuantizeModel(Pass):
     def _quantized(self, graph: ir.Graph, projection: Projection, scheme: LinearScheme) -> _Codes:
         statistics = self._statistics(projection, scheme)
         group_size = None if scheme.group_size == "channel" else scheme.group_size
-        stored = WeightScheme(scheme.bits, group_size, scheme.symmetric, _SCALE_TYPES[projection.dtype])  # type: ignore[arg-type]
+        scale_type = _scale_type(projection, scheme)
+        stored = WeightScheme(scheme.bits, group_size, scheme.symmetric, _SCALE_TYPES[scale_type])  # type: ignore[arg-type]
         name = projection.source.name or projection.name
         pieces = QuantizedPieces(
             name,
@@ -190,6 +191,7 @@ class QuantizeModel(Pass):
             projection.dtype,
             projection.rows,
             weight_quantizer(stored, scheme.algorithm, statistics, name=name),
+            scale_type,
         )
         if scheme.algorithm in NEEDS_HESSIAN:
             pieces.compute()
@@ -204,6 +206,12 @@ class QuantizeModel(Pass):
     def _statistics(self, projection: Projection, scheme: LinearScheme) -> InputStatistics | None:
         """Return what is known of the inputs, if the scheme needs it."""
         return self.statistics(projection) if self.statistics is not None and _is_calibrated(scheme) else None
+
+
+def _scale_type(projection: Projection, scheme: LinearScheme) -> ir.DataType:
+    """Return the type that scales are rounded to: half precision, wherever a scale is for a block and not for a row."""
+    is_wide = projection.dtype == ir.DataType.FLOAT
+    return ir.DataType.FLOAT16 if is_wide and scheme.has_blocks else projection.dtype
 
 
 def _is_calibrated(scheme: LinearScheme) -> bool:

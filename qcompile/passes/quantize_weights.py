@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.quant.scheme import QuantizedWeight, Quantizer
-from qcompile.tensors import Array, StreamedTensor
+from qcompile.tensors import Array, NarrowableTensor, StreamedTensor
 from qcompile.weights import ColumnwiseTensor
 
 # Of the float rows of a piece; the algorithms hold a few arrays of this size.
@@ -36,6 +36,7 @@ class QuantizedPieces:
         dtype: Of the scales: the float type of the graph.
         rows: `rows(start, stop)` is float [stop - start, M].
         quantize: What turns rows into codes and scales.
+        scale_type: The type that the scales are rounded to; by default that of the graph.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class QuantizedPieces:
         dtype: ir.DataType,
         rows: Callable[[int, int], Array],
         quantize: Quantizer,
+        scale_type: ir.DataType | None = None,
     ) -> None:
+        self.scale_type = scale_type or dtype
         self.name, self.dtype, self.rows, self.quantize = name, dtype, rows, quantize
         self.num_outputs, self.num_inputs = shape
         self.step = max(1, min(self.num_outputs, _PIECE_ELEMENTS // self.num_inputs))
@@ -72,7 +75,18 @@ class QuantizedPieces:
     def scales(self, num_groups: int) -> StreamedTensor:
         """Return the scales [N, G], in the dtype of the graph."""
         numpy_type = _NUMPY_TYPES[self.dtype]
-        return self._tensor("scales", self.dtype, num_groups, lambda part: part.scales.astype(numpy_type))
+        plain = self._tensor("scales", self.dtype, num_groups, lambda part: part.scales.astype(numpy_type))
+        if self.scale_type == self.dtype:
+            return plain
+        return NarrowableTensor(
+            plain.rows,
+            plain.dtype,
+            plain.shape,
+            self.scale_type,
+            name=plain.name,
+            row_multiple=plain.row_multiple,
+            piece_bytes=plain.piece_bytes,
+        )
 
     def channel_scales(self) -> StreamedTensor:
         """Return the scales [N] of one group per row."""

@@ -41,6 +41,7 @@ from qcompile.passes.lower_kv8_to_ort import LowerKv8ToOrt
 from qcompile.passes.lower_quantized_activations_to_ort import LowerQuantizedActivationsToOrt
 from qcompile.passes.lower_quantized_blocks_to_ort import LowerQuantizedBlocksToOrt
 from qcompile.passes.lower_rotary_tables_to_ort import LowerRotaryTablesToOrt
+from qcompile.passes.narrow_scales import NarrowScales
 from qcompile.passes.lower_to_ort import LowerToOrt
 from qcompile.passes.lower_weights_to_ort import LowerWeightsToOrt
 from qcompile.passes.normalize_opset import NormalizeOpset
@@ -99,6 +100,7 @@ LOWER: tuple[type[Pass], ...] = (
     LowerAttentionToOrt,
     LowerKv8ToOrt,
     LowerRotaryTablesToOrt,
+    NarrowScales,
     InlineFunctions,
 )
 PASSES: dict[str, type[Pass]] = {p.name: p for p in (*CLEAN, *CANONICALIZE, *FUSE, *QUANTIZE, *LOWER)}

@@ -87,9 +87,14 @@ class WeightScheme:
         return num_outputs * row
 
     def stored_scales(self, scales: FloatArray) -> FloatArray:
-        """Round scales to the stored type. Those too small for a normal number become 1: all codes are then 0."""
+        """Round scales to the stored type. Those too small for it become 1: all codes are then 0.
+
+        Subnormal numbers of half precision count as long as they have four bits: 8-bit codes of weights below 0.0077 need
+        them. Those of the wide types are of no use to anybody, and slow.
+        """
         dtype = np.dtype(_SCALE_TYPES[self.scale_type])
-        tiny = float(ml_dtypes.finfo(dtype).tiny)
+        info = ml_dtypes.finfo(dtype)
+        tiny = float(16 * info.smallest_subnormal if self.scale_type == "float16" else info.tiny)
         largest = float(ml_dtypes.finfo(dtype).max)
         limited = np.clip(scales, -largest, largest)
         kept = np.where(np.abs(limited) < tiny, np.float32(1), limited).astype(dtype)

@@ -8,6 +8,7 @@ from qcompile.calibration.sensitivity import FLOAT, label_of, measure_sensitivit
 from qcompile.calibration.trial import Trials
 from qcompile.errors import QuantError
 from qcompile.passes.base import PassContext
+from qcompile.passes.narrow_scales import NarrowScales
 from qcompile.passes.quantize_int4 import QuantizeInt4
 from qcompile.quantize_options import LayerOptions, LinearScheme, QuantizeOptions
 from tests.calibration.test_provide import source
@@ -27,7 +28,9 @@ def test_a_size_is_what_the_pass_then_makes(models, directories, tmp_path):
     decision = decide(model, source(directories), [INT4, INT8], goal, cache=tmp_path)
     assert decision.size_bytes <= goal.size_mb * 1e6
     assert set(decision.allocation.labels().values()) >= {label_of(INT4), label_of(INT8)}
-    QuantizeInt4(decision.apply(QuantizeOptions()))(PassContext(model))
+    context = PassContext(model)
+    QuantizeInt4(decision.apply(QuantizeOptions()))(context)
+    NarrowScales()(context)
     assert weight_bytes(model) == pytest.approx(decision.size_bytes, rel=0.01)
 
 

@@ -40,7 +40,7 @@ def with_weight(model, name, scheme):
     tensor = next(t for t in tensors_of(model.graph) if t.name == name)
     weight = tensor.uses[0].rows(0, tensor.shape[0])
     group = None if scheme.group_size == "channel" else scheme.group_size
-    restored = quantize_weight(weight, WeightScheme(scheme.bits, group, scheme.symmetric)).dequantize()
+    restored = quantize_weight(weight, WeightScheme(scheme.bits, group, scheme.symmetric, "float16")).dequantize()
     source = tensor.uses[0].source
     if tuple(source.const_value.shape.numpy()) != restored.shape:
         restored = np.ascontiguousarray(restored.T)

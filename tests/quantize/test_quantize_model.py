@@ -83,7 +83,9 @@ def test_an_untied_table_has_codes_of_its_own(untied):
 def test_codes_are_those_of_the_quantizer_however_they_are_cut(context, monkeypatch):
     linear = nodes(context, "Linear")[0]
     weight = linear.inputs[1]
-    wanted = round_to_nearest(np.ascontiguousarray(weight.const_value.numpy().T), WeightScheme(4, 32, symmetric=False))
+    wanted = round_to_nearest(
+        np.ascontiguousarray(weight.const_value.numpy().T), WeightScheme(4, 32, symmetric=False, scale_type="float16")
+    )
     monkeypatch.setattr(quantize_weights, "_PIECE_ELEMENTS", 7 * wanted.codes.shape[1])
     QuantizeInt4()(context)
     values = {

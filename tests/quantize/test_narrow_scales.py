@@ -1,0 +1,87 @@
+"""Scales in half precision: the same numbers in half the bytes, exact or refused."""
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from qcompile.errors import QuantError
+from qcompile.passes.clean import EliminateDeadCode
+from qcompile.passes.lower_quantized_blocks_to_ort import LowerQuantizedBlocksToOrt
+from qcompile.passes.narrow_scales import NarrowScales
+from qcompile.passes.quantize_int4 import QuantizeInt4
+from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic
+from qcompile.quantize_options import QuantizeOptions
+from qcompile.tensors import NarrowableTensor
+
+
+def scales_of(context):
+    return [v for name, v in context.model.graph.initializers.items() if ".scales" in name]
+
+
+def run(context):
+    session = onnxruntime.InferenceSession(ir.to_proto(context.model).SerializeToString())
+    feeds = {}
+    for value in session.get_inputs():
+        shape = [{"batch_size": 1, "sequence_length": 3, "total_sequence_length": 3}.get(d, d) for d in value.shape]
+        shape = [0 if isinstance(d, str) else d for d in shape]
+        dtype = np.int64 if value.type == "tensor(int64)" else np.float32
+        feeds[value.name] = np.ones(shape, dtype)
+    return session.run(["logits"], feeds)[0]
+
+
+@pytest.mark.parametrize("scheme", [QuantizeInt4, QuantizeInt8])
+def test_half_the_bytes_and_the_same_numbers(context, scheme):
+    scheme()(context)
+    LowerQuantizedBlocksToOrt()(context)
+    before, wide = run(context), sum(v.const_value.nbytes for v in scales_of(context))
+    result = NarrowScales()(context)
+    assert result.rewrites == result.matches == 9  # the tied table and head share one
+    assert {v.dtype for v in scales_of(context)} == {ir.DataType.FLOAT16}
+    assert sum(v.const_value.nbytes for v in scales_of(context)) == wide // 2
+    assert np.array_equal(run(context), before)
+
+
+def test_a_second_run_finds_nothing(context):
+    QuantizeInt4()(context)
+    NarrowScales()(context)
+    assert NarrowScales()(context).matches == 0
+
+
+def test_nothing_hangs_loose(context):
+    QuantizeInt4()(context)
+    NarrowScales()(context)
+    assert EliminateDeadCode()(context).rewrites == 0
+
+
+@pytest.mark.parametrize(
+    "options", [QuantizeOptions(group_size="channel"), QuantizeOptions(layers=(), keep_float=("*",))]
+)
+def test_scales_of_whole_rows_stay_as_they_are(context, options):
+    QuantizeInt8(options)(context)
+    assert NarrowScales()(context).matches == 0
+
+
+def test_only_the_blocks_of_a_mixed_model_are_narrowed(context):
+    QuantizeInt8Dynamic()(context)
+    kinds = {v.dtype for v in scales_of(context) if not isinstance(v.const_value, NarrowableTensor)}
+    assert kinds == {ir.DataType.FLOAT}
+    assert NarrowScales()(context).rewrites == 3
+
+
+def test_numbers_that_do_not_fit_are_refused_by_name(context):
+    QuantizeInt4()(context)
+    value = next(v for v in scales_of(context) if isinstance(v.const_value, NarrowableTensor))
+    tensor = value.const_value
+    wrong = NarrowableTensor(
+        lambda start, stop: tensor.rows(start, stop) * np.float32(1.0001),
+        tensor.dtype,
+        tensor.shape,
+        tensor.exact_in,
+        name=tensor.name,
+    )
+    value.const_value = wrong
+    NarrowScales()(context)
+    narrow = context.model.graph.initializers[f"{value.name}.float16"].const_value
+    with pytest.raises(QuantError, match=f"{value.name}: its scales are no FLOAT16 numbers"):
+        narrow.numpy()
