@@ -69,11 +69,12 @@ def _is_known_large(value: ir.Value) -> bool:
 
 
 def _widens(node: ir.Node) -> bool:
-    """Whether a node makes wider numbers of a stored constant: it was stored so to keep the file small."""
+    """Whether a node makes wide numbers of a constant in half precision: it is stored so to keep the file small."""
     source = node.inputs[0] if node.op_type == "Cast" else None
-    if source is None or source.const_value is None or source.const_value.size <= _MAX_SHAPE_ELEMENTS:
+    tensor = source.const_value if source is not None else None
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT16 or tensor.size <= _MAX_SHAPE_ELEMENTS:
         return False
-    return ir.DataType(node.attributes["to"].as_int()).bitwidth > source.const_value.dtype.bitwidth
+    return node.attributes["to"].as_int() == int(ir.DataType.FLOAT)
 
 
 def _is_foldable(value: ir.Value, arrays: list[np.ndarray], from_constants: bool) -> bool:

@@ -41,9 +41,9 @@ from qcompile.passes.lower_kv8_to_ort import LowerKv8ToOrt
 from qcompile.passes.lower_quantized_activations_to_ort import LowerQuantizedActivationsToOrt
 from qcompile.passes.lower_quantized_blocks_to_ort import LowerQuantizedBlocksToOrt
 from qcompile.passes.lower_rotary_tables_to_ort import LowerRotaryTablesToOrt
-from qcompile.passes.narrow_scales import NarrowScales
 from qcompile.passes.lower_to_ort import LowerToOrt
 from qcompile.passes.lower_weights_to_ort import LowerWeightsToOrt
+from qcompile.passes.narrow_scales import NarrowScales
 from qcompile.passes.normalize_opset import NormalizeOpset
 from qcompile.passes.quantize_int4 import QuantizeInt4
 from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static
