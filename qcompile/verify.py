@@ -32,6 +32,7 @@ MAX_QUANTIZED_KL = 0.1
 _PROMPT_LENGTHS = (3, 24, 65)
 _CHUNK = 32
 _HALF_FACTOR = 50.0
+_BFLOAT16_FACTOR = 400.0  # three bits fewer
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Agreement:
         mean_kl: Mean KL(reference || other) in nats.
         max_kl: Largest KL of a position.
         is_half: One of the two computes in half precision.
+        is_bfloat16: And that is bfloat16.
         first_difference: (prompt, position) of the first differing token, or None.
     """
 
@@ -54,6 +56,7 @@ class Agreement:
     mean_kl: float
     max_kl: float
     is_half: bool = False
+    is_bfloat16: bool = False
     first_difference: tuple[int, int] | None = None
 
     @property
@@ -65,7 +68,8 @@ class Agreement:
         """Whether the difference is what rounding explains (float), or within the limits for quantized weights."""
         if quantized:
             return self.agreement >= MIN_QUANTIZED_AGREEMENT and self.mean_kl <= MAX_QUANTIZED_KL
-        limit = MAX_LOGIT_DIFFERENCE * (_HALF_FACTOR if self.is_half else 1.0)
+        half_factor = _BFLOAT16_FACTOR if self.is_bfloat16 else _HALF_FACTOR
+        limit = MAX_LOGIT_DIFFERENCE * (half_factor if self.is_half else 1.0)
         return self.max_logit_difference <= limit and (self.is_half or self.same_tokens == self.num_tokens)
 
     def summary(self) -> str:
@@ -123,7 +127,7 @@ def compare_directories(
             _Trace.follow(second, prompt, trace.tokens, _counter(report, "comparing", i, num_tokens, steps))
             for i, (prompt, trace) in enumerate(zip(prompts, wanted, strict=True))
         ]
-        return _judge(wanted, seen, is_half="float32" not in {first_dtype} & {second.dtype})
+        return _judge(wanted, seen, {first_dtype, second.dtype})
     finally:
         second.close()
 
@@ -202,7 +206,7 @@ class _Trace:
         return cls(tokens, np.stack(rows))
 
 
-def _judge(wanted: list[_Trace], seen: list[_Trace], *, is_half: bool) -> Agreement:
+def _judge(wanted: list[_Trace], seen: list[_Trace], dtypes: set[str]) -> Agreement:
     divergences, worst, same, first = [], 0.0, 0, None
     for index, (a, b) in enumerate(zip(wanted, seen, strict=True)):
         worst = max(worst, float(np.abs(a.logits - b.logits).max()))
@@ -212,7 +216,9 @@ def _judge(wanted: list[_Trace], seen: list[_Trace], *, is_half: bool) -> Agreem
         if first is None and not equal.all():
             first = (index, int(np.argmin(equal)))
     kl = np.concatenate(divergences)
-    return Agreement(len(kl), worst, same, float(kl.mean()), float(kl.max()), is_half, first)
+    return Agreement(
+        len(kl), worst, same, float(kl.mean()), float(kl.max()), dtypes != {"float32"}, "bfloat16" in dtypes, first
+    )
 
 
 def _kl(reference: np.ndarray, other: np.ndarray) -> np.ndarray:

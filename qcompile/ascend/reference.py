@@ -51,6 +51,41 @@ _BODIES = {
       crossed = Mul (turned, sin)
       y = Add (straight, crossed)
     }""",
+    # y = softmax(query key^T * scale_value + pse_shift, with the lowest number where atten_mask is 1) value, in float32.
+    # query [B,H,S,d], key and value [B,K,T,d], pse_shift [1,H,S,T], atten_mask [B,1,S,T]; layout BNSD_BSND: y [B,S,H,d]
+    "NPUPromptFlashAttention": """
+    NPUPromptFlashAttention <num_heads, num_key_value_heads, scale_value>
+    (query, key, value, pse_shift, atten_mask) => (y) {
+      first = Constant <value = int64[1] {0}> ()
+      rest = Constant <value = int64[1] {-1}> ()
+      heads_0 = Constant <value_int: int = @num_heads> ()
+      kv_heads_0 = Constant <value_int: int = @num_key_value_heads> ()
+      heads = Unsqueeze (heads_0, first)
+      kv_heads = Unsqueeze (kv_heads_0, first)
+      batch = Shape <start = 0, end = 1> (query)
+      new = Shape <start = 2, end = 3> (query)
+      size = Shape <start = 3> (query)
+      total = Shape <start = 2, end = 3> (key)
+      group_shape = Concat <axis = 0> (batch, kv_heads, rest, size)
+      grouped = Reshape (query, group_shape)
+      columns = Transpose <perm = [0, 1, 3, 2]> (key)
+      products = MatMul (grouped, columns)
+      score_shape = Concat <axis = 0> (batch, heads, new, total)
+      by_head = Reshape (products, score_shape)
+      factor = Constant <value_float: float = @scale_value> ()
+      scaled = Mul (by_head, factor)
+      shifted = Add (scaled, pse_shift)
+      is_masked = Cast <to = 9> (atten_mask)
+      lowest = Constant <value = float {-3.4e38}> ()
+      scores = Where (is_masked, lowest, shifted)
+      shares = Softmax <axis = -1> (scores)
+      share_shape = Concat <axis = 0> (batch, kv_heads, rest, total)
+      shares_grouped = Reshape (shares, share_shape)
+      mixed = MatMul (shares_grouped, value)
+      mixed_shape = Concat <axis = 0> (batch, heads, new, size)
+      mixed_by_head = Reshape (mixed, mixed_shape)
+      y = Transpose <perm = [0, 2, 1, 3]> (mixed_by_head)
+    }""",
     # Per row: step = max|x| / 127, y = round(x / step)
     "NPUDynamicQuant": """
     NPUDynamicQuant (x) => (y, scale) {

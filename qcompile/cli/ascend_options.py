@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from qcompile.ascend.buckets import lengths
-from qcompile.ascend.lowering.lower import AscendOptions
+from qcompile.ascend.lowering.lower import ATTENTIONS, AscendOptions
 
 _BUCKETS = {"batch": "batches", "kv_len": "kv_lens", "prefill_len": "prefill_lens"}
-_FIELDS = {"ascend_dtype": "dtype", "top_k": "top_k", "keep_logits": "keep_logits"}
+_FIELDS = {"ascend_dtype": "dtype", "top_k": "top_k", "keep_logits": "keep_logits", "attention": "attention"}
 
 
 def ascend_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,6 +25,11 @@ def ascend_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--top-k",
             type=click.IntRange(0, 1024),
             help=f"Ascend: logits returned for sampling, 0 for greedy only.  [default: {defaults.top_k}]",
+        ),
+        click.option(
+            "--attention",
+            type=click.Choice(ATTENTIONS),
+            help="Ascend: matmul + softmax + matmul, or NPUPromptFlashAttention.  [default: matmul]",
         ),
         click.option(
             "--ascend-dtype", type=click.Choice(["fp16", "bf16"]), help="Ascend: type of the graphs.  [default: fp16]"

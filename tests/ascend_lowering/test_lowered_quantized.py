@@ -13,10 +13,11 @@ from qcompile.artifact import load_model
 from qcompile.ascend.chips import Cann, chip_named
 from qcompile.ascend.legality.check import check_model
 from qcompile.ascend.lowering import quantized_weights as layout
+from qcompile.ascend.lowering.static_graph import dims
 from qcompile.errors import UnsupportedOpError
 from qcompile.tensors import StreamedTensor
 from qcompile.verify import compare_directories
-from tests.ascend_lowering.lowered import BucketOptions, lower_tiny
+from tests.ascend_lowering.lowered import AscendOptions, BucketOptions, lower_tiny
 from tests.optimized import export_tiny, optimize_tiny
 
 SMALL = BucketOptions((2,), (128,), (16,))
@@ -75,6 +76,51 @@ def test_a_chip_without_the_scheme_says_which_it_has(exported: Path, tmp_path: P
     with pytest.raises(UnsupportedOpError, match="310P has no kernel for that: quantize with --passes int8-static"):
         lower_tiny(quantized(exported, "int8-dynamic"), tmp_path / "out", "ascend310p3", SMALL)
     assert not (tmp_path / "out").exists()
+
+
+def test_int8_is_what_the_chip_has_kernels_for(exported: Path, tmp_path: Path) -> None:
+    report = optimize_tiny(
+        exported, tmp_path / "out", "fuse", "int8", target="ascend310p3", ascend=AscendOptions(buckets=SMALL)
+    )
+    assert report.warnings[0].startswith("int8 is int8-static for ascend310p3")
+    assert Counter(n.op_type for n in load_model(tmp_path / "out" / "decode_b2_t128.onnx").graph)["AscendQuant"]
+    with pytest.raises(UnsupportedOpError, match="int8-dynamic: ascend310p3 has no kernels"):
+        optimize_tiny(exported, tmp_path / "other", "fuse", "int8-dynamic", target="ascend310p3")
+    with pytest.raises(UnsupportedOpError, match="kv8: the target has no int8 KV cache"):
+        optimize_tiny(exported, tmp_path / "other", "fuse", "kv8", target="ascend910b4")
+
+
+def test_blocks_are_multiples_of_32_on_ascend(exported: Path, tmp_path: Path) -> None:
+    """int8-weight has blocks of 16 for some projections elsewhere."""
+    report = optimize_tiny(
+        exported, tmp_path / "out", "fuse", "int8-weight", target="ascend910b4", ascend=AscendOptions(buckets=SMALL)
+    )
+    assert not report.warnings
+    nodes = [n for n in load_model(tmp_path / "out" / "decode_b2_t128.onnx").graph if "QuantBatchMatmul" in n.op_type]
+    assert {n.attributes["antiquant_group_size"].as_int() for n in nodes} == {32}
+
+
+def test_a_vocabulary_in_pieces(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kernel takes 65,535 columns; here 200."""
+    monkeypatch.setattr("qcompile.ascend.lowering.quantized.MAX_DIM", 200)
+    source = quantized(exported, "int8-dynamic")
+    lower_tiny(source, tmp_path / "out", buckets=SMALL)
+    graph = load_model(tmp_path / "out" / "decode_b2_t128.onnx").graph
+    head = [n for n in graph if n.op_type == "NPUWeightQuantBatchMatmulV2" and "lm_head" in (n.name or "")]
+    assert [dims(n.outputs[0])[1] for n in head] == [128] * 4
+    assert any("transpose_x2" in n.attributes for n in graph if n.op_type == "QuantBatchMatMul")
+    assert compare_directories(source, tmp_path / "out", num_tokens=8).mean_kl < 3e-3
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static", "int4"])
+def test_quantized_in_bfloat16(exported: Path, scheme: str, tmp_path: Path) -> None:
+    source = quantized(exported, scheme)
+    lower_tiny(source, tmp_path / "out", buckets=SMALL, dtype="bf16")
+    counts = Counter(n.op_type for n in load_model(tmp_path / "out" / "decode_b2_t128.onnx").graph)
+    assert counts["AscendQuant"] == 0  # it takes no bfloat16
+    for path in (tmp_path / "out").glob("*.onnx"):
+        assert check_model(path, chip_named("ascend910b4"), Cann(8, 1)).findings == ()
+    assert compare_directories(source, tmp_path / "out", num_tokens=12).mean_kl < 2e-2
 
 
 def test_weights_without_a_kernel_become_floats_and_it_is_said(exported: Path, tmp_path: Path) -> None:

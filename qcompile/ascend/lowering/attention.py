@@ -13,6 +13,7 @@ q (k_j - k_0) = q k_j - q k_0. What is left is small and exact.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,14 +28,20 @@ MASKED = -30000.0
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What all layers share: angles [B, S, 1, d] and the mask added to scores [B, 1, 1 (S), T + S]."""
+    """What all layers share: angles [B, S, 1, d] and the mask [B, 1, S, T + S]: added to scores, or for flash attention."""
 
     cos: ir.Value
     sin: ir.Value
     mask: ir.Value
 
 
-def step_inputs(graph: StaticGraph, bucket: Bucket, cos: np.ndarray, sin: np.ndarray) -> StepInputs:
+# Appends the mask from float32 [B, 1, 1, T], -1 for cached rows that hold nothing yet.
+MaskForm = Callable[[StaticGraph, Bucket, ir.Value], ir.Value]
+
+
+def step_inputs(
+    graph: StaticGraph, bucket: Bucket, cos: np.ndarray, sin: np.ndarray, mask_form: MaskForm | None = None
+) -> StepInputs:
     """Append what is computed once per step from `past_lengths` int32 [B].
 
     Args:
@@ -42,6 +49,7 @@ def step_inputs(graph: StaticGraph, bucket: Bucket, cos: np.ndarray, sin: np.nda
         bucket: Its shapes.
         cos: Cosines by position in the graph's type [T + S, d].
         sin: Sines by position in the graph's type [T + S, d].
+        mask_form: Makes a mask of another form than the one that is added to scores.
     """
     b, s, d = bucket.batch, bucket.query_len, cos.shape[1]
     lengths = graph.input("past_lengths", ir.DataType.INT32, (b,))
@@ -54,12 +62,15 @@ def step_inputs(graph: StaticGraph, bucket: Bucket, cos: np.ndarray, sin: np.nda
     for name, table in (("cos", cos), ("sin", sin)):
         rows = graph.op("Gather", [graph.constant(f"rope.{name}", table), positions], (b, s, d), name=name, axis=0)
         angles.append(graph.reshape(rows, (b, s, 1, d), f"step.{name}"))
-    return StepInputs(angles[0], angles[1], _mask(graph, bucket, lengths, ir.DataType.from_numpy(cos.dtype)))
+    beyond = _beyond(graph, bucket, lengths)
+    if mask_form is not None:
+        return StepInputs(angles[0], angles[1], mask_form(graph, bucket, beyond))
+    return StepInputs(angles[0], angles[1], _added_mask(graph, bucket, beyond, ir.DataType.from_numpy(cos.dtype)))
 
 
-def _mask(graph: StaticGraph, bucket: Bucket, lengths: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """0 where cached row j < past_lengths[b], MASKED beyond; among the new tokens, causal. In float32 until the end."""
-    b, s, t = bucket.batch, bucket.query_len, bucket.kv_len
+def _beyond(graph: StaticGraph, bucket: Bucket, lengths: ir.Value) -> ir.Value:
+    """0 where cached row j < past_lengths[b], -1 beyond, in float32."""
+    b, t = bucket.batch, bucket.kv_len
     float32 = ir.DataType.FLOAT
     length = graph.reshape(graph.cast(lengths, float32, "mask.lengths"), (b, 1, 1, 1), "mask.length")
     # length - 1 - j is negative exactly for the rows that hold nothing yet
@@ -67,7 +78,12 @@ def _mask(graph: StaticGraph, bucket: Bucket, lengths: ir.Value, dtype: ir.DataT
     distance = graph.op("Sub", [length, rows], (b, 1, 1, t), name="mask.distance")
     low = graph.constant("mask.low", np.array(-1, dtype=np.float32))
     high = graph.constant("mask.high", np.array(0, dtype=np.float32))
-    beyond = graph.op("Clip", [distance, low, high], (b, 1, 1, t), name="mask.beyond")
+    return graph.op("Clip", [distance, low, high], (b, 1, 1, t), name="mask.beyond")
+
+
+def _added_mask(graph: StaticGraph, bucket: Bucket, beyond: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """0 where a query may look, MASKED elsewhere; among the new tokens, causal. In float32 until the end."""
+    b, s, t = bucket.batch, bucket.query_len, bucket.kv_len
     factor = graph.constant("mask.factor", np.array([-MASKED], dtype=np.float32))
     past = graph.op("Mul", [beyond, factor], (b, 1, 1, t), name="mask.past32")
     past = graph.cast(past, dtype, "mask.past")

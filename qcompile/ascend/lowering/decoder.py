@@ -16,6 +16,7 @@ import onnx_ir as ir
 from qcompile.ascend.buckets import PREFILL, Bucket
 from qcompile.ascend.chips import Chip
 from qcompile.ascend.lowering.attention import Heads, StepInputs, attend, rotate, step_inputs
+from qcompile.ascend.lowering.flash_attention import flash_attend, flash_mask
 from qcompile.ascend.lowering.folding import Foldings
 from qcompile.ascend.lowering.linear import Projections
 from qcompile.ascend.lowering.norms import rms_norm, why_spelled_out
@@ -38,6 +39,7 @@ class LoweringOptions:
         top_k: How many logits and ids to return for sampling; 0 for greedy only.
         centred_layers: Attention layers whose keys are centred before the scores.
         keep_logits: Return `logits` [B, 1, V] too, for comparison.
+        flash: Use NPUPromptFlashAttention.
     """
 
     chip: Chip
@@ -45,6 +47,7 @@ class LoweringOptions:
     top_k: int = 64
     centred_layers: frozenset[int] = frozenset()
     keep_logits: bool = False
+    flash: bool = False
 
 
 @dataclass
@@ -102,7 +105,7 @@ class DecoderLowering:
         rows = self.bucket.kv_len + self.bucket.query_len
         dtype = self.options.dtype.numpy()
         cos, sin = (np.tile(half[:rows], (1, 2)).astype(dtype) for half in (self.table.cos, self.table.sin))
-        return step_inputs(self.graph, self.bucket, cos, sin)
+        return step_inputs(self.graph, self.bucket, cos, sin, flash_mask if self.options.flash else None)
 
     def _value(self, source: ir.Value | None) -> ir.Value:
         """Return what a value of the fused graph became; a constant becomes one of the graph's type."""
@@ -197,25 +200,16 @@ class DecoderLowering:
         name = self._name(node)
         past = [value.name or "" for value in node.inputs[3:5] if value is not None]
         layer = int(past[0].split(".")[1])
-        shape = node.inputs[3].shape if node.inputs[3] is not None else None
-        assert shape is not None
-        heads = Heads(
-            node.attributes["num_heads"].as_int(),
-            node.attributes["kv_num_heads"].as_int(),
-            int(shape[3]),  # type: ignore[arg-type]
-        )
+        heads = heads_of(node)
         rows = self._rotated(node, heads, name)
         b, t = self.bucket.batch, self.bucket.kv_len
         cache = [self.graph.input(n, self.options.dtype, (b, heads.kv, t, heads.dim)) for n in past]
-        y, key, value = attend(
-            self.graph,
-            rows,
-            (cache[0], cache[1]),
-            self._step,
-            heads,
-            centred=layer in self.options.centred_layers,
-            name=name,
-        )
+        past_kv = (cache[0], cache[1])
+        if self.options.flash:
+            y, key, value = flash_attend(self.graph, rows, past_kv, self._step, heads, name=name)
+        else:
+            centred = layer in self.options.centred_layers
+            y, key, value = attend(self.graph, rows, past_kv, self._step, heads, centred=centred, name=name)
         self._values[node.outputs[0]] = y
         return [(new, out.name or "") for new, out in zip((key, value), node.outputs[1:], strict=True)]
 
@@ -276,6 +270,15 @@ class DecoderLowering:
     def _set(self, node: ir.Node, *values: ir.Value) -> None:
         for output, value in zip(node.outputs, values, strict=True):
             self._values[output] = value
+
+
+def heads_of(attention: ir.Node) -> Heads:
+    """Return the heads of a fused attention."""
+    past = attention.inputs[3]
+    assert past is not None
+    assert past.shape is not None
+    num, kv = (attention.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
+    return Heads(num, kv, int(past.shape[3]))  # type: ignore[arg-type]
 
 
 def _resolved(shape: Dims, target: list[int]) -> Dims:

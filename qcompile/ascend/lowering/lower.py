@@ -11,7 +11,8 @@ import onnx_ir as ir
 from qcompile.ascend.buckets import Bucket, BucketOptions
 from qcompile.ascend.chips import Chip
 from qcompile.ascend.lowering.centring import bias_scores, coarse_layers
-from qcompile.ascend.lowering.decoder import DecoderLowering, LoweringOptions
+from qcompile.ascend.lowering.decoder import DecoderLowering, LoweringOptions, heads_of
+from qcompile.ascend.lowering.flash_attention import why_no_flash
 from qcompile.ascend.lowering.folding import foldings_of
 from qcompile.ascend.lowering.kernels import KernelCount, count_kernels
 from qcompile.ascend.lowering.typed_weights import TypedWeights
@@ -21,6 +22,7 @@ from qcompile.passes.rope_table import RopeTable, tabulate
 from qcompile.runtime.manifest import FileEntry, GraphEntry, GraphIO, ModelShape
 
 Report = Callable[[str, int, int], None]
+ATTENTIONS = ("matmul", "pfa")
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
@@ -33,12 +35,14 @@ class AscendOptions:
         dtype: ``fp16`` or ``bf16``: weights, activations and KV cache.
         top_k: Logits and ids returned for sampling on the host; 0 leaves only the greedy token.
         keep_logits: Return the logits too, for comparisons; they are most of what the host would have to copy.
+        attention: ``matmul``: two products and a softmax. ``pfa``: NPUPromptFlashAttention.
     """
 
     buckets: BucketOptions = field(default_factory=BucketOptions)
     dtype: str = "fp16"
     top_k: int = 64
     keep_logits: bool = False
+    attention: str = "matmul"
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ def lower_model(
     if options.dtype not in _TYPES:
         raise UnsupportedOpError(f"--ascend-dtype {options.dtype}: wanted one of {', '.join(_TYPES)}")
     dtype = _TYPES[options.dtype]
+    if options.attention not in ATTENTIONS:
+        raise UnsupportedOpError(f"--attention {options.attention}: wanted one of {', '.join(ATTENTIONS)}")
     if options.dtype.replace("fp", "f") not in chip.floats:
         raise UnsupportedOpError(f"{chip.name} has no {options.dtype} kernels; lower with --ascend-dtype fp16")
     buckets = options.buckets.buckets(shape.max_position_embeddings)
@@ -114,7 +120,10 @@ def lower_model(
     foldings = foldings_of(model)
     scores = bias_scores(model, foldings)
     centred = coarse_layers(scores)
-    lowering = LoweringOptions(chip, dtype, options.top_k, centred, options.keep_logits)
+    no_flash = _why_no_flash(model, chip) if options.attention == "pfa" else ""
+    flash = options.attention == "pfa" and not no_flash
+    centred = frozenset() if flash else centred
+    lowering = LoweringOptions(chip, dtype, options.top_k, centred, options.keep_logits, flash)
     weights = TypedWeights(dtype)
     graphs, reasons = [], {}
     for index, bucket in enumerate(buckets):
@@ -123,8 +132,15 @@ def lower_model(
         walk = DecoderLowering(bucket, lowering, weights, foldings, table)
         lowered = walk.lower(model)
         reasons = walk.reasons
+        if no_flash:
+            reasons[f"--attention pfa: {no_flash}"] = shape.num_hidden_layers
         graphs.append(LoweredGraph(bucket, lowered, count_kernels(lowered)))
     return LoweredModel(graphs, scores, centred, reasons)
+
+
+def _why_no_flash(model: ir.Model, chip: Chip) -> str:
+    attentions = (n for n in model.graph if (n.domain, n.op_type) == (DOMAIN, "Attention"))
+    return next((reason for node in attentions if (reason := why_no_flash(chip, heads_of(node)))), "")
 
 
 def _rope_table(model: ir.Model, rows: int) -> RopeTable:

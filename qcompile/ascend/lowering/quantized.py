@@ -174,9 +174,7 @@ class QuantizedLowering:
         if refusal:
             self.note(f"{op_type}: {refusal}")
             return self._as_floats(linear)
-        count = -(-n // MAX_DIM)
-        size = -(-n // (count * _PIECE_MULTIPLE)) * _PIECE_MULTIPLE
-        bounds = [(first, min(first + size, n)) for first in range(0, n, size)] if count > 1 else [(0, n)]
+        bounds = _column_ranges(n)
         pieces = [self._weight_only_piece(op_type, linear, first, last, m) for first, last in bounds]
         y = pieces[0]
         if len(pieces) > 1:
@@ -274,3 +272,13 @@ class QuantizedLowering:
         half = self.weights.dtype
         floats = self._weight(f"{table}.floats", lambda: layout.dequantized(codes, scales, zero_points, half))
         return self.graph.op("Gather", [floats, ids], (*dims(ids), dims(floats)[1]), name=name, axis=0)
+
+
+def _column_ranges(n: int) -> list[tuple[int, int]]:
+    """Cut `n` columns into equal ranges that a kernel takes, whole tiles but for the last."""
+    if n <= MAX_DIM:
+        return [(0, n)]
+    tiles = -(-n // _PIECE_MULTIPLE)
+    most = MAX_DIM // _PIECE_MULTIPLE
+    size = -(-tiles // -(-tiles // most)) * _PIECE_MULTIPLE
+    return [(first, min(first + size, n)) for first in range(0, n, size)]
