@@ -100,9 +100,9 @@ def command(
 
 def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> None:
     """Print one row per pass that found something (nodes: left after it), then warnings and totals."""
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for column in ("pass", "matched", "changed", "proved", "error", "nodes", "seconds"):
-        table.add_column(column, justify="left" if column == "pass" else "right", no_wrap=column == "pass")
+    table = Table(box=None, header_style="dim", pad_edge=False, collapse_padding=True)  # fits 80 columns
+    for column in ("pass", "matched", "changed", "proved", "error", "nodes", "sec"):
+        table.add_column(column, justify="left" if column == "pass" else "right", no_wrap=True)
     for result in done.results:
         if not result.rewrites and not result.rejected:
             continue
