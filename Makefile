@@ -23,7 +23,7 @@ DEV := $(VENV)/.installed-dev
 OPTIMUM_VENV := .venv-optimum
 OPTIMUM := $(OPTIMUM_VENV)/.installed
 PIP := -m pip install --quiet --disable-pip-version-check
-CODE := qcompile tests examples benchmarks models
+CODE := qcompile tests examples benchmarks models kernels
 export PIP_NO_INPUT := 1
 
 .PHONY: help venv check test test-real test-ascend demo bench fmt clean

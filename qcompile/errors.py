@@ -13,6 +13,7 @@ QCompileError
 ├── AtcError               CANN's compiler refused a graph
 ├── QualityError           two models, or a text, that cannot be compared
 ├── BenchmarkError         a model that cannot be timed
+├── KernelError            a fused operator given what it does not take
 ├── EvaluateError          a case file, prompt template or checker that cannot be used
 └── RuntimeFault           qcompile.runtime.errors.RuntimeFault (the runtime ships alone and has its own tree)
 
@@ -70,6 +71,10 @@ class BenchmarkError(QCompileError):
     """A model or a case that cannot be timed."""
 
 
+class KernelError(QCompileError):
+    """A fused operator was given a shape, dtype, device or layout that it does not take."""
+
+
 class EvaluateError(QCompileError):
     """A case file, a prompt template or a checker that cannot be used as asked."""
 
@@ -82,6 +87,7 @@ __all__ = [
     "ExportError",
     "FetchError",
     "GraphError",
+    "KernelError",
     "PassError",
     "QCompileError",
     "QualityError",

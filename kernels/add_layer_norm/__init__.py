@@ -1,0 +1,1 @@
+"""Residual Add and LayerNorm in one pass over the rows."""

@@ -1,0 +1,1 @@
+"""Residual Add and RMSNorm in one pass over the rows."""

@@ -1,0 +1,1 @@
+"""Residual Add, RMSNorm and dynamic int8 quantization in one pass."""

@@ -1,0 +1,1 @@
+"""Grouped-query attention of one query token a sequence over its KV cache."""

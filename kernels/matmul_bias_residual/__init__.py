@@ -1,0 +1,1 @@
+"""Matrix product with bias and residual added before it is written."""

@@ -1,0 +1,1 @@
+"""int8 x int8 matrix product, dequantized before it is written."""

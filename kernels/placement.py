@@ -1,0 +1,65 @@
+"""Where a kernel runs: how many programs to start, and with which tile.
+
+On an NPU a program stays on one core and walks over the work, so there are as many programs as cores, and the tile comes
+from the table that was checked against the chip's buffers. On a GPU there is one program for each tile.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from qcompile.kernels.arguments import VARIANTS, fail
+from qcompile.kernels.tile_table import table
+
+_INTERPRETED_PROGRAMS = 3  # few and odd, so that programs walk over several tiles and end unevenly
+_ELEMENTS_A_THREAD = 16
+_MAX_ROW = 1 << 16
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The compile-time constants of a launch and what only a GPU is told."""
+
+    constants: dict[str, int]
+    gpu_options: dict[str, int] = field(default_factory=dict)
+
+    def arguments(self, tensor: torch.Tensor) -> dict[str, Any]:
+        """Keyword arguments for the launch of a kernel on the tensor's device."""
+        return {**self.constants, **(self.gpu_options if tensor.device.type == "cuda" else {})}
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least number."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def grid(tensor: torch.Tensor, num_tiles: int, core: str = "vector") -> tuple[int]:
+    """How many programs to start for that many tiles."""
+    if tensor.device.type == "npu":
+        return (min(num_tiles, _npu_cores(tensor.device, core)),)
+    if tensor.device.type == "cpu":
+        return (min(num_tiles, _INTERPRETED_PROGRAMS),)
+    return (num_tiles,)
+
+
+def from_table(operator: str, function: str, dtype: torch.dtype, **wanted: int) -> Launch:
+    """The smallest tile of the operator's table that is large enough."""
+    return Launch(dict(table(operator, function).pick(VARIANTS[dtype], **wanted).constants))
+
+
+def rows_in_registers(operator: str, num_rows: int, num_cols: int) -> Launch:
+    """A GPU tile of whole rows, 16 elements a thread: enough bytes in flight, and loads of 16 bytes."""
+    if num_cols > _MAX_ROW:
+        raise fail(operator, f"rows of {num_cols} elements; this operator takes at most {_MAX_ROW}")
+    block_cols = power_of_two(num_cols)
+    block_rows = max(1, min(power_of_two(num_rows), 2048 // block_cols))
+    warps = max(1, min(16, block_rows * block_cols // (32 * _ELEMENTS_A_THREAD)))
+    return Launch({"BLOCK_ROWS": block_rows, "BLOCK_COLS": block_cols}, {"num_warps": warps})
+
+
+def _npu_cores(device: torch.device, core: str) -> int:
+    from triton.runtime import driver
+
+    properties = driver.active.utils.get_device_properties(device.index or 0)
+    return int(properties["num_vectorcore" if core == "vector" else "num_aicore"])

@@ -1,0 +1,1 @@
+"""Dynamic symmetric int8 quantization, one scale a token."""

@@ -1,0 +1,1 @@
+"""Greedy and top-k choice of the next token over the vocabulary."""

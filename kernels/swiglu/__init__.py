@@ -1,0 +1,1 @@
+"""silu(gate) * up on the packed output of the gate and up projections."""
