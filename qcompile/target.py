@@ -60,7 +60,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "portable",
             "any ONNX runtime: fused operators stay ONNX functions, the interface is the exported one",
-            (),
+            ("narrow-scales",),
             _FLOATS,
         ),
         *(

@@ -22,6 +22,7 @@ from qcompile.functions import DOMAIN
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
 from qcompile.passes.change import finish_rewrites, named_constant, node_label
 from qcompile.passes.kernel_rewrite import MICROSOFT, Kernel, first_rows, lower, matrix_shape
+from qcompile.passes.narrow_scales import widen_scales
 from qcompile.quantized_functions import BLOCKED_LINEARS, EMBEDDINGS
 from qcompile.tensors import Array, StreamedTensor
 from qcompile.weights import rows_of
@@ -41,6 +42,7 @@ class LowerQuantizedBlocksToOrt(Pass):
 
     def call(self, context: PassContext, result: PassResult) -> None:
         """Lower each, proved with a limit for int8 activations; keep the function where the proof fails."""
+        widen_scales(context.model.graph)
         for node in list(context.model.graph):
             if node.domain != DOMAIN or node.op_type not in BLOCKED_LINEARS | EMBEDDINGS:
                 continue

@@ -1,10 +1,11 @@
-"""Store scales in half precision where that is exact, and let ONNX Runtime widen them when it loads the model.
+"""Store scales in half precision where that is exact, and let them be widened when the model is loaded.
 
     scales float32 [N, G]   ->   Cast(scales float16 [N, G])
 
-The CPU kernels want scales of the activations' type. One float32 per group of 32 is a whole bit per weight; half precision
-is what GGUF and Ascend keep. Weights that were quantized for it (`WeightScheme.scale_type`) have scales that are float16
-numbers already, so nothing changes but the file. The Cast is of a constant: it is folded once, at load.
+CPU kernels want scales of the activations' type. One float32 per group of 32 is a whole bit per weight; half precision is
+what GGUF and Ascend keep. Weights that were quantized for it (`WeightScheme.scale_type`) have scales that are float16
+numbers already, so nothing changes but the file. The Cast is of a constant: ONNX Runtime folds it once, at load.
+`widen_scales` takes it back for passes that want the scales to be constants.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from qcompile.errors import QuantError
 from qcompile.passes.base import Pass, PassContext, PassResult
 from qcompile.passes.change import finish_rewrites
 from qcompile.tensors import Array, NarrowableTensor, StreamedTensor
+from qcompile.weights import rows_of
+
+_WIDENED = ".widened"
 
 
 class NarrowScales(Pass):
@@ -49,7 +53,7 @@ def _narrow(graph: ir.Graph, value: ir.Value, tensor: NarrowableTensor) -> None:
         piece_bytes=tensor.piece_bytes // 2,
     )
     narrow = ir.Value(name=stored.name, type=kind, shape=tensor.shape, const_value=stored)
-    cast = ir.node("Cast", [narrow], {"to": int(tensor.dtype)}, name=f"{name}.widened")
+    cast = ir.node("Cast", [narrow], {"to": int(tensor.dtype)}, name=f"{name}{_WIDENED}")
     wide = cast.outputs[0]
     wide.type, wide.shape = ir.TensorType(tensor.dtype), tensor.shape
     uses = list(value.uses())
@@ -60,6 +64,32 @@ def _narrow(graph: ir.Graph, value: ir.Value, tensor: NarrowableTensor) -> None:
     for node, index in uses:
         node.replace_input_with(index, wide)
     del graph.initializers[name]
+
+
+def widen_scales(graph: ir.Graph) -> None:
+    """Make initializers again of all scales that were narrowed, whichever run of qcompile did it."""
+    for cast in list(graph):
+        name = cast.name or ""
+        narrow = cast.inputs[0] if cast.op_type == "Cast" and name.endswith(_WIDENED) else None
+        tensor = narrow.const_value if narrow is not None else None
+        if narrow is None or tensor is None or len(narrow.uses()) != 1:
+            continue
+        wide = _wide(tensor, cast.outputs[0], name.removesuffix(_WIDENED))
+        value = ir.Value(name=wide.name, type=ir.TensorType(wide.dtype), shape=wide.shape, const_value=wide)
+        graph.register_initializer(value)
+        ir.convenience.replace_all_uses_with(cast.outputs[0], value)
+        graph.remove(cast, safe=True)
+        del graph.initializers[narrow.name or ""]
+
+
+def _wide(tensor: ir.TensorProtocol, output: ir.Value, name: str) -> NarrowableTensor:
+    dtype = output.dtype or ir.DataType.FLOAT
+    numpy_type = dtype.numpy()
+
+    def rows(start: int, stop: int) -> Array:
+        return rows_of(tensor, start, stop).astype(numpy_type)
+
+    return NarrowableTensor(rows, dtype, ir.Shape(tensor.shape.numpy()), tensor.dtype, name=name)
 
 
 def _exact(rows: Array, dtype: ir.DataType, name: str) -> Array:

@@ -38,7 +38,7 @@ def test_a_quality_chooses_bits_and_the_report_says_why(directories, tmp_path, p
 def test_a_size_is_kept_on_disk(directories, tmp_path):
     sizes = {}
     for megabytes in (0.16, 0.2, 100):
-        arguments = ["--passes", "fuse,int4", "--size", megabytes, "--target", "ort", "--verify", "off"]
+        arguments = ["--passes", "fuse,int4", "--size", megabytes, "--target", "portable", "--verify", "off"]
         result = run(directories["plain"], "-o", tmp_path / f"{megabytes}", *arguments)
         assert result.exit_code == 0, result.output
         sizes[megabytes] = sum(f.size_bytes for f in Manifest.load(tmp_path / f"{megabytes}").graph().data)

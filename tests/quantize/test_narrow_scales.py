@@ -48,6 +48,14 @@ def test_a_second_run_finds_nothing(context):
     assert NarrowScales()(context).matches == 0
 
 
+def test_what_was_narrowed_is_widened_before_it_is_lowered(context):
+    QuantizeInt4()(context)
+    NarrowScales()(context)
+    result = LowerQuantizedBlocksToOrt()(context)
+    assert result.rewrites == result.proved == 10
+    assert NarrowScales()(context).rewrites == 9
+
+
 def test_nothing_hangs_loose(context):
     QuantizeInt4()(context)
     NarrowScales()(context)

@@ -18,6 +18,7 @@ from qcompile.ascend.lowering.kernels import KernelCount, count_kernels
 from qcompile.ascend.lowering.typed_weights import TypedWeights
 from qcompile.errors import UnsupportedOpError
 from qcompile.functions import DOMAIN
+from qcompile.passes.narrow_scales import widen_scales
 from qcompile.passes.rope_table import RopeTable, tabulate
 from qcompile.runtime.manifest import FileEntry, GraphEntry, GraphIO, ModelShape
 
@@ -98,7 +99,7 @@ def lower_model(
     """Lower a fused model.
 
     Args:
-        model: A fused graph with the standard interface; it is left as it is.
+        model: A fused graph with the standard interface; scales in half precision apart, it is left as it is.
         shape: Its config words.
         chip: The chip.
         options: Shapes and types.
@@ -116,6 +117,7 @@ def lower_model(
     if options.dtype.replace("fp", "f") not in chip.floats:
         raise UnsupportedOpError(f"{chip.name} has no {options.dtype} kernels; lower with --ascend-dtype fp16")
     buckets = options.buckets.buckets(shape.max_position_embeddings)
+    widen_scales(model.graph)
     table = _rope_table(model, max(b.kv_len + b.query_len for b in buckets))
     foldings = foldings_of(model)
     scores = bias_scores(model, foldings)
