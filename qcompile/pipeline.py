@@ -25,12 +25,14 @@ from qcompile.artifact import (
 )
 from qcompile.ascend.chips import chip_named
 from qcompile.ascend.lowering.lower import AscendOptions, lower_model
+from qcompile.ascend.value_range import ValueRanges, profile
 from qcompile.calibration.provide import CalibratedStatistics, TextSource
 from qcompile.calibration.text import BUILT_IN
 from qcompile.errors import PassError, UnsupportedOpError, VerifyError
 from qcompile.fusion_counts import expected_counts, missing_fusions
 from qcompile.loaded_model import LoadedModel, inspect_loaded
 from qcompile.model_shape import describe_any, is_decoder, model_io_of
+from qcompile.passes import registry
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection, op_histogram
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.lower_kv8_to_ort import LowerKv8ToOrt
@@ -154,7 +156,11 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
         say=say,
     )
     statistics.text.check()
-    _run([_instance(step, shape, options.quantize, statistics, target) for step in plan], context, done, say)
+    steps = [_instance(step, shape, options.quantize, statistics, target) for step in plan]
+    first = next((i for i, step in enumerate(plan) if step in registry.QUANTIZE), len(plan))
+    _run(steps[:first], context, done, say)
+    ranges = _ranges(context.model, target, statistics.text, options, done, say)
+    _run(steps[first:], context, done, say)
     if options.layer_chart is not None and statistics.decision is not None:
         statistics.decision.page().write(options.layer_chart)
     done.warnings += statistics.notes
@@ -163,7 +169,7 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     _judge_counts(done, expected_counts(shape, {step.name for step in plan}), manifest, options.strict)
     done.ops_after = op_histogram(context.model)
     origin = _Origin(graph_path, manifest, shape, config)
-    graphs = _graphs(context.model, target, origin, options, done, say)
+    graphs = _graphs(context.model, target, origin, options, ranges, done, say)
     if not options.dry_run:
         _write(graphs, output, done, origin, options, say)
     return done
@@ -279,15 +285,35 @@ def _judge_counts(done: OptimizeReport, expected: dict[str, int], earlier: Manif
     done.warnings += shortfalls
 
 
+def _ranges(
+    model: ir.Model, target: Target, text: TextSource, options: OptimizeOptions, done: OptimizeReport, say: Report
+) -> ValueRanges | None:
+    """Measure how large values become, where they will be float16."""
+    if target.chip is None or options.ascend.dtype != "fp16" or options.verify == "off":
+        return None
+    if text.manifest is None:
+        done.warnings.append("there is no tokenizer beside the graph: how large values become was not measured")
+        return None
+    ranges = profile(model, text, say)
+    done.warnings += ranges.warnings()
+    return ranges
+
+
 def _graphs(
-    model: ir.Model, target: Target, origin: _Origin, options: OptimizeOptions, done: OptimizeReport, say: Report
+    model: ir.Model,
+    target: Target,
+    origin: _Origin,
+    options: OptimizeOptions,
+    ranges: ValueRanges | None,
+    done: OptimizeReport,
+    say: Report,
 ) -> list[tuple[GraphEntry, ir.Model]]:
     """Return the graphs to write: the model itself, or one per bucket for an Ascend chip."""
     if target.chip is None:
         can_generate = is_decoder(model.graph)
         role, io = ("decoder", graph_io_of(model)) if can_generate else ("model", model_io_of(model.graph))
         return [(GraphEntry(role, FileEntry(GRAPH_NAME, 0, ""), (), io), model)]
-    lowered = lower_model(model, origin.shape, chip_named(target.chip), options.ascend, say)
+    lowered = lower_model(model, origin.shape, chip_named(target.chip), options.ascend, ranges, say)
     done.ascend = lowered.record()
     done.warnings += [f"{what}; spelled out in {count} places" for what, count in lowered.reasons.items()]
     return [(graph.entry(options.ascend.dtype), graph.model) for graph in lowered.graphs]

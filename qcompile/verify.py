@@ -102,7 +102,7 @@ def compare_directories(
         say: Called with (what, done, total).
 
     Raises:
-        VerifyError: The two have different vocabularies.
+        VerifyError: The two have different vocabularies, or one makes logits that are no numbers.
         QCompileError: One of them cannot be read or run.
     """
     report = say or (lambda what, done, total: None)
@@ -127,6 +127,8 @@ def compare_directories(
             _Trace.follow(second, prompt, trace.tokens, _counter(report, "comparing", i, num_tokens, steps))
             for i, (prompt, trace) in enumerate(zip(prompts, wanted, strict=True))
         ]
+        for path, traces in ((reference, wanted), (other, seen)):
+            _check_finite(path, traces)
         return _judge(wanted, seen, {first_dtype, second.dtype})
     finally:
         second.close()
@@ -204,6 +206,16 @@ class _Trace:
                 scores = session.forward(0, np.array([[token]], dtype=np.int64), [past])
                 past += 1
         return cls(tokens, np.stack(rows))
+
+
+def _check_finite(path: Path, traces: list[_Trace]) -> None:
+    for index, trace in enumerate(traces):
+        bad = ~np.isfinite(trace.logits).all(axis=1)
+        if bad.any():
+            raise VerifyError(
+                f"{path}: the logits of prompt {index}, token {int(np.argmax(bad))} are infinite or NaN: a value is beyond "
+                "its type; take a wider one (--ascend-dtype bf16, --dtype fp32)"
+            )
 
 
 def _judge(wanted: list[_Trace], seen: list[_Trace], dtypes: set[str]) -> Agreement:

@@ -24,10 +24,16 @@ def fuse_tiny(directory: Path, model_type: str = "qwen2", **overrides) -> Path:
 
 
 def lower_tiny(
-    fused: Path, output: Path, target: str = "ascend910b4", buckets: BucketOptions = BUCKETS, **options
+    fused: Path,
+    output: Path,
+    target: str = "ascend910b4",
+    buckets: BucketOptions = BUCKETS,
+    verify: str = "off",
+    **options,
 ) -> OptimizeReport:
-    """Lower a fused directory."""
-    return optimize_tiny(fused, output, "fuse", target=target, ascend=AscendOptions(buckets=buckets, **options))
+    """Lower a fused directory; with `verify`, how large its values become is measured first."""
+    ascend = AscendOptions(buckets=buckets, **options)
+    return optimize_tiny(fused, output, "fuse", target=target, ascend=ascend, verify=verify)
 
 
 def reference_session(directory: Path) -> ReferenceSession:

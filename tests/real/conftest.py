@@ -13,6 +13,7 @@ from tests.real.real_model import (
     Trace,
     prompt_ids,
     qcompile,
+    session_traces,
     torch_traces,
 )
 
@@ -58,3 +59,8 @@ def prompts(exported: tuple[Path, Measured]) -> dict[str, list[int]]:
 @pytest.fixture(scope="session")
 def wanted(checkpoint: Path, prompts: dict[str, list[int]]) -> dict[str, Trace]:
     return torch_traces(checkpoint, prompts)
+
+
+@pytest.fixture(scope="session")
+def fused_traces(fused: tuple[Path, Measured], prompts: dict[str, list[int]]) -> dict[str, Trace]:
+    return session_traces(fused[0], prompts)

@@ -107,15 +107,19 @@ def _step(ids: list[int], past: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def session_traces(directory: Path, prompts: dict[str, list[int]]) -> dict[str, Trace]:
     """Generate with the runtime's session on a compiled-model directory."""
-    session = open_ort_session(directory, Manifest.load(directory))
+    return traces_of(open_ort_session(directory, Manifest.load(directory)), prompts, NUM_TOKENS)
+
+
+def traces_of(session: Any, prompts: dict[str, list[int]], num_tokens: int) -> dict[str, Trace]:
+    """Generate greedily with a session, and close it."""
     try:
-        session.reserve(1, max(map(len, prompts.values())) + NUM_TOKENS)
-        return {name: _session_trace(session, ids) for name, ids in prompts.items()}
+        session.reserve(1, max(map(len, prompts.values())) + num_tokens)
+        return {name: _session_trace(session, ids, num_tokens) for name, ids in prompts.items()}
     finally:
         session.close()
 
 
-def _session_trace(session: Any, ids: list[int]) -> Trace:
+def _session_trace(session: Any, ids: list[int], num_tokens: int) -> Trace:
     chunk = session.max_chunk if session.can_extend else len(ids)
     for start in range(0, len(ids), chunk):
         part = np.array([ids[start : start + chunk]], np.int64)
@@ -124,7 +128,7 @@ def _session_trace(session: Any, ids: list[int]) -> Trace:
     while True:
         logits.append(np.array(scores.values[0], np.float32))
         tokens.append(int(logits[-1].argmax()))
-        if len(tokens) == NUM_TOKENS:
+        if len(tokens) == num_tokens:
             return Trace(tokens, np.stack(logits))
         past = len(ids) + len(tokens) - 1
         scores = session.forward(0, np.array([[tokens[-1]]], np.int64), [past])

@@ -20,7 +20,6 @@ from tests.real.real_model import (
     Measured,
     Trace,
     qcompile,
-    session_traces,
 )
 
 pytestmark = pytest.mark.real
@@ -54,11 +53,6 @@ def check_agreement(what: str, seen: Trace, reference: Trace, limit: float) -> N
     print(f"\n{what}: max logit difference {worst:.2e}, {same} of {NUM_TOKENS} greedy tokens the same")
     assert seen.tokens == reference.tokens
     assert worst <= limit
-
-
-@pytest.fixture(scope="module")
-def fused_traces(fused: tuple[Path, Measured], prompts: dict[str, list[int]]) -> dict[str, Trace]:
-    return session_traces(fused[0], prompts)
 
 
 @pytest.mark.parametrize("name", PROMPTS)

@@ -40,6 +40,7 @@ class LoweringOptions:
         centred_layers: Attention layers whose keys are centred before the scores.
         keep_logits: Return `logits` [B, 1, V] too, for comparison.
         flash: Use NPUPromptFlashAttention.
+        wide_sums: Residual sums, by their name in the fused model, that are float32 with their norms.
     """
 
     chip: Chip
@@ -48,6 +49,7 @@ class LoweringOptions:
     centred_layers: frozenset[int] = frozenset()
     keep_logits: bool = False
     flash: bool = False
+    wide_sums: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -149,8 +151,13 @@ class DecoderLowering:
         self._set(node, self._norm(node, self._value(node.inputs[0]), node.inputs[1]))
 
     def _add_rms_norm(self, node: ir.Node) -> None:
-        x, residual = self._value(node.inputs[0]), self._value(node.inputs[1])
-        total = self.graph.op("Add", [x, residual], dims(x), name=f"{self._name(node)}.residual")
+        name = self._name(node)
+        dtype = ir.DataType.FLOAT if node.outputs[1].name in self.options.wide_sums else self.options.dtype
+        x, residual = (
+            self.graph.cast(self._value(value), dtype, f"{name}.{what}")
+            for value, what in zip(node.inputs[:2], ("typed", "typed_residual"), strict=True)
+        )
+        total = self.graph.op("Add", [x, residual], dims(x), name=f"{name}.residual")
         self._set(node, self._norm(node, total, node.inputs[2]), total)
 
     def _norm(self, node: ir.Node, x: ir.Value, gamma: ir.Value | None) -> ir.Value:
@@ -158,12 +165,16 @@ class DecoderLowering:
         assert gamma.const_value is not None
         name = gamma.name or "gamma"
         typed = self.weights.typed(name, gamma.const_value, self.foldings.of(node))
+        if x.dtype == ir.DataType.FLOAT:
+            wide = ir.tensor(typed.numpy().astype(np.float32))
+            name, typed = f"{name}.float", self.weights.get(f"{name}.float", lambda: wide)
         epsilon = node.attributes["epsilon"].as_float()
         family = self.options.chip.family
         reason = why_spelled_out(epsilon, family)
         if reason:
             self._note(f"RmsNorm: {reason}")
-        return rms_norm(self.graph, x, self.graph.weight(name, typed), epsilon, family, self._name(node))
+        y = rms_norm(self.graph, x, self.graph.weight(name, typed), epsilon, family, self._name(node))
+        return self.graph.cast(y, self.options.dtype, f"{self._name(node)}.typed_norm")
 
     def _swiglu(self, node: ir.Node) -> None:
         gate, up = (self._value(v) for v in node.inputs)

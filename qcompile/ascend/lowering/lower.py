@@ -16,6 +16,7 @@ from qcompile.ascend.lowering.flash_attention import why_no_flash
 from qcompile.ascend.lowering.folding import foldings_of
 from qcompile.ascend.lowering.kernels import KernelCount, count_kernels
 from qcompile.ascend.lowering.typed_weights import TypedWeights
+from qcompile.ascend.value_range import ValueRanges
 from qcompile.errors import UnsupportedOpError
 from qcompile.functions import DOMAIN
 from qcompile.passes.narrow_scales import widen_scales
@@ -76,12 +77,14 @@ class LoweredModel:
         bias_scores: Attention layer -> largest score its biases make.
         centred: Attention layers whose keys are centred.
         reasons: What was spelled out in standard operators, why, and how often.
+        ranges: How large values become on text; None when that was not measured.
     """
 
     graphs: list[LoweredGraph]
     bias_scores: dict[int, float]
     centred: frozenset[int]
     reasons: dict[str, int]
+    ranges: ValueRanges | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest and the report say, JSON-ready."""
@@ -90,11 +93,17 @@ class LoweredModel:
             "centred_layers": sorted(self.centred),
             "largest_bias_score": round(max(self.bias_scores.values(), default=0.0), 1),
             "spelled_out": self.reasons,
+            "ranges": self.ranges.record() if self.ranges is not None else {},
         }
 
 
 def lower_model(
-    model: ir.Model, shape: ModelShape, chip: Chip, options: AscendOptions, say: Report | None = None
+    model: ir.Model,
+    shape: ModelShape,
+    chip: Chip,
+    options: AscendOptions,
+    ranges: ValueRanges | None = None,
+    say: Report | None = None,
 ) -> LoweredModel:
     """Lower a fused model.
 
@@ -103,6 +112,7 @@ def lower_model(
         shape: Its config words.
         chip: The chip.
         options: Shapes and types.
+        ranges: How large values become: float16 sums that would overflow are made float32 ones.
         say: Called with (what, done, total).
 
     Raises:
@@ -125,7 +135,8 @@ def lower_model(
     no_flash = _why_no_flash(model, chip) if options.attention == "pfa" else ""
     flash = options.attention == "pfa" and not no_flash
     centred = frozenset() if flash else centred
-    lowering = LoweringOptions(chip, dtype, options.top_k, centred, options.keep_logits, flash)
+    wide = ranges.wide_sums() if ranges is not None and options.dtype == "fp16" else frozenset()
+    lowering = LoweringOptions(chip, dtype, options.top_k, centred, options.keep_logits, flash, wide)
     weights = TypedWeights(dtype)
     graphs, reasons = [], {}
     for index, bucket in enumerate(buckets):
@@ -137,7 +148,7 @@ def lower_model(
         if no_flash:
             reasons[f"--attention pfa: {no_flash}"] = shape.num_hidden_layers
         graphs.append(LoweredGraph(bucket, lowered, count_kernels(lowered)))
-    return LoweredModel(graphs, scores, centred, reasons)
+    return LoweredModel(graphs, scores, centred, reasons, ranges)
 
 
 def _why_no_flash(model: ir.Model, chip: Chip) -> str:
