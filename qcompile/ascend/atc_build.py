@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qcompile.ascend.atc_jobs import Build, compile_environment, compile_settings
 from qcompile.ascend.atc_manifest import WORK_FOLDER, finish
 from qcompile.ascend.atc_run import Say, run_jobs
 from qcompile.ascend.cann_install import CannInstall, missing_python_packages
-from qcompile.ascend.chips import Chip, chip_named
+from qcompile.ascend.chips import Cann, Chip, chip_named
 from qcompile.ascend.doctor import machine_chips
+from qcompile.ascend.sim.atc import RELEASE_VARIABLE
 from qcompile.errors import AtcError
 from qcompile.runtime.host import available_bytes
 from qcompile.runtime.manifest import MANIFEST_NAME, Manifest
@@ -89,10 +92,30 @@ def build_oms(build: Build, atc: str, install: CannInstall, environ: Mapping[str
         known = environment.get("LD_LIBRARY_PATH", "")
         if str(install.devlib) not in known.split(os.pathsep):
             environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, (str(install.devlib), known)))
-    oms = run_jobs(build.jobs, atc, environment, at_once=at_once, say=say)
+    oms = run_jobs(build.jobs, [atc], environment, at_once=at_once, say=say)
+    about = {"soc_version": build.chip.name, "cann_version": install.version, "host_cpu": build.host_cpu}
+    return _entered(build, oms, about)
+
+
+def simulate_oms(build: Build, cann: Cann, environ: Mapping[str, str], say: Say) -> Outcome:
+    """Do the same with the stand-in for ATC: the files hold the graphs and say that they are simulated.
+
+    Raises:
+        AtcError: A graph is refused, or the result cannot be written.
+    """
+    environment = {**environ, RELEASE_VARIABLE: str(cann)}
+    root = str(Path(__file__).parents[2])  # and not the model's directory, where it is started
+    start = f"import sys; sys.path[:1] = [{root!r}]; from qcompile.ascend.sim.atc import main; sys.exit(main(sys.argv[1:]))"
+    # a real compiler must not take these for its own finished work, nor the other way round
+    jobs = [replace(job, key=f"simulated {cann} {job.key}") for job in build.jobs]
+    oms = run_jobs(jobs, [sys.executable, "-c", start], environment, at_once=min(4, os.cpu_count() or 1), say=say)
+    about = {"soc_version": build.chip.name, "cann_version": str(cann), "host_cpu": build.host_cpu, "simulated": True}
+    return _entered(build, oms, about)
+
+
+def _entered(build: Build, oms: dict[str, str], about: dict[str, Any]) -> Outcome:
     if build.manifest is None:
         return Outcome(build.directory, oms, has_manifest=False)
-    about = {"soc_version": build.chip.name, "cann_version": install.version, "host_cpu": build.host_cpu}
     try:
         finish(str(build.directory), about)
     except (OSError, ValueError, KeyError) as error:

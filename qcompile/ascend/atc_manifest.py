@@ -22,12 +22,12 @@ WORK_FOLDER = "atc_build"
 RECORD_NAME = "done.json"
 
 
-def finish(directory: str, build: dict[str, str]) -> list[str]:
+def finish(directory: str, build: dict[str, Any]) -> list[str]:
     """Write the manifest; returns the names of the .om files it lists.
 
     Args:
         directory: The compiled-model directory; `atc_build/NAME/done.json` are the records of finished graphs.
-        build: What to say under `build`: soc_version, cann_version, host_cpu.
+        build: What to say under `build`: soc_version, cann_version, host_cpu; `simulated` where it is.
 
     Raises:
         ValueError: A graph has no finished .om, or the manifest cannot be used.
@@ -46,7 +46,8 @@ def finish(directory: str, build: dict[str, str]) -> list[str]:
         graph["file"] = file_entry(directory, record["om"])
         graph["data"] = [file_entry(directory, weight) for weight in record["weights"]]
         listed.append(record["om"])
-    manifest["build"] = dict(manifest.get("build") or {}, **build)
+    kept = {key: value for key, value in (manifest.get("build") or {}).items() if key != "simulated"}
+    manifest["build"] = dict(kept, **build)
     temporary = path + ".tmp"
     try:
         with open(temporary, "w", encoding="utf-8") as stream:

@@ -35,13 +35,13 @@ class _Running:
 
 
 def run_jobs(
-    jobs: Sequence[Job], atc: str, environ: Mapping[str, str], *, at_once: int = 1, say: Say | None = None
+    jobs: Sequence[Job], atc: Sequence[str], environ: Mapping[str, str], *, at_once: int = 1, say: Say | None = None
 ) -> dict[str, str]:
     """Compile every job that is not finished.
 
     Args:
         jobs: What to compile.
-        atc: The compiler.
+        atc: The compiler: its command, before the arguments.
         environ: Its environment.
         at_once: How many may run together.
         say: Told about progress.
@@ -83,7 +83,7 @@ def run_jobs(
     return made
 
 
-def _start(job: Job, atc: str, environ: Mapping[str, str]) -> _Running:
+def _start(job: Job, atc: Sequence[str], environ: Mapping[str, str]) -> _Running:
     try:
         shutil.rmtree(job.folder, ignore_errors=True)
         job.folder.mkdir(parents=True)
@@ -94,7 +94,7 @@ def _start(job: Job, atc: str, environ: Mapping[str, str]) -> _Running:
         ) from error
     try:
         process = subprocess.Popen(
-            [atc, *job.arguments],
+            [*atc, *job.arguments],
             cwd=job.directory,
             env=dict(environ),
             stdin=subprocess.DEVNULL,
@@ -104,11 +104,11 @@ def _start(job: Job, atc: str, environ: Mapping[str, str]) -> _Running:
         )
     except OSError as error:
         stream.close()
-        raise AtcError(f"{atc}: cannot be started: {error.strerror or error}; is set_env.sh sourced?") from error
+        raise AtcError(f"{atc[0]}: cannot be started: {error.strerror or error}; is set_env.sh sourced?") from error
     return _Running(job, process, stream, time.monotonic())
 
 
-def _finish(entry: _Running, atc: str) -> str:
+def _finish(entry: _Running, atc: Sequence[str]) -> str:
     """Return the .om's name, or raise with what the log says: exit code, success line and file must all agree."""
     entry.stream.close()
     job, returncode = entry.job, entry.process.returncode
@@ -126,7 +126,7 @@ def _finish(entry: _Running, atc: str) -> str:
         failure = explain_failure(text, returncode, GraphView(read_onnx(job.directory / job.graph)))
     for leftover in job.folder.glob("*.om"):
         leftover.unlink()
-    raise AtcRunError(job.name, failure, [atc, *job.arguments], returncode, log_tail(text), str(job.log))
+    raise AtcRunError(job.name, failure, [*atc, *job.arguments], returncode, log_tail(text), str(job.log))
 
 
 def _log_text(job: Job) -> str:

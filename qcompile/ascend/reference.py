@@ -175,7 +175,7 @@ def _function(op_type: str) -> onnx.FunctionProto:
     return onnx.parser.parse_function(f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">\n{_BODIES[op_type]}')
 
 
-WideWeights = dict[tuple[int | None, int | None], ir.TensorProtocol]
+WideWeights = dict[tuple[str, int, int], ir.TensorProtocol]  # by file, offset and length
 
 
 def reference_model(model: ir.Model, *, keep_logits: bool = False, shared: WideWeights | None = None) -> ir.Model:
@@ -248,7 +248,7 @@ def _widen(value: ir.Value, shared: WideWeights) -> None:
     if not isinstance(tensor, MappedTensor):
         value.const_value = ir.Tensor(tensor.numpy().astype(np.float32), name=value.name)
         return
-    place = (tensor.offset, tensor.length)
+    place = (str(tensor.file.path), tensor.offset or 0, tensor.length or 0)
     if place not in shared:
         shared[place] = StreamedTensor(rows, ir.DataType.FLOAT, ir.Shape(tensor.shape.numpy()), name=value.name)
     value.const_value = shared[place]

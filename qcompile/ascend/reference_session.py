@@ -37,7 +37,7 @@ class ReferenceSession:
         self.buckets = StaticBuckets(manifest)
         self.vocab_size = manifest.model.vocab_size
         self.can_extend = True
-        self.max_chunk = self.buckets.max_chunk
+        self.max_chunk, self.max_capacity = self.buckets.max_chunk, self.buckets.max_capacity
         self.num_slots = self.capacity = 0
         self._names = [name for name in manifest.graphs[0].io.inputs if name.startswith("past_key_values.")]
         self._cache: dict[str, np.ndarray] = {}
@@ -58,7 +58,12 @@ class ReferenceSession:
         self.num_slots, self.capacity = num_slots, capacity
 
     def forward(
-        self, first_slot: int, input_ids: np.ndarray, past: Sequence[int], need_scores: bool = True
+        self,
+        first_slot: int,
+        input_ids: np.ndarray,
+        past: Sequence[int],
+        need_scores: bool = True,
+        greedy_only: bool = False,
     ) -> Scores | None:
         """See Session."""
         n, s = input_ids.shape

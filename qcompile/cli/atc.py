@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from qcompile.ascend.atc_build import Outcome, build_oms, copy_build, find_compiler, target_chip
+from qcompile.ascend.atc_build import Outcome, build_oms, copy_build, find_compiler, simulate_oms, target_chip
 from qcompile.ascend.atc_folder import SCRIPT_NAME, prepare_folder
 from qcompile.ascend.atc_jobs import Build, check_jobs, plan_build
 from qcompile.ascend.atc_options import parse_extra_flags
+from qcompile.ascend.atc_run import Say
 from qcompile.ascend.cann_install import CannInstall, find_cann, scan_parsers
 from qcompile.ascend.chips import Cann, cann_version
 from qcompile.ascend.legality.check import Parsers
@@ -39,6 +41,9 @@ _USUAL_CANN = "8.1"
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write there instead of beside the graphs.")
 @click.option("--cann", metavar="VERSION", help="Release to check against; default: the installed one, else 8.1.")
 @click.option("--dry-run", is_flag=True, help="Print the command lines and stop.")
+@click.option(
+    "--simulate", is_flag=True, help="Without CANN: files for the simulated device, which prove function, not speed."
+)
 @click.option("--skip-check", is_flag=True, help="Compile even what `qcompile check` would refuse.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -49,6 +54,7 @@ def command(
     output: Path | None,
     cann: str | None,
     dry_run: bool,
+    simulate: bool,
     skip_check: bool,
     as_json: bool,
 ) -> None:
@@ -57,13 +63,22 @@ def command(
     Without CANN it prints the command lines, writes a folder to copy to a machine that has CANN, and exits with 3.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    install = find_cann()
+    install = None if simulate else find_cann()
     chip = target_chip(model, soc_version)
     build = plan_build(model, chip, parse_extra_flags(flags), host_cpu or "", with_keys=not dry_run)
+    release = _release(console, cann, install)
     if not skip_check:
-        _refuse_illegal(console, check_jobs(build, _release(console, cann, install), _installed_parsers(install)))
+        _refuse_illegal(console, check_jobs(build, release, _installed_parsers(install)))
     if dry_run:
         _print_lines(build, as_json, {"dry_run": True})
+        return
+    if simulate:
+        build = copy_build(build, output) if output is not None else build
+        console.print(
+            "[yellow]simulated:[/] these .om files run on the simulated device only (`qcompile generate DIR` does it by "
+            "itself); they prove function, not speed"
+        )
+        _print_outcome(_watched(console, lambda say: simulate_oms(build, release, os.environ, say)), as_json, simulate)
         return
     if install is None or install.atc is None:
         default = build.directory if model.is_dir() else build.directory / build.jobs[0].name
@@ -78,10 +93,10 @@ def command(
         console.print(f"[yellow]note:[/] {note}")
     if output is not None:
         build = copy_build(build, output)
-    _print_outcome(_compiled(console, build, atc, install), as_json)
+    _print_outcome(_watched(console, lambda say: build_oms(build, atc, install, os.environ, say)), as_json, simulate)
 
 
-def _compiled(console: Console, build: Build, atc: str, install: CannInstall) -> Outcome:
+def _watched(console: Console, run: Callable[[Say], Outcome]) -> Outcome:
     with console.status("") as status:
 
         def say(name: str, event: str, seconds: float) -> None:
@@ -90,7 +105,7 @@ def _compiled(console: Console, build: Build, atc: str, install: CannInstall) ->
             else:
                 console.print(f"{name}: {event}" + (f" after {seconds:.0f} s" if event == "done" else ""))
 
-        return build_oms(build, atc, install, os.environ, say)
+        return run(say)
 
 
 def _release(console: Console, cann: str | None, install: CannInstall | None) -> Cann:
@@ -146,11 +161,10 @@ def _print_lines(build: Build, as_json: bool, more: dict[str, Any]) -> None:
         click.echo(job.command)
 
 
-def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+def _print_outcome(outcome: Outcome, as_json: bool, simulate: bool) -> None:
     if as_json:
-        click.echo(
-            json.dumps({"directory": str(outcome.directory), "om": outcome.oms, "manifest": outcome.has_manifest})
-        )
+        record = {"directory": str(outcome.directory), "om": outcome.oms, "manifest": outcome.has_manifest}
+        click.echo(json.dumps({**record, "simulated": simulate}))
         return
     for name in outcome.oms.values():
         size = (outcome.directory / name).stat().st_size

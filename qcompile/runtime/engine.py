@@ -8,6 +8,7 @@ whenever one arrives, `step` in a loop, and `abort` when a client goes away. A s
 take arrivals, compute a piece of a prompt, compute one token for every running request, hand out what is new.
 """
 
+import logging
 import threading
 from collections import deque
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from .completion import Completion, Delta
 from .errors import RequestError, SessionError
 from .kv_cache import KVCache
 from .manifest import Manifest
-from .ort_session import open_ort_session
+from .open_session import open_session
 from .prompt import Params, Prompt, as_prompts, check_prompt, one_each
 from .sampling import Choice, SamplingParams, choose_tokens
 from .scheduler import Chunk, Scheduler
@@ -31,7 +32,7 @@ from .session import Session
 from .stop import end_ids
 from .tokenizer import Tokenizer, read_json_file
 
-_ORT_TARGETS = ("portable", "ort")
+logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -42,8 +43,9 @@ class Engine:
         threads: Computing threads; by default every physical core this process may use.
         max_batch_size: The most requests computed together.
         max_model_len: The most tokens of one request, prompt and answer. By default the model's own
-            max_position_embeddings. Memory follows what is really used: the KV cache starts at 1024 tokens
-            per slot and doubles when a request needs more; a growth beyond 4096 is logged.
+            max_position_embeddings, or what graphs of fixed shapes hold. Memory follows what is really used: the
+            KV cache starts at 1024 tokens per slot and doubles when a request needs more; a growth beyond 4096 is
+            logged.
         prefill_chunk: The most prompt tokens computed at once, and so between two tokens of running requests.
             256 by measurement (0.5B model, fp32, CPU): larger chunks are no faster, 64 takes a quarter longer.
         reuse_prefixes: Keep the KV entries of past requests for prompts that begin alike (conversations, a
@@ -75,11 +77,16 @@ class Engine:
                 raise RequestError(f"{name}: a positive integer is wanted, got {value!r}")
         self.path = Path(path)
         self.manifest = Manifest.load(self.path)
-        self.max_model_len = _context_length(self.manifest, max_model_len)
         self.tokenizer = Tokenizer(self.path, self.manifest)
         self.generation_config = read_json_file(self.path, self.manifest, "generation_config.json")
         self.end_ids = end_ids((self.generation_config, self.manifest.config), self.tokenizer)
-        self._session: Optional[Session] = _open_session(self.path, self.manifest, threads, check_hash)
+        context = _context_length(self.manifest, max_model_len)
+        self._session: Optional[Session] = open_session(self.path, self.manifest, threads, check_hash)
+        try:
+            self.max_model_len = _served_length(self._session, context, max_model_len)
+        except RequestError:
+            self._session.close()
+            raise
         self._cache = KVCache(self._session, max_batch_size, self.max_model_len, reuse_prefixes)
         chunk = min(prefill_chunk, self._session.max_chunk)
         self._prefill_budget = chunk
@@ -274,7 +281,8 @@ class Engine:
         sequence = chunk.sequence
         ids = sequence.prompt_ids[chunk.start : chunk.end]
         try:
-            scores = session.forward(sequence.slot, np.array([ids], np.int64), [chunk.start], chunk.is_last)
+            token_ids, greedy = np.array([ids], np.int64), sequence.sampler.is_plain
+            scores = session.forward(sequence.slot, token_ids, [chunk.start], chunk.is_last, greedy)
         except SessionError as error:
             self._finish(sequence, sequence.end("error", str(error)))
             return
@@ -293,7 +301,8 @@ class Engine:
         ids = [sequence.last_token_id for sequence in sequences]
         past = [sequence.num_cached for sequence in sequences]
         try:
-            scores = session.forward(0, np.array(ids, np.int64)[:, None], past)
+            greedy = all(sequence.sampler.is_plain for sequence in sequences)
+            scores = session.forward(0, np.array(ids, np.int64)[:, None], past, greedy_only=greedy)
         except SessionError as error:
             for sequence in sequences:
                 self._finish(sequence, sequence.end("error", str(error)))
@@ -337,14 +346,21 @@ class Engine:
             inbox.append(delta)
 
 
-def _open_session(path: Path, manifest: Manifest, threads: Optional[int], check_hash: bool) -> Session:
-    if manifest.target not in _ORT_TARGETS:
-        raise SessionError(f"{path}: compiled for '{manifest.target}'; this runtime runs {' and '.join(_ORT_TARGETS)}")
-    return open_ort_session(path, manifest, threads, check_hash)
-
-
 def _context_length(manifest: Manifest, wanted: Optional[int]) -> int:
     limit = manifest.model.max_position_embeddings
     if wanted is not None and wanted > limit:
         raise RequestError(f"max_model_len {wanted} is beyond the model's {limit} positions")
     return wanted or limit
+
+
+def _served_length(session: Session, context: int, wanted: Optional[int]) -> int:
+    """Return the most tokens of a request: graphs of fixed shapes may hold fewer than the model."""
+    if session.max_capacity >= context:
+        return context
+    if wanted is not None:
+        raise RequestError(
+            f"max_model_len {wanted} is beyond the {session.max_capacity} tokens the graphs were compiled for; compile "
+            "with a larger --kv-len"
+        )
+    logger.info("the graphs hold %d of the model's %d tokens", session.max_capacity, context)
+    return session.max_capacity

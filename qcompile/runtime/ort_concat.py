@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import SessionError
 from .ort_graph import OrtGraph, view
-from .session import Scores
+from .session import UNBOUNDED, Scores
 
 _MAX_LOGITS_BYTES = 64 << 20  # a graph that scores every position: bound what one prompt chunk returns
 
@@ -42,7 +42,8 @@ class ConcatCacheSession:
         self.can_extend = True
         scores_all = "last_token_index" not in graph.inputs
         row_bytes = self.vocab_size * graph.logits_type.dtype.itemsize
-        self.max_chunk = max(16, _MAX_LOGITS_BYTES // row_bytes) if scores_all else 1 << 30
+        self.max_chunk = max(16, _MAX_LOGITS_BYTES // row_bytes) if scores_all else UNBOUNDED
+        self.max_capacity = UNBOUNDED
         self.num_slots = 0
         self.capacity = 0
         self._groups: Dict[int, _Group] = {}  # by slot; rows of one group share the object
@@ -52,7 +53,12 @@ class ConcatCacheSession:
         self.num_slots, self.capacity = max(num_slots, self.num_slots), max(capacity, self.capacity)
 
     def forward(
-        self, first_slot: int, input_ids: np.ndarray, past: Sequence[int], need_scores: bool = True
+        self,
+        first_slot: int,
+        input_ids: np.ndarray,
+        past: Sequence[int],
+        need_scores: bool = True,
+        greedy_only: bool = False,
     ) -> Optional[Scores]:
         """See Session."""
         n, s = input_ids.shape

@@ -24,9 +24,7 @@ import numpy as np
 from .errors import SessionError
 from .host import available_bytes
 from .ort_graph import OrtGraph, view
-from .session import Scores
-
-_WHOLE_PROMPT = 1 << 30
+from .session import UNBOUNDED, Scores
 
 
 class SharedCacheSession:
@@ -36,7 +34,7 @@ class SharedCacheSession:
         self.graph = graph
         self.vocab_size = graph.shape.vocab_size
         self.can_extend = graph.can_extend
-        self.max_chunk = _WHOLE_PROMPT
+        self.max_chunk = self.max_capacity = UNBOUNDED
         self.num_slots = 0
         self.capacity = 0
         self._buffers: List[np.ndarray] = []  # one [B, K, T, d] per past input
@@ -60,7 +58,12 @@ class SharedCacheSession:
         self.num_slots, self.capacity = num_slots, capacity
 
     def forward(
-        self, first_slot: int, input_ids: np.ndarray, past: Sequence[int], need_scores: bool = True
+        self,
+        first_slot: int,
+        input_ids: np.ndarray,
+        past: Sequence[int],
+        need_scores: bool = True,
+        greedy_only: bool = False,
     ) -> Optional[Scores]:
         """See Session."""
         n, s = input_ids.shape

@@ -190,8 +190,17 @@ def choose_tokens(scores: Scores, samplers: Sequence[Sampler]) -> List[Choice]:
     if scores.values.shape[1] == 1:
         message = "this graph returns only the most likely token; generate greedily, without logprobs"
         return [Choice(-1, error=message) for _ in samplers]
-    ids = scores.ids if scores.ids is not None else [None] * len(samplers)
-    return [sampler.choose(row, row_ids) for sampler, row, row_ids in zip(samplers, scores.values, ids)]
+    if scores.ids is None:
+        return [sampler.choose(row) for sampler, row in zip(samplers, scores.values)]
+    return [_among(sampler, row, ids) for sampler, row, ids in zip(samplers, scores.values, scores.ids)]
+
+
+def _among(sampler: Sampler, row: np.ndarray, ids: np.ndarray) -> Choice:
+    """Choose among the candidates a graph returned; what needs the scores of all tokens cannot be had from them."""
+    if sampler.params.logprobs is not None:
+        message = f"logprobs need the scores of all tokens, this graph returns its best {len(ids)}: compile with --keep-logits"
+        return Choice(-1, error=message)
+    return sampler.choose(row, ids)
 
 
 def _top_k(scores: np.ndarray, k: int) -> np.ndarray:

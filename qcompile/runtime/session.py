@@ -8,6 +8,8 @@ from typing import Optional, Protocol, Sequence
 
 import numpy as np
 
+UNBOUNDED = 1 << 30  # max_chunk and max_capacity of a session whose graph has open dimensions
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -34,6 +36,7 @@ class Session(Protocol):
         vocab_size: V.
         num_slots: Rows of the KV cache (0 before `reserve`).
         capacity: Entries of each row.
+        max_capacity: The most entries a row can be given; a graph of fixed shapes has a limit of its own.
         max_chunk: The most tokens per row that one call takes when it is not bounded by the caller.
         can_extend: Whether a chunk of S > 1 may follow earlier entries of its row. If not, a prompt must be
             given whole, at past 0, and only single tokens may follow.
@@ -42,6 +45,7 @@ class Session(Protocol):
     vocab_size: int
     num_slots: int
     capacity: int
+    max_capacity: int
     max_chunk: int
     can_extend: bool
 
@@ -53,7 +57,12 @@ class Session(Protocol):
         """
 
     def forward(
-        self, first_slot: int, input_ids: np.ndarray, past: Sequence[int], need_scores: bool = True
+        self,
+        first_slot: int,
+        input_ids: np.ndarray,
+        past: Sequence[int],
+        need_scores: bool = True,
+        greedy_only: bool = False,
     ) -> Optional[Scores]:
         """Append S tokens to each of n neighbouring rows and score what follows the last one.
 
@@ -63,6 +72,8 @@ class Session(Protocol):
                 result does not depend on what else is running.
             past: Valid entries of each row before this call; the new ones go right behind them.
             need_scores: False for a prompt chunk that is not the last.
+            greedy_only: Only the most likely token of every row is wanted; a session whose graph chooses it may
+                return just that (C = 1). Others return what they have.
 
         Returns:
             The scores, or None when they were not asked for.

@@ -1,6 +1,6 @@
 """Which of a directory's static graphs serves a step: the smallest that has room for it."""
 
-from typing import Iterator, List, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 from .errors import SessionError
 from .manifest import GraphEntry, Manifest
@@ -21,16 +21,24 @@ class StaticBuckets:
         self._prefill = _sorted(manifest, "prefill")
         self.max_chunk = max(_sizes(entry)[1] for entry in self._prefill)
         self.max_batch = max(_sizes(entry)[0] for entry in self._decode)
+        self.max_capacity = max(self._lengths(), default=0)
 
-    def choose(self, num_rows: int, num_tokens: int, past: int) -> GraphEntry:
+    def choose(self, num_rows: int, num_tokens: int, past: int, exact_kv_len: Optional[int] = None) -> GraphEntry:
         """Return the smallest graph for that many rows, new tokens of each and cached entries.
+
+        Args:
+            num_rows: Slots.
+            num_tokens: New tokens of each.
+            past: Cached entries of the longest.
+            exact_kv_len: The graph's cache length must be this: its slots lie that far apart in memory.
 
         Raises:
             SessionError: None is large enough.
         """
         for entry in self._decode if num_tokens == 1 else self._prefill:
             batch, query_len, kv_len = _sizes(entry)
-            if batch >= num_rows and query_len >= num_tokens and kv_len >= past:
+            fits = kv_len >= past if exact_kv_len is None else kv_len == exact_kv_len
+            if batch >= num_rows and query_len >= num_tokens and fits:
                 return entry
         largest = [_sizes(entry) for entry in (self._decode if num_tokens == 1 else self._prefill)]
         raise SessionError(
@@ -44,7 +52,7 @@ class StaticBuckets:
         Raises:
             SessionError: None does.
         """
-        lengths = sorted({_sizes(entry)[2] for entry in self._decode} & {_sizes(entry)[2] for entry in self._prefill})
+        lengths = self._lengths()
         for length in lengths:
             if length >= wanted:
                 return length
@@ -53,10 +61,23 @@ class StaticBuckets:
             "lower max_model_len or compile with a larger --kv-len"
         )
 
-    def groups(self, num_rows: int) -> Iterator[Tuple[int, int]]:
-        """Cut rows into (start, stop) that the largest decode graph takes."""
-        for start in range(0, num_rows, self.max_batch):
-            yield start, min(start + self.max_batch, num_rows)
+    def groups(self, num_rows: int, exact_kv_len: Optional[int] = None) -> Iterator[Tuple[int, int]]:
+        """Cut rows into (start, stop) that the largest decode graph (of that cache length) takes."""
+        largest = max(self._batches(exact_kv_len), default=self.max_batch)
+        for start in range(0, num_rows, largest):
+            yield start, min(start + largest, num_rows)
+
+    def batch_for(self, num_rows: int, exact_kv_len: int) -> int:
+        """Return the largest batch of the graphs that serve groups of so many rows."""
+        batches = sorted(self._batches(exact_kv_len))
+        return next((batch for batch in batches if batch >= num_rows), batches[-1])
+
+    def _batches(self, kv_len: Optional[int]) -> List[int]:
+        sizes = [_sizes(entry) for entry in self._decode]
+        return [batch for batch, _, length in sizes if kv_len is None or length == kv_len]
+
+    def _lengths(self) -> List[int]:
+        return sorted({_sizes(entry)[2] for entry in self._decode} & {_sizes(entry)[2] for entry in self._prefill})
 
 
 def _sorted(manifest: Manifest, role: str) -> List[GraphEntry]:

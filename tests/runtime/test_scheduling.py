@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qcompile.runtime import Engine, SamplingParams
 from qcompile.runtime.kv_cache import KVCache, _common_prefix
-from qcompile.runtime.session import Scores
+from qcompile.runtime.session import UNBOUNDED, Scores
 
 VOCAB = 512
 
@@ -21,6 +21,7 @@ class RecordingSession:
 
     vocab_size = VOCAB
     max_chunk = 64
+    max_capacity = UNBOUNDED
 
     def __init__(self, can_extend: bool = True) -> None:
         self.can_extend = can_extend
@@ -33,7 +34,12 @@ class RecordingSession:
         self.rows += [[] for _ in range(self.num_slots - len(self.rows))]
 
     def forward(
-        self, first_slot: int, input_ids: np.ndarray, past: Sequence[int], need_scores: bool = True
+        self,
+        first_slot: int,
+        input_ids: np.ndarray,
+        past: Sequence[int],
+        need_scores: bool = True,
+        greedy_only: bool = False,
     ) -> Scores | None:
         n, s = input_ids.shape
         assert n == 1 or s == 1, "only decode steps take several rows"
@@ -78,7 +84,7 @@ def answer(prompt: Sequence[int], count: int) -> list[int]:
 
 def open_engine(model: Path, session: RecordingSession, **options: Any) -> Engine:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qcompile.runtime.engine._open_session", lambda *_: session)
+        patch.setattr("qcompile.runtime.engine.open_session", lambda *_: session)
         return Engine(model, **options)
 
 
