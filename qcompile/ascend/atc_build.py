@@ -105,7 +105,9 @@ def simulate_oms(build: Build, cann: Cann, environ: Mapping[str, str], say: Say)
     """
     environment = {**environ, RELEASE_VARIABLE: str(cann)}
     root = str(Path(__file__).parents[2])  # and not the model's directory, where it is started
-    start = f"import sys; sys.path[:1] = [{root!r}]; from qcompile.ascend.sim.atc import main; sys.exit(main(sys.argv[1:]))"
+    start = (
+        f"import sys; sys.path[:1] = [{root!r}]; from qcompile.ascend.sim.atc import main; sys.exit(main(sys.argv[1:]))"
+    )
     # a real compiler must not take these for its own finished work, nor the other way round
     jobs = [replace(job, key=f"simulated {cann} {job.key}") for job in build.jobs]
     oms = run_jobs(jobs, [sys.executable, "-c", start], environment, at_once=min(4, os.cpu_count() or 1), say=say)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.sampling_options import sampling_options, sampling_params, template_variables
+from qcompile.cli.simulated_device import device_for, without_times
 from qcompile.runtime.errors import RequestError, TokenizerError
 
 if TYPE_CHECKING:
@@ -41,13 +42,17 @@ def command(directory: Path, system: str | None, *, greedy: bool, as_json: bool,
         options["temperature"] = 0.0
     from qcompile.runtime import Engine
 
-    with runtime_notes(), Engine(directory, options["threads"], 1, options["max_model_len"]) as engine:
+    with (
+        runtime_notes(),
+        device_for(directory, options["threads"]) as simulated,
+        Engine(directory, options["threads"], 1, options["max_model_len"]) as engine,
+    ):
         if not engine.tokenizer.has_chat_template:
             raise TokenizerError(
                 f"{directory}: no chat template (a base model?); `qcompile generate --raw` continues a text"
             )
         params = sampling_params(engine, options, sample=True)
-        _Chat(engine, params, system, variables, as_json=as_json).run()
+        _Chat(engine, params, system, variables, as_json=as_json, is_simulated=simulated is not None).run()
 
 
 class _Chat:
@@ -61,12 +66,14 @@ class _Chat:
         variables: dict[str, Any],
         *,
         as_json: bool,
+        is_simulated: bool = False,
     ) -> None:
         self._engine = engine
         self._params = params
         self._system = system
         self._variables = variables
         self._as_json = as_json
+        self._is_simulated = is_simulated
         self._turns: list[dict[str, str]] = []
         self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -150,6 +157,8 @@ class _Chat:
     def _report(self, text: str, completion: Completion | None) -> None:
         if self._as_json:
             record = completion.as_dict() if completion else {"text": text, "finish_reason": "abort"}
+            if self._is_simulated:
+                record = {**without_times(record), "simulated": True}
             click.echo(json.dumps(record, ensure_ascii=False))
             return
         click.echo()
@@ -157,10 +166,10 @@ class _Chat:
             self._say("[interrupted]")
             return
         cut = ", cut off by --max-new-tokens or the context" if completion.finish_reason == "length" else ""
+        speed = f"TTFT {completion.ttft_s * 1e3:.0f} ms, {completion.tokens_per_s:.1f} tokens/s"
         self._say(
             f"[{completion.num_prompt_tokens} prompt tokens, {completion.num_reused_tokens} from the cache; "
-            f"{len(completion.token_ids)} new, TTFT {completion.ttft_s * 1e3:.0f} ms, "
-            f"{completion.tokens_per_s:.1f} tokens/s{cut}]"
+            f"{len(completion.token_ids)} new, {'simulated' if self._is_simulated else speed}{cut}]"
         )
 
     def _say(self, text: str) -> None:

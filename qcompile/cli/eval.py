@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.sampling_options import template_variables
+from qcompile.cli.simulated_device import device_for
 from qcompile.errors import EvaluateError
 from qcompile.evaluate.cases import CASE_TYPES, LineProblem, read_cases
 from qcompile.evaluate.evaluate import NO_TEMPLATE, Task, evaluate, identity, select_cases
@@ -132,7 +133,11 @@ def _run(directory: Path, task: Task, *, fresh: bool, threads: int | None, batch
     """Run, write submission and scoreboard, and return the scoreboard."""
     from qcompile.runtime import Engine
 
-    with runtime_notes(), Engine(directory, threads, batch_size, task.settings.max_model_len) as engine:
+    with (
+        runtime_notes(),
+        device_for(directory, threads),
+        Engine(directory, threads, batch_size, task.settings.max_model_len) as engine,
+    ):
         journal = _announce_journal(directory, task, fresh=fresh)
         if not engine.tokenizer.has_chat_template and not task.settings.is_raw:
             click.echo(f"note: {NO_TEMPLATE}", err=True)

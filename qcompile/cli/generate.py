@@ -12,6 +12,7 @@ import click
 from qcompile.cli.prompt_source import Conversation, PromptText, read_prompts
 from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.sampling_options import sampling_options, sampling_params, template_variables
+from qcompile.cli.simulated_device import device_for, without_times
 from qcompile.runtime.errors import RequestError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def command(
     started = time.perf_counter()
     with (
         runtime_notes(),
+        device_for(directory, options["threads"]) as simulated,
         Engine(directory, options["threads"], max_batch_size, options["max_model_len"]) as engine,
     ):
         load_s = time.perf_counter() - started
@@ -71,8 +73,13 @@ def command(
         completions = _generate(engine, ids, params, streams=not as_json and not no_stream, shows=not as_json)
         stats = _stats(completions, load_s, time.perf_counter() - started)
     if as_json:
-        record = {"completions": [c.as_dict() for c in completions], "stats": stats}
+        record: dict[str, Any] = {"completions": [c.as_dict() for c in completions], "stats": stats}
+        if simulated is not None:
+            answers = [without_times(answer) for answer in record["completions"]]
+            record = {"completions": answers, "stats": without_times(stats), "simulated": simulated}
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+    elif simulated is not None:
+        click.echo(f"{stats['num_prompt_tokens']} prompt tokens, {stats['num_new_tokens']} new, simulated", err=True)
     else:
         click.echo(_stats_line(completions, stats), err=True)
 

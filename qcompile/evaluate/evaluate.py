@@ -126,6 +126,8 @@ def _notes(engine: "Engine", run: Run, num_damaged: int) -> list[str]:
     notes = []
     if not engine.tokenizer.has_chat_template and not run.settings.is_raw:
         notes.append(NO_TEMPLATE)
+    if run.about["simulated"]:
+        notes.append("answered by a simulated device: it proves function, not speed")
     isolations = {a.judgement.isolation for a in run.attempts} - {"", "unknown"}
     notes += [
         f"code was run without {missing}: the sandbox had only {isolation}"
@@ -146,9 +148,10 @@ def _about(engine: "Engine", task: Task, batch_size: int) -> dict[str, Any]:
             "manifest_sha256": sha256_of(engine.path / MANIFEST_NAME),
             "model_type": manifest.model.model_type,
             "target": manifest.target,
-            "dtype": manifest.graph("decoder").io.dtype,
+            "dtype": manifest.graphs[0].io.dtype,
             "quantization": manifest.quantization,
         },
+        "simulated": bool(manifest.build.get("simulated")),
         "data": {"path": str(task.data), "sha256": _sha256(task.data), "cases": len(task.cases)},
         "settings": {**settings, "batch_size": batch_size, "system": task.templates.system},
         "machine": {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()},

@@ -141,12 +141,17 @@ def _speed(run: Run) -> dict[str, Any]:
         for attempt in attempts
         if attempt.sample.num_new_tokens > 1 and attempt.sample.duration_s > attempt.sample.ttft_s
     ]
-    return {
+    counts = {
         "texts": len(attempts),
         "prompt_tokens": sum(attempt.sample.num_prompt_tokens for attempt in attempts),
         "new_tokens": tokens,
-        "generation_s": round(run.generated.seconds, 3),
         "generated_tokens": run.generated.tokens,
+    }
+    if run.about.get("simulated"):
+        return counts  # its seconds are not those of a device
+    return {
+        **counts,
+        "generation_s": round(run.generated.seconds, 3),
         "tokens_per_s": round(run.generated.tokens / run.generated.seconds, 2) if run.generated.seconds > 0 else None,
         "ttft_s": spread_of([attempt.sample.ttft_s for attempt in attempts]),
         "decode_tokens_per_s_each": spread_of(decode, 2),

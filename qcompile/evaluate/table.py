@@ -49,6 +49,8 @@ def speed_line(speed: dict[str, Any]) -> str:
     """Tokens, seconds, tokens/s and TTFT in one line."""
     if not speed["texts"]:
         return "no text was generated"
+    if "generation_s" not in speed:
+        return f"{speed['generated_tokens']:,} tokens"
     ttft = speed["ttft_s"]
     return (
         f"{speed['generated_tokens']:,} tokens in {speed['generation_s']:.1f} s: "

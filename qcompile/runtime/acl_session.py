@@ -5,6 +5,7 @@ of the cache by copies within the device, copies the chosen tokens back (one cop
 `docs/ascend.md` has the layout.
 """
 
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence
@@ -41,9 +42,9 @@ def open_acl_session(directory: Path, manifest: Manifest, check_hash: bool = Tru
         )
     if any(entry.io.kv_cache != "appended" or entry.io.logits != "chosen" for entry in manifest.graphs):
         raise SessionError(f"{directory}: the graphs have another interface than this runtime knows; update qcompile")
-    for entry in manifest.graphs:
-        for file in (entry.file, *entry.data):
-            check_file(directory, file, check_hash=check_hash)
+    _refuse_simulated(directory, manifest)
+    for file in {file.name: file for entry in manifest.graphs for file in (entry.file, *entry.data)}.values():
+        check_file(directory, file, check_hash=check_hash)
     device = AclDevice()
     try:
         _require_device(directory, manifest, device)
@@ -211,15 +212,23 @@ class AclSession:
             self._cache = None
 
 
+def _refuse_simulated(directory: Path, manifest: Manifest) -> None:
+    """Simulated files run on the simulated device, others do not; nothing chooses it silently."""
+    is_simulated = bool(getattr(sys.modules.get("acl"), "IS_SIMULATED", False))
+    if manifest.build.get("simulated") and not is_simulated:
+        raise SessionError(
+            f"{directory}: was compiled with `qcompile atc --simulate`, which no device can run; `qcompile generate` "
+            "runs it on the simulated one, `qcompile atc` without --simulate compiles it for a device"
+        )
+    if is_simulated and not manifest.build.get("simulated"):
+        raise SessionError(
+            f"{directory}: was compiled for a device; the simulated one runs `qcompile atc --simulate` only"
+        )
+
+
 def _require_device(directory: Path, manifest: Manifest, device: AclDevice) -> None:
-    """Refuse files built for another chip, and simulated files on a real device."""
+    """Refuse files built for another chip."""
     built_for = str(manifest.build.get("soc_version", ""))
-    is_simulated = bool(getattr(device.acl, "IS_SIMULATED", False))
-    if bool(manifest.build.get("simulated")) != is_simulated:
-        where = "the simulated device runs only files of the simulated compiler"
-        if not is_simulated:
-            where = "a device cannot run it: compile it with CANN (`qcompile atc` without --simulate)"
-        raise SessionError(f"{directory}: was {'not ' if is_simulated else ''}compiled with `atc --simulate`; {where}")
     # 910B4-1 is a 910B4 with more memory
     if built_for and built_for.lower().split("-")[0] != device.soc_name.lower().split("-")[0]:
         raise SessionError(

@@ -48,7 +48,8 @@ class ScriptedEngine:
             model=SimpleNamespace(model_type="qwen3"),
             target="ort",
             quantization={},
-            graph=lambda _: SimpleNamespace(io=SimpleNamespace(dtype="float32")),
+            graphs=(SimpleNamespace(io=SimpleNamespace(dtype="float32")),),
+            build={},
         )
         self.tokenizer = SimpleNamespace(has_chat_template=has_chat_template, encode=lambda text: [*text.encode()])
         self.asked: list[tuple[str, Any]] = []

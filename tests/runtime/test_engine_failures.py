@@ -95,9 +95,9 @@ def test_old_onnxruntime_gets_whole_prompts(
         session: Any = engine._session
         forward, shapes = session.forward, []
 
-        def recording(slot: int, ids: np.ndarray, past: list[int], *rest: Any) -> Any:
+        def recording(slot: int, ids: np.ndarray, past: list[int], *rest: Any, **more: Any) -> Any:
             shapes.append((ids.shape[1], max(past)))
-            return forward(slot, ids, past, *rest)
+            return forward(slot, ids, past, *rest, **more)
 
         session.forward = recording
         for _ in range(2):

@@ -116,6 +116,15 @@ class Machine:
         message, self._thread.message = getattr(self._thread, "message", ""), ""
         return message
 
+    def record(self) -> dict[str, Any]:
+        """Return what was moved, what is left on the device, and every misuse, JSON-ready."""
+        left = sum(allocation.size_bytes for allocation in self.device.live())
+        return {
+            "traffic": dict(self.traffic),
+            "leaked_device_bytes": left,
+            "misuse": [vars(report) for report in self.reports],
+        }
+
     # what is current
 
     @property
