@@ -73,27 +73,39 @@ def command(
         _print_lines(build, as_json, {"dry_run": True})
         return
     if simulate:
+        _simulate(console, build, output, release, as_json=as_json)
+    elif install is None or install.atc is None:
+        _prepare(console, build, output, model, as_json=as_json)
+    else:
+        atc, notes = find_compiler(install, os.environ)
+        for note in notes:
+            console.print(f"[yellow]note:[/] {note}")
         build = copy_build(build, output) if output is not None else build
-        console.print(
-            "[yellow]simulated:[/] these .om files run on the simulated device only (`qcompile generate DIR` does it by "
-            "itself); they prove function, not speed"
+        _print_outcome(
+            _watched(console, lambda say: build_oms(build, atc, install, os.environ, say)), as_json, simulate
         )
-        _print_outcome(_watched(console, lambda say: simulate_oms(build, release, os.environ, say)), as_json, simulate)
-        return
-    if install is None or install.atc is None:
-        default = build.directory if model.is_dir() else build.directory / build.jobs[0].name
-        folder = prepare_folder(build, output or default.with_name(f"{default.name}-for-atc"))
-        _print_lines(build, as_json, {"folder": str(folder), "om": {}})
-        console.print(
-            f"no CANN here: nothing was compiled. Copy {folder} to a machine with CANN and run: bash {SCRIPT_NAME}"
-        )
-        raise click.exceptions.Exit(_NO_CANN)
-    atc, notes = find_compiler(install, os.environ)
-    for note in notes:
-        console.print(f"[yellow]note:[/] {note}")
-    if output is not None:
-        build = copy_build(build, output)
-    _print_outcome(_watched(console, lambda say: build_oms(build, atc, install, os.environ, say)), as_json, simulate)
+
+
+def _simulate(console: Console, build: Build, output: Path | None, release: Cann, *, as_json: bool) -> None:
+    placed = copy_build(build, output) if output is not None else build
+    console.print(
+        "[yellow]simulated:[/] these .om files run on the simulated device only (`qcompile generate DIR` does it by "
+        "itself); they prove function, not speed"
+    )
+    outcome = _watched(console, lambda say: simulate_oms(placed, release, os.environ, say))
+    _print_outcome(outcome, as_json, simulate=True)
+
+
+def _prepare(console: Console, build: Build, output: Path | None, model: Path, *, as_json: bool) -> None:
+    """Write the folder for a machine that has CANN, and exit with 3."""
+    default = build.directory if model.is_dir() else build.directory / build.jobs[0].name
+    folder = prepare_folder(build, output or default.with_name(f"{default.name}-for-atc"))
+    _print_lines(build, as_json, {"folder": str(folder), "om": {}})
+    console.print(
+        f"no CANN here: nothing was compiled. Copy {folder} to a machine with CANN and run: bash {SCRIPT_NAME} "
+        "(--simulate tries it without)"
+    )
+    raise click.exceptions.Exit(_NO_CANN)
 
 
 def _watched(console: Console, run: Callable[[Say], Outcome]) -> Outcome:
