@@ -136,13 +136,24 @@ def with_int8(kernels: Iterable[Kernel]) -> list[Kernel]:
 
 
 def with_int4(kernels: Iterable[Kernel]) -> list[Kernel]:
-    """Return the kernels with weight-only int4 projections; those wider than 65535 stay in fp16."""
-    return [
-        replace(kernel, op="NPUWeightQuantBatchMatmulV2", weight_bytes=int(kernel.weight_bytes * _INT4_SHARE))
-        if kernel.op in _PRODUCTS and 0 < kernel.columns <= _MAX_WEIGHT_ONLY_DIM
-        else kernel
-        for kernel in kernels
-    ]
+    """Return the kernels with weight-only int4 projections; those wider than 65535 are several, and a Concat."""
+    made = []
+    for kernel in kernels:
+        if kernel.op not in _PRODUCTS or not kernel.weight_bytes:
+            made.append(kernel)
+            continue
+        count = max(1, -(-kernel.columns // _MAX_WEIGHT_ONLY_DIM))
+        piece = replace(
+            kernel,
+            op="NPUWeightQuantBatchMatmulV2",
+            flops=kernel.flops / count,
+            moved_bytes=kernel.moved_bytes // count,
+            weight_bytes=int(kernel.weight_bytes * _INT4_SHARE / count),
+        )
+        made += [piece] * count
+        if count > 1:
+            made.append(Kernel(f"{kernel.name}.joined", "Concat", 0.0, 2 * kernel.moved_bytes))
+    return made
 
 
 def kernels_of(view: GraphView) -> list[Kernel]:

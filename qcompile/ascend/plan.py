@@ -228,15 +228,10 @@ def _forms(bucket: Bucket, kernels: list[Kernel], sizes: Sizes, chip: Chip, per_
     forms = [(BEFORE, before, half), (AFTER, kernels, half)]
     if chip.family != "310B":
         projections, table = sizes.layers * sizes.layer_weights, sizes.vocab * sizes.hidden
-        int8 = 2 * table + int(_INT8_BYTES * (projections + table))
+        int8 = int(_INT8_BYTES * (projections + 2 * table))
         forms.append((INT8, with_int8(kernels), int8))
-        forms.append((INT4, with_int4(kernels), int(_INT4_BYTES * projections) + _head_bytes(sizes)))
+        forms.append((INT4, with_int4(kernels), int(_INT4_BYTES * (projections + table)) + 2 * table))
     return [_row(bucket, form, listed, sizes, chip, weights) for form, listed, weights in forms]
-
-
-def _head_bytes(sizes: Sizes) -> int:
-    """Embedding and head stay in fp16 with weight-only int4: they are wider than its kernel takes."""
-    return 2 * sizes.vocab * sizes.hidden * (1 if sizes.is_tied else 2)
 
 
 def _row(bucket: Bucket, form: str, kernels: list[Kernel], sizes: Sizes, chip: Chip, weights: int) -> Row:

@@ -116,11 +116,18 @@ def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> 
             console.print(Text(f"{result.name}: {rejection.node}: {rejection.reason}", style="dim"))
         if "mixed_precision" in result.detail:
             console.print(f"{result.name}: {result.detail['mixed_precision']['summary']}", soft_wrap=True)
-    for name, graph in done.ascend.get("graphs", {}).items():
-        console.print(f"{name}: {graph['kernels']} kernels by estimate, {graph['kernels_per_layer']} in a layer")
+    _print_kernels(done, console)
     for warning in done.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
     _print_totals(done, console, dry_run=dry_run)
+
+
+def _print_kernels(done: OptimizeReport, console: Console) -> None:
+    plain = done.ascend.get("torch_export_kernels_per_layer")
+    beside = f" (torch.onnx.export: {plain})" if plain else ""
+    for name, graph in done.ascend.get("graphs", {}).items():
+        layer = f"{graph['kernels_per_layer']} in a layer{beside if name.startswith('decode') else ''}"
+        console.print(f"{name}: {graph['kernels']} kernels by estimate, {layer}", soft_wrap=True)
 
 
 def _print_totals(done: OptimizeReport, console: Console, *, dry_run: bool) -> None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qcompile.ascend.buckets import Bucket, BucketOptions
 from qcompile.ascend.chips import Chip
+from qcompile.ascend.cost_by_config import TORCH_EXPORT
 from qcompile.ascend.lowering.centring import bias_scores, coarse_layers
 from qcompile.ascend.lowering.decoder import DecoderLowering, LoweringOptions, heads_of
 from qcompile.ascend.lowering.flash_attention import why_no_flash
@@ -78,6 +79,7 @@ class LoweredModel:
         centred: Attention layers whose keys are centred.
         reasons: What was spelled out in standard operators, why, and how often.
         ranges: How large values become on text; None when that was not measured.
+        torch_export: Kernels per layer of a graph by torch.onnx.export, for comparison; 0 where that was not counted.
     """
 
     graphs: list[LoweredGraph]
@@ -85,11 +87,13 @@ class LoweredModel:
     centred: frozenset[int]
     reasons: dict[str, int]
     ranges: ValueRanges | None = None
+    torch_export: int = 0
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest and the report say, JSON-ready."""
         return {
             "graphs": {g.bucket.name: g.kernels.record() for g in self.graphs},
+            "torch_export_kernels_per_layer": self.torch_export,
             "centred_layers": sorted(self.centred),
             "largest_bias_score": round(max(self.bias_scores.values(), default=0.0), 1),
             "spelled_out": self.reasons,
@@ -148,7 +152,8 @@ def lower_model(
         if no_flash:
             reasons[f"--attention pfa: {no_flash}"] = shape.num_hidden_layers
         graphs.append(LoweredGraph(bucket, lowered, count_kernels(lowered)))
-    return LoweredModel(graphs, scores, centred, reasons, ranges)
+    torch_export = TORCH_EXPORT.get(shape.model_type.removesuffix("_text"), 0)
+    return LoweredModel(graphs, scores, centred, reasons, ranges, torch_export)
 
 
 def _why_no_flash(model: ir.Model, chip: Chip) -> str:
