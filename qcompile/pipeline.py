@@ -34,6 +34,7 @@ from qcompile.loaded_model import LoadedModel, inspect_loaded
 from qcompile.model_shape import describe_any, is_decoder, model_io_of
 from qcompile.passes import registry
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection, op_histogram
+from qcompile.passes.fold_scales import Awq, FoldScales
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.lower_kv8_to_ort import LowerKv8ToOrt
 from qcompile.passes.proof import Prover
@@ -42,7 +43,7 @@ from qcompile.passes.quantize_kv8 import QuantizeKv8
 from qcompile.passes.quantize_model import QuantizeModel
 from qcompile.passes.schedule import schedule
 from qcompile.passes.select_last_token import SelectLastToken
-from qcompile.quantize_options import QuantizeOptions
+from qcompile.quantize_options import LayerOptions, QuantizeOptions
 from qcompile.runtime.manifest import FileEntry, GraphEntry, Manifest, ModelShape
 from qcompile.surgeon import apply_surgery
 from qcompile.target import Target, default_target, target_named
@@ -152,11 +153,12 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
         done.warnings.append(f"surgery {options.surgery} is yours: it was run as it is and not checked")
     statistics = CalibratedStatistics(
         TextSource(graph_path.parent, manifest, options.quantize.calibration),
-        with_hessians=options.quantize.needs_hessian,
+        with_hessians=options.quantize.needs_hessian or Awq in plan,
         say=say,
     )
     statistics.text.check()
-    steps = [_instance(step, shape, options.quantize, statistics, target) for step in plan]
+    defaults = next((step.defaults for step in plan if issubclass(step, QuantizeModel)), None)
+    steps = [_instance(step, shape, options.quantize, statistics, target, defaults) for step in plan]
     first = next((i for i, step in enumerate(plan) if step in registry.QUANTIZE), len(plan))
     _run(steps[:first], context, done, say)
     ranges = _ranges(context.model, target, statistics.text, options, done, say)
@@ -247,11 +249,14 @@ def _instance(
     quantize: QuantizeOptions,
     statistics: CalibratedStatistics,
     target: Target,
+    defaults: Sequence[LayerOptions] | None,
 ) -> Pass:
     if pass_class is LowerAttentionToOrt:
         return LowerAttentionToOrt(shape.max_position_embeddings)
     if issubclass(pass_class, QuantizeModel):
         return pass_class(quantize, statistics, target.smallest_group)
+    if issubclass(pass_class, FoldScales):
+        return pass_class(quantize, statistics, defaults)
     if pass_class is QuantizeKv8:
         return QuantizeKv8(statistics)
     return pass_class()

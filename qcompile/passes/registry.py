@@ -23,6 +23,7 @@ from qcompile.passes.clean import (
 )
 from qcompile.passes.deduplicate_initializers import DeduplicateInitializers
 from qcompile.passes.fold_constants import FoldConstants
+from qcompile.passes.fold_scales import Awq, SmoothQuant
 from qcompile.passes.fuse_add_layer_norm import FuseAddLayerNorm
 from qcompile.passes.fuse_add_rms_norm import FuseAddRmsNorm
 from qcompile.passes.fuse_attention import FuseAttention
@@ -86,6 +87,8 @@ FUSE: tuple[type[Pass], ...] = (
 QUANTIZE: tuple[type[Pass], ...] = (
     QuantizeKv8,
     RotateResidual,
+    SmoothQuant,
+    Awq,
     QuantizeInt8,
     QuantizeInt8Dynamic,
     QuantizeInt8Static,
