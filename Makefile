@@ -22,11 +22,16 @@ CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 OPTIMUM_VENV := .venv-optimum
 OPTIMUM := $(OPTIMUM_VENV)/.installed
+KERNELS_VENV := .venv-kernels
+KERNELS := $(KERNELS_VENV)/.installed
+# triton-ascend 3.2.0 has builds for 3.10 and 3.11, on Linux, x86-64 and arm64
+KERNELS_PYTHON ?= $(shell for p in python3.11 python3.10; do \
+	$$p -c 'import venv' 2>/dev/null && { echo $$p; break; }; done)
 PIP := -m pip install --quiet --disable-pip-version-check
 CODE := qcompile tests examples benchmarks models kernels
 export PIP_NO_INPUT := 1
 
-.PHONY: help venv check test test-real test-ascend demo bench fmt clean
+.PHONY: help venv kernels-env mlir-tools kernels-prepared check test test-real test-ascend demo bench fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,6 +58,26 @@ $(OPTIMUM):
 	$(OPTIMUM_VENV)/bin/python $(PIP) 'optimum-onnx[onnxruntime]'
 	@touch $@
 
+# An environment of other packages is made anew: pip leaves triton-ascend broken when it replaces a triton.
+$(KERNELS): kernels/environment.txt
+	@test -n "$(KERNELS_PYTHON)" || { echo "no Python 3.10 or 3.11 found, which triton-ascend needs; run make $@ KERNELS_PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(KERNELS_PYTHON) -m venv --clear $(KERNELS_VENV)
+	$(KERNELS_VENV)/bin/python $(PIP) -r kernels/environment.txt
+	@touch $@
+
+kernels-env: $(KERNELS)  ## make .venv-kernels with the compiler for Ascend kernels (no CANN, no NPU)
+
+mlir-tools:  ## install Debian's mlir-19-tools and llvm-19, which run lowered kernels on this CPU (as root)
+	@if command -v mlir-opt-19 >/dev/null && command -v llc-19 >/dev/null; then exit 0; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mlir-19-tools llvm-19 >/dev/null; \
+	else echo "mlir-opt-19 and llc-19 are missing; as root: apt-get install mlir-19-tools llvm-19" >&2; exit 1; fi
+
+# What cannot be had is said here, and again by pytest as the reason of each skipped test.
+kernels-prepared:
+	@$(MAKE) --no-print-directory kernels-env || echo "WARNING: no kernels environment: tests that compile kernels are skipped" >&2
+	@$(MAKE) --no-print-directory mlir-tools || echo "WARNING: no MLIR tools: tests that run lowered kernels are skipped" >&2
+
 venv: $(DEV)  ## make .venv with everything the tests need
 
 demo: $(CORE)  ## export, optimize, verify and generate on a small model (no torch)
@@ -63,8 +88,8 @@ check: $(DEV)  ## ruff, ruff format --check, mypy
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
-test: check  ## all checks, then every test that needs no device and no downloaded model
-	$(BIN)/python -m pytest -n $(JOBS) -m "not real and not ascend"
+test: check kernels-prepared  ## all checks, then every test that needs no device and no downloaded model
+	$(BIN)/python -m pytest -n $(JOBS) -rs -m "not real and not ascend"
 
 test-real: $(DEV) $(OPTIMUM)  ## fetch the real 0.5B model and run the whole path on it
 	$(BIN)/qcompile fetch $(RECIPE)
@@ -82,4 +107,4 @@ fmt: $(DEV)  ## format and repair what ruff can
 	$(BIN)/ruff format $(CODE)
 
 clean:  ## remove environments and generated files
-	rm -rf $(VENV) $(OPTIMUM_VENV) out build qcompile.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OPTIMUM_VENV) $(KERNELS_VENV) out build qcompile.egg-info .mypy_cache .ruff_cache .pytest_cache

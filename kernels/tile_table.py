@@ -16,6 +16,7 @@ budget_bytes = { ub = 41984 }          most the compiler may plan, by buffer: ub
 expect = "ok"                          or "overflow": a negative test, which has no budget
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.errors import KernelError
+from qcompile.text_file import decode_utf8, read_bounded
 
 try:
     import tomllib
@@ -30,6 +32,12 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 ROOT = Path(__file__).parent
+BUFFERS = ("ub", "cbuf", "cc")
+_CORES = ("vector", "cube", "mix")
+_EXPECTED = ("ok", "overflow")
+_SCALARS = frozenset(["i1", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "fp16", "bf16", "fp32", "fp64"])
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,11 @@ class Tile:
     variants: tuple[str, ...]
     budget_bytes: Mapping[str, int]
     expect: str
+
+    @property
+    def label(self) -> str:
+        """The constants in one word: ``BLOCK_ROWS=4,BLOCK_COLS=1024``."""
+        return ",".join(f"{name}={value}" for name, value in self.constants.items()) or "-"
 
     def covers(self, wanted: Mapping[str, int]) -> bool:
         """Whether each named constant is at least as large as wanted."""
@@ -70,9 +83,8 @@ class KernelTable:
         letters = self.variants[variant]
         typed = {}
         for name, kind in self.signature.items():
-            star = "*" if kind.startswith("*") else ""
-            base = kind.removeprefix("*")
-            typed[name] = star + letters.get(base, base)
+            star, base = ("*", kind[1:]) if str(kind).startswith("*") else ("", str(kind))
+            typed[name] = star + str(letters.get(base, base))
         return typed
 
     def cases(self) -> Iterator[tuple[Tile, str]]:
@@ -101,8 +113,7 @@ class KernelTable:
 @cache
 def tables(operator: str) -> tuple[KernelTable, ...]:
     """Read kernels/<operator>/tiles.toml."""
-    parsed = tomllib.loads((ROOT / operator / "tiles.toml").read_text(encoding="utf-8"))
-    return tuple(_kernel_table(operator, parsed["chips"], entry) for entry in parsed["kernel"])
+    return read_tables(ROOT / operator)
 
 
 def table(operator: str, function: str) -> KernelTable:
@@ -110,17 +121,68 @@ def table(operator: str, function: str) -> KernelTable:
     return next(entry for entry in tables(operator) if entry.function == function)
 
 
-def _kernel_table(operator: str, chips: list[str], entry: Mapping[str, Any]) -> KernelTable:
-    variants = entry["variants"]
-    return KernelTable(
-        operator=operator,
-        function=entry["function"],
-        core=entry["core"],
-        chips=tuple(chips),
-        signature=entry["signature"],
-        variants=variants,
-        tiles=tuple(
-            Tile(tile["constants"], tuple(tile.get("variants", variants)), tile.get("budget_bytes", {}), tile["expect"])
-            for tile in entry["tile"]
-        ),
-    )
+def read_tables(folder: Path) -> tuple[KernelTable, ...]:
+    """Read the tiles.toml of an operator's folder.
+
+    Raises:
+        KernelError: It is missing or wrong; says where, what was seen and what is wanted.
+    """
+    path = folder / "tiles.toml"
+    text = decode_utf8(read_bounded(path, _LIMIT_BYTES, "that is no tile table", KernelError), str(path), KernelError)
+    try:
+        parsed = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as fault:
+        raise KernelError(f"{path}: not TOML: {fault}") from None
+    chips, kernels = parsed.get("chips"), parsed.get("kernel")
+    _require(_is_names(chips), str(path), f"chips = {chips!r}, wanted a list of compiler targets")
+    _require(isinstance(kernels, list) and bool(kernels), str(path), "no [[kernel]]")
+    return tuple(_kernel_table(folder.name, chips, entry, str(path)) for entry in kernels)
+
+
+def _kernel_table(operator: str, chips: list[str], entry: Any, where: str) -> KernelTable:
+    _require(isinstance(entry, dict), where, "a [[kernel]] is a table")
+    function, core = entry.get("function"), entry.get("core")
+    is_name = isinstance(function, str) and _NAME.fullmatch(function) is not None
+    _require(is_name, where, f"function = {function!r}, wanted the name of a function in kernel.py")
+    where = f"{where}: {function}"
+    _require(core in _CORES, where, f"core = {core!r}, wanted one of {', '.join(_CORES)}")
+    signature, variants, tiles = entry.get("signature"), entry.get("variants"), entry.get("tile")
+    _require(isinstance(signature, dict) and bool(signature), where, "[kernel.signature] is missing or empty")
+    _require(isinstance(variants, dict) and bool(variants), where, "[kernel.variants] is missing or empty")
+    _require(isinstance(tiles, list) and bool(tiles), where, "no [[kernel.tile]]")
+    read = tuple(_tile(tile, tuple(variants), where) for tile in tiles)
+    table = KernelTable(operator, function, core, tuple(chips), signature, variants, read)
+    for variant, letters in variants.items():
+        _require(isinstance(letters, dict), where, f'variant {variant} = {letters!r}, wanted {{ T = "fp16" }}')
+        for name, kind in table.typed_signature(variant).items():
+            known = kind.removeprefix("*") in _SCALARS
+            _require(
+                known, where, f"{name} is '{kind}' in variant {variant}; wanted {', '.join(sorted(_SCALARS))}, or *"
+            )
+    return table
+
+
+def _tile(tile: Any, variants: tuple[str, ...], where: str) -> Tile:
+    _require(isinstance(tile, dict), where, "a [[kernel.tile]] is a table")
+    unknown = sorted(set(tile) - {"constants", "variants", "budget_bytes", "expect"})
+    _require(not unknown, where, f"a tile has no {', '.join(unknown)}")
+    constants, budget = tile.get("constants"), tile.get("budget_bytes", {})
+    wanted, expect = tile.get("variants", list(variants)), tile.get("expect")
+    is_numbers = isinstance(constants, dict) and all(isinstance(value, int) for value in constants.values())
+    _require(is_numbers, where, f"constants = {constants!r}, wanted whole numbers by name")
+    where = f"{where} {constants}"
+    _require(expect in _EXPECTED, where, f"expect = {expect!r}, wanted one of {', '.join(_EXPECTED)}")
+    is_known = _is_names(wanted) and set(wanted) <= set(variants)
+    _require(is_known, where, f"variants = {wanted!r}, wanted some of {', '.join(variants)}")
+    is_budget = isinstance(budget, dict) and all(b in BUFFERS and type(n) is int and n > 0 for b, n in budget.items())
+    _require(is_budget, where, f"budget_bytes = {budget!r}, wanted bytes of {', '.join(BUFFERS)}")
+    return Tile(constants, tuple(wanted), budget, expect)
+
+
+def _is_names(names: Any) -> bool:
+    return isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names)
+
+
+def _require(condition: bool, where: str, message: str) -> None:
+    if not condition:
+        raise KernelError(f"{where}: {message}")

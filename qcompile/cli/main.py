@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "Operators, parameters, inputs and outputs; two models side by side.",
     "check": "Would ATC take this graph? Decided offline, with code and cure.",
     "atc": "Compile the graphs with CANN's ATC, or prepare that for another machine.",
+    "kernels": "Fused Ascend operators: list them, compile them ahead of time, measure them.",
     "plan": "What a model will cost on an Ascend chip, estimated.",
     "doctor": "What this machine can do for Ascend, and what is missing.",
     "quality": "Perplexity, KL and agreement of two models, and where they part.",
