@@ -101,17 +101,17 @@ _BODIES = {
       last = Constant <value = int64[1] {-1}> ()
       scale = Squeeze (step, last)
     }""",
-    # y = round(x * scale + offset), cut off at -128 and 127
+    # y = round(x * scale) + offset, cut off at -128 and 127
     "AscendQuant": """
     AscendQuant <scale, offset> (x) => (y) {
       factor = Constant <value_float: float = @scale> ()
       shift = Constant <value_float: float = @offset> ()
       scaled = Mul (x, factor)
-      shifted = Add (scaled, shift)
-      nearest = Round (shifted)
+      nearest = Round (scaled)
+      shifted = Add (nearest, shift)
       least = Constant <value = float {-128.0}> ()
       most = Constant <value = float {127.0}> ()
-      cut = Clip (nearest, least, most)
+      cut = Clip (shifted, least, most)
       y = Cast <to = 3> (cut)
     }""",
     # y = round(x * scale + offset), cut off at -128 and 127; scale and offset [1] or one per column
