@@ -87,6 +87,10 @@ class AclDevice:
         """Make the context current in this thread; every entry from outside starts with it."""
         self.call("acl.rt.set_context", self.acl.rt.set_context(self._context))
 
+    def reenter(self) -> None:
+        """Do the same before things are given back; a failure is logged."""
+        self.release("acl.rt.set_context", self.acl.rt.set_context, self._context)
+
     def close(self) -> None:
         """Release stream, context and device; harmless when repeated."""
         self._open.close()

@@ -77,6 +77,7 @@ class AclSession:
         self._used: List[int] = []
         self._is_open = True
         self._open = ExitStack()
+        self._open.callback(device.close)
         try:
             self._load(directory, manifest)
         except BaseException:
@@ -179,11 +180,10 @@ class AclSession:
     def close(self) -> None:
         """See Session."""
         if self._is_open:
-            self.device.enter()
-            self._open.close()
-            self.device.close()
             self._is_open = False
             self.num_slots = self.capacity = 0
+            with self._open:
+                self.device.reenter()
 
     def _require_open(self) -> Optional[DeviceCache]:
         if not self._is_open:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qcompile.ascend.om_layout import HEADER_BYTES, read_header
 from qcompile.ascend.sim.copies import Copier
 from qcompile.ascend.sim.execution import Workshop
 from qcompile.ascend.sim.loaded import LoadedModel, LoadedModels
@@ -23,6 +24,7 @@ from qcompile.ascend.sim.machine import (
 )
 from qcompile.ascend.sim.model_file import SimulatedFile, open_simulated
 from qcompile.errors import GraphError
+from qcompile.tensors import DataFile
 
 _LOAD_TYPE, _PATH, _WORK_ADDRESS, _WORK_SIZE, _WEIGHT_ADDRESS, _WEIGHT_SIZE = 1, 2, 7, 8, 5, 6
 _FROM_FILE, _FROM_FILE_WITH_MEM = 1, 2
@@ -119,7 +121,7 @@ class LoadingCalls:
         try:
             file = open_simulated(Path(path))
         except GraphError as error:
-            return None, machine.error(GE_DATA_SIZE if "truncated" in str(error) else GE_LOAD, str(error))
+            return None, machine.error(GE_DATA_SIZE if _is_cut(Path(path)) else GE_LOAD, str(error))
         soc_version = file.model.soc_version
         if soc_version.lower().split("-")[0] != machine.soc_name.lower().split("-")[0]:
             return None, machine.error(GE_LOAD, f"{path} was built for {soc_version}, this is {machine.soc_name}")
@@ -176,3 +178,12 @@ class LoadingCalls:
             return self._machine.error(OUT_OF_MEMORY, f"no {size_bytes} bytes for the model")
         owned.append(address)
         return 0
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a file has fewer bytes than its header says."""
+    try:
+        file = DataFile(path)
+        return file.size_bytes < HEADER_BYTES + read_header(file).length
+    except (GraphError, OSError):
+        return False
