@@ -156,15 +156,11 @@ def candidate_schemes(
         widths: Inputs of the tensors; each gets a scheme whose groups divide them.
 
     Raises:
-        QuantError: The pass rounds activations by a calibrated scale, which trials do not.
+        QuantError: Every layer is kept float.
     """
     own = options.scheme_for(("",), defaults)
     if own is None:
         raise QuantError("every layer is kept float: there is nothing to choose")
-    if own.activations == "static":
-        raise QuantError(
-            "a quality or a size chooses among int8-dynamic, int8-weight or int4, not int8-static; name one"
-        )
     fitting = [size for size in GROUP_SIZES if all(width % size == 0 for width in widths)]
     coarse: GroupSize = max((size for size in fitting if size <= _INT8_GROUP), default="channel")
     int8 = LinearScheme(8, coarse, True, "float", own.algorithm)

@@ -1,10 +1,12 @@
-"""Round the inputs of some Linears to int8 per token inside a small model, to see what it does to the outputs."""
+"""Round the inputs of some Linears to int8 inside a small model, per token or by one step: what does it do to the outputs?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
+import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx.parser
 
 _DOMAIN = "qcompile.calibration"
@@ -26,24 +28,39 @@ _ROUND = onnx.parser.parse_function(f"""
       y = Mul (rounded, scale)
     }}""")
 
+# x' = s * clip(round(x / s), -128, 127), one s for all: qcompile.quant.activations
+_ROUND_BY_STEP = onnx.parser.parse_function(f"""
+    <opset_import: ["" : 18], domain: "{_DOMAIN}">
+    RoundByStep (x, step) => (y) {{
+      scaled = Div (x, step)
+      nearest = Round (scaled)
+      least = Constant <value = float {{-128.0}}> ()
+      most = Constant <value = float {{127.0}}> ()
+      code = Clip (nearest, least, most)
+      y = Mul (code, step)
+    }}""")
 
-def with_rounded_inputs(model: bytes, indices: Sequence[int]) -> bytes:
+
+def with_rounded_inputs(model: bytes, steps: Mapping[int, float | None]) -> bytes:
     """Return a model in which the first input of some nodes is rounded.
 
     Args:
         model: What `qcompile.passes.excerpt.model_of` returned; its activations are float32.
-        indices: Positions of the nodes.
+        steps: Position of each node to the step of its input; None for a step per token.
     """
     proto = onnx.ModelProto.FromString(model)
     nodes = list(proto.graph.node)
     del proto.graph.node[:]
     for index, node in enumerate(nodes):
-        if index in indices:
-            output = f"{node.output[0]}.rounded_input"
-            rounding = onnx.NodeProto(op_type="RoundPerToken", domain=_DOMAIN, input=[node.input[0]], output=[output])
-            proto.graph.node.append(rounding)
+        if index in steps:
+            step, output = steps[index], f"{node.output[0]}.rounded_input"
+            inputs, kind = [node.input[0]], "RoundPerToken"
+            if step is not None:
+                inputs, kind = [*inputs, f"{output}.step"], "RoundByStep"
+                proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(step, np.float32), inputs[1]))
+            proto.graph.node.append(onnx.NodeProto(op_type=kind, domain=_DOMAIN, input=inputs, output=[output]))
             node.input[0] = output
         proto.graph.node.append(node)
-    proto.functions.append(_ROUND)
+    proto.functions.extend([_ROUND, _ROUND_BY_STEP])
     proto.opset_import.append(onnx.OperatorSetIdProto(domain=_DOMAIN, version=1))
     return bytes(proto.SerializeToString())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class BlockSession:
         imports: Operator sets of the graph.
         sessions: Sessions by content, shared between blocks.
         known: Arrays that the block will read, for values whose type the graph does not say.
-        rounded: Nodes whose first input is rounded to int8 per token.
+        rounded: Nodes whose first input is rounded to int8, and by what step; None for a step per token.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class BlockSession:
         imports: Mapping[str, int],
         sessions: dict[bytes, Any],
         known: Mapping[ir.Value, Array],
-        rounded: Collection[ir.Node] = (),
+        rounded: Mapping[ir.Node, float | None],
     ) -> None:
         self.block = block
         outer = (*block.reads, *block.weights)
         stand_ins = {value: _stand_in(value, f"x{i}", known.get(value)) for i, value in enumerate(outer)}
         model = model_of(block.nodes, block.writes, stand_ins, imports, widens=True)
         if rounded:
-            model = with_rounded_inputs(model, [i for i, node in enumerate(block.nodes) if node in rounded])
+            model = with_rounded_inputs(model, {i: rounded[n] for i, n in enumerate(block.nodes) if n in rounded})
         key = hashlib.blake2b(model, digest_size=16).digest()
         if key not in sessions:
             sessions[key] = _open(model, block)
@@ -100,9 +100,17 @@ class BlockRunner:
         self.memory_bytes = memory_bytes
         self._sessions: dict[bytes, Any] = {}
 
-    def session(self, index: int, values: Mapping[ir.Value, Array], rounded: Collection[ir.Node] = ()) -> BlockSession:
-        """Return the session of one block, given what some row brings to it and the nodes whose inputs are rounded."""
-        return BlockSession(self.blocks[index], self.graph.opset_imports, self._sessions, values, rounded)
+    def session(
+        self, index: int, values: Mapping[ir.Value, Array], rounded: Mapping[ir.Node, float | None] | None = None
+    ) -> BlockSession:
+        """Return the session of one block.
+
+        Args:
+            index: Of the block.
+            values: What some row brings to it.
+            rounded: Nodes whose inputs are rounded, and by what step; None for a step per token.
+        """
+        return BlockSession(self.blocks[index], self.graph.opset_imports, self._sessions, values, rounded or {})
 
     def run(self, rows: Sequence[Row], visit: Visitor, end_block: Callable[[int], None], say: Say) -> None:
         """Run all rows through all blocks.

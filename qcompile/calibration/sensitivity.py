@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from qcompile.calibration.runner import Say
-from qcompile.calibration.trial import Tensor, Trials
+from qcompile.calibration.trial import Tensor, Trials, rounded_inputs
 from qcompile.errors import QuantError
-from qcompile.quant.activations import round_per_token
 from qcompile.quant.allocation import Allocation, Choice, fit_size, reach_quality
 from qcompile.quant.scheme import InputStatistics
 from qcompile.quantize_options import LayerOptions, LinearScheme
@@ -229,7 +228,8 @@ def choose(
 def label_of(scheme: LinearScheme) -> str:
     """Return a scheme in short: int4 g32 asym gptq, int8 a8."""
     group = "" if scheme.group_size == "channel" else f" g{scheme.group_size}"
-    parts = ["" if scheme.symmetric else " asym", "" if scheme.activations == "float" else " a8"]
+    activations = {"float": "", "dynamic": " a8", "static": " a8 static"}[scheme.activations]
+    parts = ["" if scheme.symmetric else " asym", activations]
     return f"int{scheme.bits}{group}{''.join(parts)} {scheme.algorithm}"
 
 
@@ -300,7 +300,8 @@ class _Measuring:
         original = np.asarray(tensor.uses[0].rows(0, tensor.shape[0]), np.float32)
         if scheme.activations == "float":
             return float((((restored - original) @ x.T) ** 2).sum(dtype=np.float64))
-        return float(((restored @ round_per_token(x).T - original @ x.T) ** 2).sum(dtype=np.float64))
+        seen = rounded_inputs(x, scheme, self.trials.step_of(tensor, scheme))
+        return float(((restored @ seen.T - original @ x.T) ** 2).sum(dtype=np.float64))
 
 
 def _coarsest_first(schemes: Mapping[str, LinearScheme]) -> dict[str, LinearScheme]:

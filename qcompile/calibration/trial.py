@@ -17,7 +17,7 @@ from qcompile.calibration.blocks import Block
 from qcompile.calibration.runner import Array, BlockRunner, Row, Say, feeds_of
 from qcompile.errors import QuantError
 from qcompile.passes.quantize_projections import HEAD, Projection, find_projections
-from qcompile.quant.activations import round_per_token
+from qcompile.quant.activations import INT8_MAX, round_per_tensor, round_per_token
 from qcompile.quant.algorithms import NEEDS_HESSIAN, weight_quantizer
 from qcompile.quant.scheme import FloatArray, InputStatistics, WeightScheme, check_weight
 from qcompile.quantize_options import LinearScheme
@@ -25,6 +25,7 @@ from qcompile.quantize_options import LinearScheme
 NUM_POSITIONS = 256
 _HEAD_ROWS = 16384
 _LOGIT_POSITIONS = 64
+_SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,18 @@ def tensors_of(graph: ir.Graph) -> list[Tensor]:
     return found
 
 
+def rounds(node: ir.Node, scheme: LinearScheme) -> bool:
+    """Whether a scheme rounds the inputs of a node: a lookup has none."""
+    return scheme.activations != "float" and node.op_type != "Gather"
+
+
+def rounded_inputs(x: FloatArray, scheme: LinearScheme, step: float | None) -> FloatArray:
+    """Return inputs [T, K] as a scheme rounds them."""
+    if scheme.activations == "float":
+        return x
+    return round_per_token(x) if scheme.activations == "dynamic" or step is None else round_per_tensor(x, step)
+
+
 def weight_scheme(scheme: LinearScheme) -> WeightScheme:
     """Return how a scheme stores a weight."""
     group_size = None if scheme.group_size == "channel" else scheme.group_size
@@ -135,6 +148,14 @@ class Trials:
             zeros = np.zeros(tensor.shape[1], np.float32)
             return InputStatistics(0, zeros, zeros)
         return InputStatistics(len(x), np.abs(x).max(axis=0), np.abs(x).mean(axis=0), x.T @ x, x)
+
+    def step_of(self, tensor: Tensor, scheme: LinearScheme) -> float | None:
+        """Return the step of static inputs: the largest value of these rows becomes code 127; None for the others."""
+        if scheme.activations != "static":
+            return None
+        value = tensor.reader.node.inputs[0]
+        assert value is not None
+        return max(float(np.abs(self.inputs[value]).max()), _SMALLEST) / float(INT8_MAX)
 
     def quantized(self, tensor: Tensor, scheme: LinearScheme, statistics: InputStatistics | None) -> FloatArray:
         """Return [N, K]: what a tensor's codes stand for."""
@@ -207,7 +228,7 @@ class Trials:
         for index in range(first, len(self.runner.blocks)):
             block = self.runner.blocks[index]
             own = {node: uses[node] for node in block.nodes if node in uses}
-            rounded = [n for n, (_, scheme) in own.items() if scheme.activations != "float" and n.op_type != "Gather"]
+            rounded = {n: self.step_of(tensor, scheme) for n, (tensor, scheme) in own.items() if rounds(n, scheme)}
             session = self.runner.session(index, states[0], rounded)
             weights = session.weights()
             for node, (tensor, scheme) in own.items():
@@ -223,7 +244,7 @@ class Trials:
         self, hidden: FloatArray, table: FloatArray | None, scheme: LinearScheme | None
     ) -> FloatArray:
         """Return the log probabilities [positions, V] of the head's inputs."""
-        x = round_per_token(hidden) if scheme is not None and scheme.activations != "float" else hidden
+        x = hidden if scheme is None else rounded_inputs(hidden, scheme, float(np.abs(hidden).max() / INT8_MAX))
         logits = np.empty((len(x), self.head.num_outputs), np.float32)
         for start, stop in _ranges(self.head.num_outputs, _HEAD_ROWS):
             rows = self.head.rows(start, stop) if table is None else table[start:stop]

@@ -18,7 +18,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("passes", ["fuse,int4", "fuse,int8-dynamic"])
+@pytest.mark.parametrize("passes", ["fuse,int4", "fuse,int8-dynamic", "fuse,int8-static"])
 def test_a_quality_chooses_bits_and_the_report_says_why(directories, tmp_path, passes):
     report, chart = tmp_path / "report.json", tmp_path / "why.html"
     arguments = ["--quality", 0.02, "--report", report, "--layer-chart", chart, "--verify", "off"]
@@ -53,7 +53,7 @@ def test_a_size_is_kept_on_disk(directories, tmp_path):
         (["--passes", "fuse,int4", "--size", "0.001"], "cannot be reached: the smallest found is"),
         (["--passes", "fuse,int4", "--size", "1", "--quality", "1"], "give one of them"),
         (["--passes", "fuse,int4", "--quality", "-1"], "a positive number"),
-        (["--passes", "fuse,int8-static", "--quality", "1"], "not int8-static; name one"),
+        (["--passes", "fuse,int8-static", "--quality", "1e-12", "--keep-float", "nothing"], "no layer is called"),
         (["--passes", "fuse", "--quality", "1"], "no quantization pass"),
         (["--passes", "fuse,int4", "--layer-chart", "x.svg"], "--layer-chart shows how --quality or --size chose"),
     ],

@@ -10,7 +10,7 @@ from qcompile.calibration.sensitivity import FLOAT, choose, label_of, measure_se
 from qcompile.calibration.trial import Trials, tensors_of
 from qcompile.errors import QuantError
 from qcompile.passes.base import PassContext
-from qcompile.passes.quantize_int8 import QuantizeInt8Dynamic
+from qcompile.passes.quantize_int8 import QuantizeInt8Dynamic, QuantizeInt8Static
 from qcompile.quant import WeightScheme, quantize_weight
 from qcompile.quantize_options import LinearScheme, QuantizeOptions
 
@@ -18,6 +18,7 @@ ROWS = [np.arange(24, dtype=np.int64) * 13 % 400, np.arange(16, dtype=np.int64) 
 INT4 = LinearScheme(4, 32, False, "float", "rtn")
 INT8 = LinearScheme(8, "channel", True, "float", "rtn")
 W8A8 = LinearScheme(8, "channel", True, "dynamic", "rtn")
+STATIC = LinearScheme(8, "channel", True, "static", "rtn")
 
 
 def logits_of(model, rows=ROWS):
@@ -77,6 +78,37 @@ def test_rounded_activations_are_those_of_the_w8a8_pass(models):
     wanted = kl_of(reference, logits_of(model))
     assert found.mean == pytest.approx(wanted.mean(), rel=0.1)
     assert found.mean > 1.5 * only_weights.mean
+
+
+class LargestOf:
+    """Statistics of the rows that the trials are made of."""
+
+    def __init__(self, trials):
+        self.trials = trials
+
+    def prepare(self, model):
+        pass
+
+    def __call__(self, projection):
+        tensor = next(t for t in self.trials.tensors if projection.node in [use.node for use in t.uses])
+        return self.trials.statistics(tensor)
+
+    def record(self):
+        return {}
+
+
+def test_rounding_by_one_step_is_that_of_the_static_pass(models):
+    model = models["fused"]
+    trials = Trials(model, ROWS, num_positions=1000)
+    names = [t.name for t in trials.tensors if not any(use.is_lookup for use in t.uses)]
+    found, per_token = (trials.compare(dict.fromkeys(names, scheme)) for scheme in (STATIC, W8A8))
+    reference = logits_of(model)
+    keep = tuple({n for t in trials.tensors if t.name not in names for use in t.uses for n in use.names})
+    options = QuantizeOptions(group_size="channel", activations="static", algorithm="rtn", keep_float=keep)
+    QuantizeInt8Static(options, LargestOf(trials))(PassContext(model))
+    wanted = kl_of(reference, logits_of(model))
+    assert found.mean == pytest.approx(wanted.mean(), rel=0.1)
+    assert found.mean > 1.2 * per_token.mean
 
 
 def test_nothing_changed_is_no_divergence_and_positions_are_counted(models):
