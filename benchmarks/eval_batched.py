@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qcompile.evaluate.asking import STOP
 from qcompile.evaluate.cases import read_cases
 from qcompile.evaluate.evaluate import identity
 from qcompile.evaluate.journal import Journal
 from qcompile.evaluate.runner import Request, Runner, make_requests
-from qcompile.evaluate.settings import STOP, EvalSettings, token_limits
+from qcompile.evaluate.settings import EvalSettings, token_limits
 from qcompile.evaluate.templates import Templates
 from qcompile.export.torch_tracer import cache_argument
 from qcompile.runtime import Engine

@@ -15,6 +15,7 @@ QCompileError
 ├── BenchmarkError         a model that cannot be timed
 ├── KernelError            a fused operator given what it does not take
 ├── EvaluateError          a case file, prompt template or checker that cannot be used
+├── PackageError           a package that cannot be made, read or run
 └── RuntimeFault           qcompile.runtime.errors.RuntimeFault (the runtime ships alone and has its own tree)
 
 A message says what, where, seen versus wanted, and what to do. Only `qcompile.cli` turns these into exit codes.
@@ -79,6 +80,10 @@ class EvaluateError(QCompileError):
     """A case file, a prompt template or a checker that cannot be used as asked."""
 
 
+class PackageError(QCompileError):
+    """A package that cannot be made, or one that cannot be read or run."""
+
+
 __all__ = [
     "ArtifactError",
     "AtcError",
@@ -88,6 +93,7 @@ __all__ = [
     "FetchError",
     "GraphError",
     "KernelError",
+    "PackageError",
     "PassError",
     "QCompileError",
     "QualityError",

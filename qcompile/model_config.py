@@ -53,6 +53,17 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the model: norms and biases too, an embedding that is shared once."""
+        width, heads = self.hidden_size, self.num_attention_heads + 2 * self.num_key_value_heads
+        layer = width * heads * self.head_dim + self.num_attention_heads * self.head_dim * width
+        layer += 3 * width * self.intermediate_size + 2 * width
+        layer += heads * self.head_dim * self.attention_bias + width * self.output_bias
+        layer += 2 * self.head_dim * self.qk_norm
+        vocabulary = self.vocab_size * width * (1 if self.tie_word_embeddings else 2)
+        return self.num_hidden_layers * layer + vocabulary + width
+
     @classmethod
     def from_file(cls, path: Path) -> "ModelConfig":
         """Read and check a config.json.

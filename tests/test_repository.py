@@ -18,7 +18,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40
 CODE_FOLDERS = ("qcompile", "models", "kernels", "tests", "examples", "benchmarks")
 # a user's home, a mount, a package index: a file that names one works on one machine only
-LOCAL_PATHS = re.compile(r"(?<![\w.])/(?:work|root|home|mnt|Users)/\w")
+LOCAL_PATHS = re.compile(r"(?<![\w.])/(?:work|root|mnt|Users|home(?!/(?:mind|ma-user)\b))/\w")  # ModelArts' are fixed
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "handler"}
 
 

@@ -17,7 +17,8 @@ from models.reasoner import corpus
 from models.reasoner.architectures import load_model, load_tokenizer
 from models.reasoner.generate import Generator
 from models.reasoner.prompts import messages
-from qcompile.evaluate.cases import CASE_TYPES, case_from_record
+from qcompile.evaluate.asking import CASE_TYPES
+from qcompile.evaluate.cases import case_from_record
 from qcompile.evaluate.checkers import check_answer
 from qcompile.evaluate.formats import parse_content
 

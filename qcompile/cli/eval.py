@@ -16,12 +16,13 @@ from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.sampling_options import template_variables
 from qcompile.cli.simulated_device import device_for
 from qcompile.errors import EvaluateError
-from qcompile.evaluate.cases import CASE_TYPES, LineProblem, read_cases
+from qcompile.evaluate.asking import CASE_TYPES, MAX_SUBMITTED_SAMPLES
+from qcompile.evaluate.cases import LineProblem, read_cases
 from qcompile.evaluate.evaluate import NO_TEMPLATE, Task, evaluate, identity, select_cases
 from qcompile.evaluate.journal import journal_path, other_runs
 from qcompile.evaluate.sandbox import Limits
 from qcompile.evaluate.scoreboard import scoreboard
-from qcompile.evaluate.settings import MAX_SUBMITTED_SAMPLES, EvalSettings, token_limits
+from qcompile.evaluate.settings import EvalSettings, token_limits
 from qcompile.evaluate.submission import submission, write_json
 from qcompile.evaluate.table import render
 from qcompile.evaluate.templates import Templates

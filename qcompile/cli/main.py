@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "quality": "Perplexity, KL and agreement of two models, and where they part.",
     "bench": "Speed, memory and load time, and what this machine would allow.",
     "eval": "Answer a case file, judge the answers, write submission and scoreboard.",
+    "package": "Make a contest zip or a ModelArts package, or check one as the judge would.",
     "generate": "Generate text from prompts.",
     "chat": "Talk with a model.",
 }

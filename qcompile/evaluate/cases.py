@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.errors import EvaluateError
+from qcompile.evaluate.asking import CASE_TYPES
 
-CASE_TYPES = ("choice", "math", "generic-generate", "code-generate")
 _MAX_LINE_BYTES = 4 << 20
 _LETTERS = ("A", "B", "C", "D")
 _MAX_SHOWN_CHARS = 60

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qcompile import __version__
-from qcompile.evaluate.cases import CASE_TYPES, Case, LineProblem, shown
+from qcompile.evaluate.asking import CASE_TYPES
+from qcompile.evaluate.cases import Case, LineProblem, shown
 from qcompile.evaluate.formats import parse_content
 from qcompile.evaluate.sample import Generated, Judgement, Sample
 from qcompile.evaluate.settings import EvalSettings

@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qcompile.errors import EvaluateError
-from qcompile.evaluate.cases import CASE_TYPES, Case
+from qcompile.evaluate.asking import CASE_TYPES, MAX_SUBMITTED_SAMPLES, sampling_options, seed_of
+from qcompile.evaluate.cases import Case
 from qcompile.evaluate.sandbox import Limits
-
-STOP = "</answer>"
-MAX_SUBMITTED_SAMPLES = 3
-_SEED_BITS = 63
 
 
 @dataclass(frozen=True)
@@ -58,15 +55,8 @@ class EvalSettings:
 
     def sampling(self, case: Case, sample: int) -> dict[str, Any]:
         """What decides one text, besides the prompt, in the words of `SamplingParams`."""
-        options: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens[case.type],
-            "stop": [STOP],
-            "include_stop": True,
-            "temperature": self.temperature_of(sample),
-        }
-        if options["temperature"] > 0:
-            options |= {"top_p": self.top_p, "seed": seed_of(self.seed, case.id, sample)}
-        return options
+        temperature, seed = self.temperature_of(sample), seed_of(self.seed, case.id, sample)
+        return sampling_options(self.max_new_tokens[case.type], temperature, self.top_p, seed)
 
     def shared(self) -> dict[str, Any]:
         """The part that holds for every text: a change of it starts a new journal."""
@@ -80,12 +70,6 @@ class EvalSettings:
             "template_arguments": dict(self.template_arguments),
             "max_model_len": self.max_model_len,
         }
-
-
-def seed_of(seed: int, case_id: str, sample: int) -> int:
-    """The seed of one text: its own, so neither batch, order nor resumption changes what is drawn."""
-    digest = hashlib.sha256(f"{seed}\0{sample}\0{case_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
 
 
 def digest_of(*parts: Any) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.errors import EvaluateError
+from qcompile.evaluate.asking import MAX_SUBMITTED_SAMPLES
 from qcompile.evaluate.scoreboard import CaseResult
-from qcompile.evaluate.settings import MAX_SUBMITTED_SAMPLES
 from qcompile.weights_writer import write_failure
 
 

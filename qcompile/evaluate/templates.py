@@ -1,6 +1,5 @@
 """Prompt templates: one text per task type and language, from the built-in TOML or the user's."""
 
-import re
 import sys
 from dataclasses import dataclass
 from importlib.resources import files
@@ -8,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.errors import EvaluateError
-from qcompile.evaluate.cases import CASE_TYPES, Case
+from qcompile.evaluate.asking import CASE_TYPES, LANGUAGES, fill, language_of
+from qcompile.evaluate.cases import Case
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-LANGUAGES = ("en", "zh")
-_CHINESE = re.compile(r"[\u3400-\u9fff]")
-_PLACEHOLDER = re.compile(r"\{(prompt|choices)\}")
 
 
 @dataclass(frozen=True)
@@ -49,17 +45,7 @@ class Templates:
 
     def prompt(self, case: Case) -> str:
         """The user message: the template with the question (and the choices, one a line) put in."""
-        values = {
-            "prompt": case.prompt.strip(),
-            "choices": "\n".join(f"{letter}. {text}" for letter, text in case.choices.items()),
-        }
-        template = self.texts[case.type, language_of(case.prompt)]
-        return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
-
-
-def language_of(text: str) -> str:
-    """`zh` when the text holds a Chinese character, else `en`."""
-    return "zh" if _CHINESE.search(text) else "en"
+        return fill(self.texts[case.type, language_of(case.prompt)], case.prompt, case.choices)
 
 
 def _read(path: Path) -> dict[str, Any]:

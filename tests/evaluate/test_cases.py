@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from qcompile.errors import EvaluateError
 from qcompile.evaluate import CASE_TYPES, Case, read_cases
+from qcompile.evaluate.asking import language_of
 from qcompile.evaluate.cases import case_from_record
-from qcompile.evaluate.templates import Templates, language_of
+from qcompile.evaluate.templates import Templates
 
 GOOD = {"id": "good", "type": "math", "prompt": "1 + 1", "answer": 2}
 

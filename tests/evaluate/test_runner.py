@@ -10,9 +10,10 @@ import pytest
 
 from qcompile.errors import EvaluateError
 from qcompile.evaluate import Case, checkers, sandbox
+from qcompile.evaluate.asking import seed_of
 from qcompile.evaluate.evaluate import select_cases
 from qcompile.evaluate.scoreboard import scoreboard
-from qcompile.evaluate.settings import EvalSettings, seed_of, token_limits
+from qcompile.evaluate.settings import EvalSettings, token_limits
 from qcompile.evaluate.submission import submission
 from qcompile.evaluate.templates import Templates
 from tests.evaluate.scripted_engine import right_form

@@ -1,0 +1,99 @@
+"""`qcompile package`: make a contest zip or a ModelArts package, or check one as the judge would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qcompile.cli.sampling_options import template_variables
+from qcompile.evaluate.settings import token_limits
+from qcompile.evaluate.templates import Templates
+
+_DEFAULT_MAX_NEW_TOKENS = 1024
+_TARGETS = ("contest",)
+
+
+@click.command("package")
+@click.argument("directory", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@click.option("--target", type=click.Choice(_TARGETS), help="What to make.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The zip, or the folder.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="contest: a rung for torch_npu and transformers.")
+@click.option("--cpu-model", type=click.Path(path_type=Path), help="contest: the last rung, for ONNX Runtime.")
+@click.option("--kernels", type=click.Path(path_type=Path), help="contest: a folder of operators' .run files.")
+@click.option("--parameters", type=click.IntRange(1), help="contest: where the manifest does not tell.")
+@click.option(
+    "--budget", type=click.FloatRange(0, min_open=True), default=55.0, show_default=True, help="contest: minutes."
+)
+@click.option("--questions", type=click.IntRange(1), default=200, show_default=True, help="contest: of all files.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts computed together.")
+@click.option("--samples", type=click.IntRange(1, 3), default=3, show_default=True, help="Texts per code question.")
+@click.option("--max-new-tokens", multiple=True, metavar="N|TYPE=N", help="Tokens of an answer  [default: 1024]")
+@click.option("--temperature", type=click.FloatRange(0, 1e4), default=0.0, show_default=True, help="Of first texts.")
+@click.option("--sample-temperature", type=click.FloatRange(0, 1e4, min_open=True), default=0.8, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws.")
+@click.option("--templates", metavar="FILE.toml", type=click.Path(path_type=Path), help="Your own prompt templates.")
+@click.option("--template-arg", "template_args", multiple=True, metavar="NAME=VALUE", help="For the chat template.")
+@click.option("--max-model-len", type=click.IntRange(2), help="Most tokens, prompt and answer together.")
+@click.option("--threads", type=click.IntRange(1), help="Computing threads  [default: physical cores].")
+@click.option("--pin", "pins", multiple=True, metavar="NAME==VERSION", help="Another version of a dependency.")
+@click.option(
+    "--wheels", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Wheels from this folder."
+)
+@click.option("--offline", is_flag=True, help="Do not ask the package index.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(directory: Path | None, *, target: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
+    """Pack the compiled model in DIR for the contest or for ModelArts, or check a package."""
+    if directory is None or target is None or output is None:
+        raise click.UsageError("give DIR, --target and -o FILE, or --check FILE")
+    _package_contest(directory, output, options, as_json=as_json)
+
+
+def _package_contest(directory: Path, output: Path, options: dict[str, Any], *, as_json: bool) -> None:
+    from qcompile.package.contest_zip import ContestRequest, package_contest
+
+    request = ContestRequest(
+        model=directory,
+        output=output,
+        templates=Templates.load(options["templates"]),
+        options=_settings(options),
+        cpu_model=options["cpu_model"],
+        checkpoint=options["checkpoint"],
+        kernels=options["kernels"],
+        pins=options["pins"],
+        wheels=options["wheels"],
+        is_offline=options["offline"],
+        num_parameters=options["parameters"],
+    )
+    packed = package_contest(request, lambda text: click.echo(text, err=True))
+    for note in packed.notes:
+        click.echo(f"note: {note}", err=True)
+    ladder = " -> ".join(rung.kind for rung in packed.settings.ladder)
+    total = packed.settings.total_parameters
+    if as_json:
+        record = {
+            "output": str(output),
+            "size_bytes": packed.size_bytes,
+            "total_parameters": total,
+            "ladder": [rung.kind for rung in packed.settings.ladder],
+            "wheels": [wheel.pin for wheel in packed.wheels],
+            "notes": list(packed.notes),
+        }
+        click.echo(json.dumps(record, indent=2))
+        return
+    click.echo(f"Total parameters: {total / 1e9:.2f}B")
+    click.echo(f"{output}: {packed.size_bytes / 1e6:.1f} MB, {len(packed.wheels)} wheels, runs on {ladder}")
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `ContestSettings` that the command line decides."""
+    same = ("batch_size", "samples", "temperature", "sample_temperature", "seed", "max_model_len", "threads")
+    return {
+        **{name: options[name] for name in same},
+        "max_new_tokens": token_limits(options["max_new_tokens"], _DEFAULT_MAX_NEW_TOKENS),
+        "budget_s": options["budget"] * 60,
+        "expected_questions": options["questions"],
+        "template_arguments": template_variables(options["template_args"]),
+    }
