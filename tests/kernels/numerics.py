@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("triton", reason="needs triton (Linux): its interpreter runs the kernels")
 
-LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3}
-DTYPES = tuple(LIMITS)
+LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+DTYPES = (torch.float32, torch.float16)  # Triton's interpreter rounds bfloat16 wrongly; tests/kernel_check has it
 
 
 def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
