@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from qcompile.cli.package_check import check
 from qcompile.cli.sampling_options import template_variables
 from qcompile.evaluate.settings import token_limits
 from qcompile.evaluate.templates import Templates
@@ -43,9 +44,32 @@ _TARGETS = ("contest",)
     "--wheels", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Wheels from this folder."
 )
 @click.option("--offline", is_flag=True, help="Do not ask the package index.")
+@click.option(
+    "--check", "checked", metavar="FILE", type=click.Path(path_type=Path), help="Replay the judge on a package."
+)
+@click.option(
+    "--cases", multiple=True, metavar="FILE.jsonl", type=click.Path(path_type=Path), help="check: test files."
+)
+@click.option(
+    "--time-limit", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="check: minutes."
+)
+@click.option("--static", "is_static", is_flag=True, help="check: run nothing of the package.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(directory: Path | None, *, target: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
+def command(
+    directory: Path | None,
+    *,
+    target: str | None,
+    output: Path | None,
+    checked: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Pack the compiled model in DIR for the contest or for ModelArts, or check a package."""
+    if checked is not None:
+        if directory is not None or output is not None or target is not None:
+            raise click.UsageError("--check FILE goes with neither DIR, --target nor -o")
+        check(checked, options, as_json=as_json)
+        return
     if directory is None or target is None or output is None:
         raise click.UsageError("give DIR, --target and -o FILE, or --check FILE")
     _package_contest(directory, output, options, as_json=as_json)

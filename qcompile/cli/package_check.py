@@ -1,0 +1,53 @@
+"""The part of `qcompile package` that checks: run it, print the report, exit with 1 when something was found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from qcompile.package.findings import Report
+
+
+def check(package: Path, options: dict[str, Any], *, as_json: bool) -> None:
+    """Check a package and print what was found."""
+    from qcompile.package.check_contest import CheckRequest, check_contest
+
+    request = CheckRequest(
+        package,
+        cases=options["cases"],
+        wheels=options["wheels"],
+        is_offline=options["offline"],
+        limit_s=options["time_limit"] * 60,
+        is_static=options["is_static"],
+    )
+    console = Console(stderr=True)
+    with console.status("checking") as status:
+        report = check_contest(request, lambda text: status.update(escape(text)))
+    if as_json:
+        click.echo(json.dumps(report.record(), ensure_ascii=False, indent=2))
+    else:
+        _print(report)
+    if not report.is_ok:
+        raise click.exceptions.Exit(1)
+
+
+def _print(report: Report) -> None:
+    for step in report.passed:
+        click.echo(f"ok    {step}")
+    for finding in report.findings:
+        click.echo(f"FAIL  {finding.file}: {finding.message}")
+        if finding.judge:
+            click.echo(f"      the judge: {finding.judge}")
+        click.echo(f"      cure: {finding.cure}")
+    for note in report.notes:
+        click.echo(f"note  {note}")
+    score = report.figures.get("format")
+    if score:
+        seconds = ", ".join(f"{second:.1f}" for second in report.figures["seconds"])
+        click.echo(f"format {score['passed']} of {score['total']}; seconds per test file: {seconds}")
+    click.echo("every check passes" if report.is_ok else f"{len(report.findings)} found")

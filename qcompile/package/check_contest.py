@@ -1,0 +1,183 @@
+"""Replay the judge on a contest package: unpack, install, construct, one call per test file, look at the results."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import PackageError
+from qcompile.evaluate.cases import Case, read_cases
+from qcompile.package.check_dependencies import check_dependencies, read_requirements
+from qcompile.package.check_layout import DEPENDENCIES, KERNELS, REQUIREMENTS, check_layout
+from qcompile.package.check_results import check_result, format_score
+from qcompile.package.check_source import PARAMETERS, check_source
+from qcompile.package.clean_room import CleanRoom, Outcome, open_room
+from qcompile.package.contest_zip import MAX_PARAMETERS
+from qcompile.package.diagnosis import explain
+from qcompile.package.findings import INFERENCE, Finding, Report
+from qcompile.package.platforms import JUDGE, this_machine
+from qcompile.package.unpack import check_zip, unpack
+from qcompile.package.wheels import collect_wheels
+
+_SAID = re.compile(rf"{PARAMETERS}:\s*([\d.]+)\s*B")
+_SAMPLE_FILES = 2
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """What is to be checked, and how.
+
+    Attributes:
+        package: The zip, or its unpacked folder.
+        cases: Case files, each a test file; empty for the built-in sample in two files.
+        wheels: A folder with wheels for this machine; None asks the package index.
+        is_offline: Do not ask the index.
+        limit_s: Seconds for constructing and all calls.
+        is_static: Do not run anything.
+    """
+
+    package: Path
+    cases: Sequence[Path] = ()
+    wheels: Path | None = None
+    is_offline: bool = False
+    limit_s: float = 3600.0
+    is_static: bool = False
+
+
+def check_contest(request: CheckRequest, say: Callable[[str], None] = lambda _: None) -> Report:
+    """Make every check that the ones before allow.
+
+    Raises:
+        EvaluateError: A case file cannot be read.
+    """
+    report = Report("contest")
+    with open_room() as room:
+        say("unpacking")
+        if not unpack_package(request.package, room.package, report):
+            return report
+        is_zip = request.package.is_file()
+        report.take("layout", check_layout(room.package, request.package.name if is_zip else ""))
+        say("reading the programs")
+        report.take("sources: Python 3.9, relative paths, no hub, no root", check_source(room.package))
+        say(f"resolving {DEPENDENCIES}/ for {JUDGE.name}")
+        report.take(f"dependencies: complete for {JUDGE.name}", check_dependencies(room.package, JUDGE))
+        if (room.package / KERNELS).is_dir():
+            report.notes.append(f"{KERNELS}/*.run were not executed: they need CANN and an NPU")
+        if request.is_static:
+            report.notes.append("nothing was run")
+        elif (room.package / "competition_model.py").is_file():
+            _run(room, request, report, say)
+    return report
+
+
+def unpack_package(package: Path, folder: Path, report: Report) -> bool:
+    """Unpack a zip, or copy a folder, into an empty folder."""
+    if package.is_dir():
+        links = [path for path in package.rglob("*") if path.is_symlink()]
+        cure = "put the file itself there"
+        findings = [Finding(str(path.relative_to(package)), "a symbolic link", cure) for path in links[:20]]
+        if report.take("folder", findings):
+            shutil.copytree(package, folder, dirs_exist_ok=True)
+        return report.is_ok
+    entries, findings = check_zip(package)
+    if not findings:
+        findings = unpack(package, entries, folder)
+    return report.take("zip", findings)
+
+
+def _run(room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[str], None]) -> None:
+    say("installing into a clean environment")
+    if not report.take("installed offline", _install(room, request, report, say)):
+        return
+    files = test_files(request.cases, room.folder)
+    say(f"running {len(files)} test files")
+    outcome = room.judge([path for path, _ in files], request.limit_s)
+    report.notes += outcome.notes
+    findings = explain(outcome, str(room.package), len(files), request.limit_s)
+    report.take("constructed and called once per test file", findings)
+    report.take(f"printed '{PARAMETERS}'", _parameters(outcome) if not findings else [])
+    passed, total = 0, 0
+    results: list[Finding] = []
+    for (path, questions), text in zip(files, outcome.answers, strict=False):
+        answers, wrong = check_result(text, questions, path.name)
+        results += wrong
+        right, of = format_score(answers, questions)
+        passed, total = passed + right, total + of
+    if outcome.answers:
+        report.take("results: schema, ids, contents", results)
+        report.figures["format"] = {"passed": passed, "total": total}
+    report.figures["seconds"] = [event["seconds"] for event in outcome.events if event["event"] == "answered"]
+    constructed = outcome.event("constructed")
+    report.figures["construct_seconds"] = constructed["seconds"] if constructed else None
+    if report.findings:
+        report.figures["log"] = outcome.log[-4000:]
+    report.notes += [line for line in outcome.log.splitlines() if line.startswith("[qcompile] ")][:20]
+
+
+def _install(room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[str], None]) -> list[Finding]:
+    """Install from the package's wheels; where they are for another machine, the same versions for this one."""
+    here, dependencies = this_machine(), room.package / DEPENDENCIES
+    requirements, findings = read_requirements(room.package)
+    if findings:
+        return findings
+    if (here.python, here.machine) == (JUDGE.python, JUDGE.machine) or not requirements:
+        return room.install(dependencies, room.package / REQUIREMENTS, request.limit_s)
+    pins = [str(requirement) for requirement in requirements]
+    for wanted in (pins, [requirement.name for requirement in requirements]):
+        try:
+            wheels = collect_wheels(wanted, here, request.wheels, is_offline=request.is_offline, say=say)
+        except PackageError as error:
+            reason = str(error)
+            continue
+        second = room.folder / "requirements.txt"
+        second.write_text("".join(f"{wheel.pin}\n" for wheel in wheels), encoding="utf-8")
+        same = "the same versions" if wanted is pins else "OTHER VERSIONS"
+        report.notes.append(f"run with {same} of its dependencies for this machine ({here.name})")
+        return room.install(wheels[0].path.parent, second, request.limit_s)
+    cure = "give a folder with the same versions for this machine: --wheels DIR"
+    return [Finding(REQUIREMENTS, f"no second set of wheels for this machine: {reason}", cure)]
+
+
+def test_files(cases: Sequence[Path], folder: Path) -> list[tuple[Path, list[dict[str, Any]]]]:
+    """Write the test files as the judge would hand them over, without answers; returns paths and questions.
+
+    Raises:
+        EvaluateError: A case file cannot be read, or none of its lines is a case.
+    """
+    files = []
+    for number, questions in enumerate(_questions(cases)):
+        path = folder / f"test-{number + 1}.json"
+        path.write_text(json.dumps(questions, ensure_ascii=False), encoding="utf-8")
+        files.append((path, questions))
+    return files
+
+
+def _questions(cases: Sequence[Path]) -> list[list[dict[str, Any]]]:
+    if cases:
+        return [[question_of(case) for case in read_cases(path)[0]] for path in cases]
+    with resources.as_file(resources.files("qcompile.package").joinpath("sample_cases.jsonl")) as path:
+        sample = [question_of(case) for case in read_cases(path)[0]]
+    half = len(sample) // _SAMPLE_FILES
+    return [sample[:half], sample[half:]]
+
+
+def question_of(case: Case) -> dict[str, Any]:
+    """A case as the judge hands it over."""
+    question: dict[str, Any] = {"id": case.id, "type": case.type, "prompt": case.prompt}
+    if case.type == "choice":
+        question["choices"] = dict(case.choices)
+    return question
+
+
+def _parameters(outcome: Outcome) -> list[Finding]:
+    said = _SAID.search(outcome.log)
+    if said is None:
+        cure = 'print(f"Total parameters: {n / 1e9:.2f}B") in __init__'
+        return [Finding("competition_model.py", f"did not print '{PARAMETERS}: ...B'", cure, INFERENCE)]
+    if float(said[1]) > MAX_PARAMETERS / 1e9:
+        return [Finding("competition_model.py", f"{said[1]}B parameters", "the contest takes 3B or fewer")]
+    return []
