@@ -12,15 +12,19 @@ import pytest
 from qcompile.ascend.atc_build import build_oms, find_compiler, target_chip
 from qcompile.ascend.atc_errors import AtcRunError
 from qcompile.ascend.atc_jobs import plan_build
+from qcompile.ascend.buckets import BucketOptions
 from qcompile.ascend.cann_install import find_cann
 from qcompile.ascend.chips import cann_version
-from qcompile.ascend.doctor import diagnose
+from qcompile.ascend.doctor import diagnose, machine_chips
 from qcompile.ascend.legality.check import check_model
 from qcompile.ascend.legality.finding import Effect
 from qcompile.ascend.om_reader import read_om
+from qcompile.runtime import Engine, SamplingParams
 from tests.ascend.faults_model import MODEL_FAULTS
 from tests.ascend.faults_nodes import NODE_FAULTS
 from tests.ascend.graphs import CLEAN, saved
+from tests.ascend_lowering.lowered import fuse_tiny, lower_tiny
+from tests.runtime.acl_directories import compile_on_device
 
 pytestmark = [
     pytest.mark.ascend,
@@ -66,3 +70,21 @@ def test_what_the_check_refuses_the_compiler_refuses(name, tmp_path):
     with pytest.raises(AtcRunError) as error:
         compiled(path)
     assert error.value.failure.code in expected
+
+
+def test_the_runtime_on_the_device_gives_the_tokens_of_the_ort_session(tmp_path):
+    """Four slots of different lengths, through the same code that the simulated device runs."""
+    chips = machine_chips(os.environ)
+    if not chips:
+        pytest.skip("npu-smi lists no chip: this machine only compiles")
+    fused = fuse_tiny(tmp_path)
+    buckets = BucketOptions(batches=(4,), kv_lens=(128,), prefill_lens=(16,))
+    lower_tiny(fused, tmp_path / "compiled", chips[0].lower(), buckets)
+    compile_on_device(tmp_path / "compiled")
+    prompts = [[5, 80, 31], list(range(40, 61)), [7] * 17, [300]]
+    params = SamplingParams(max_new_tokens=20, ignore_eos=True)
+    answers = []
+    for directory in (fused, tmp_path / "compiled"):
+        with Engine(directory, max_batch_size=4) as engine:
+            answers.append([completion.token_ids for completion in engine.generate(prompts, params)])
+    assert answers[0] == answers[1]
