@@ -13,21 +13,27 @@ import resource
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from qcompile.ascend.om_reader import read_om
 from qcompile.ascend.om_report import om_record, render_om
+from qcompile.ascend.sim.model_file import compile_graph, open_simulated
 from qcompile.errors import GraphError
+from tests.ascend.graphs import norm_model, saved
 from tests.ascend.om_files import decode_om, gear_om, mutated
 
 
 def main(files: int = 10_000, seed: int = 1) -> dict[str, float]:
     """Return the figures."""
+    warnings.simplefilter("ignore")  # of the ONNX reader, about keys it does not know
     rng, read, refused, longest = random.Random(seed), 0, 0, 0.0
     with tempfile.TemporaryDirectory() as folder:
-        originals = [decode_om(Path(folder)).read_bytes(), gear_om(Path(folder)).read_bytes()]
+        originals = [
+            made.read_bytes() for made in (decode_om(Path(folder)), gear_om(Path(folder)), _simulated(Path(folder)))
+        ]
         path = Path(folder) / "mutated.om"
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for index in range(files):
@@ -37,6 +43,8 @@ def main(files: int = 10_000, seed: int = 1) -> dict[str, float]:
                 om = read_om(path)
                 om_record(om)
                 render_om(om)
+                if index % len(originals) == 2:
+                    open_simulated(path)
                 read += 1
             except GraphError:
                 refused += 1
@@ -49,6 +57,13 @@ def main(files: int = 10_000, seed: int = 1) -> dict[str, float]:
         "longest_s": round(longest, 4),
         "grown_mib": round(grown, 1),
     }
+
+
+def _simulated(folder: Path) -> Path:
+    """A file of the simulated compiler, whose reader takes the graph out of it as well."""
+    path = folder / "simulated.om"
+    compile_graph(saved(norm_model(), folder), path, "Ascend910B4", "atc", outside=False)
+    return path
 
 
 if __name__ == "__main__":
