@@ -128,7 +128,8 @@ def _layer(sizes: Sizes, bucket: Bucket) -> list[Kernel]:
         Kernel("split", "Split", 0.0, 2 * (q + 2 * kv)),
         Kernel("rotary", "NPURotaryMul", 0.0, 2 * (q + kv)),
         Kernel("split", "Split", 0.0, 2 * (q + kv)),
-        *[Kernel("head norm", "NPURmsNorm", 0.0, 2 * q)] * (2 if sizes.has_head_norms else 0),
+        # one of both in a decode step, see `lowering.head_norms`; a prompt's are apart, and its split is one
+        *[Kernel("head norm", "NPURmsNorm", 0.0, 2 * q)] * ((1 if s == 1 else 2) if sizes.has_head_norms else 0),
         *[Kernel("concat", "Concat", 0.0, 2 * cache)] * 2,
         Kernel("scores", "MatMul", attention, q + cache + scores),
         Kernel("mask", "Add", 0.0, 2 * scores),

@@ -8,7 +8,7 @@ past_key_values.{i}.key|value [B, K, T, d]. It returns `next_token` int64 [B, 1]
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -18,8 +18,9 @@ from qcompile.ascend.chips import Chip
 from qcompile.ascend.lowering.attention import Heads, StepInputs, attend, rotate, step_inputs
 from qcompile.ascend.lowering.flash_attention import flash_attend, flash_mask
 from qcompile.ascend.lowering.folding import Foldings
+from qcompile.ascend.lowering.head_norms import angles_by_layer
 from qcompile.ascend.lowering.linear import Projections
-from qcompile.ascend.lowering.norms import rms_norm, why_spelled_out
+from qcompile.ascend.lowering.norms import FIXED_EPSILON, rms_norm, why_spelled_out
 from qcompile.ascend.lowering.static_graph import Dims, StaticGraph, dims
 from qcompile.ascend.lowering.typed_weights import TypedWeights
 from qcompile.errors import UnsupportedOpError
@@ -75,6 +76,7 @@ class DecoderLowering:
     reasons: dict[str, int] = field(default_factory=dict)
     _values: dict[ir.Value, ir.Value] = field(default_factory=dict)
     _step: StepInputs | None = None
+    _angles: dict[ir.Node, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
 
     def lower(self, model: ir.Model) -> ir.Model:
         """Return the static graph of a fused model.
@@ -90,6 +92,7 @@ class DecoderLowering:
         ids = self.graph.input("input_ids", ir.DataType.INT64, (b, s))
         self._values[by_name["input_ids"]] = ids
         self._step = self._step_inputs()
+        self._angles = self._angles_with_gammas(self._step)
         if self.bucket.role == PREFILL:
             self.graph.input("last_token_index", ir.DataType.INT32, (1,))
         presents: list[tuple[ir.Value, str]] = []
@@ -108,6 +111,26 @@ class DecoderLowering:
         dtype = self.options.dtype.numpy()
         cos, sin = (np.tile(half[:rows], (1, 2)).astype(dtype) for half in (self.table.cos, self.table.sin))
         return step_inputs(self.graph, self.bucket, cos, sin, flash_mask if self.options.flash else None)
+
+    def _angles_with_gammas(self, step: StepInputs) -> dict[ir.Node, tuple[ir.Value, ir.Value]]:
+        """Return the angles of attentions whose head norms are rotated with them; see `head_norms`."""
+        found = self.foldings.head_norms
+        family = self.options.chip.family
+        if self.bucket.query_len > 1 or family != "910B" or not found:
+            return {}
+        if any(why_spelled_out(norms.epsilon, family) for norms in found.values()):
+            return {}
+        gammas = [(self._gamma(norms.q), self._gamma(norms.k)) for norms in found.values()]
+        heads = {heads_of(attention) for attention in found}
+        if len(heads) != 1:
+            return {}
+        return dict(zip(found, angles_by_layer(self.graph, step, gammas, heads.pop()), strict=True))
+
+    def _gamma(self, norm: ir.Node) -> np.ndarray:
+        gamma = norm.inputs[1]
+        assert gamma is not None
+        assert gamma.const_value is not None
+        return np.asarray(self.weights.typed(gamma.name or "gamma", gamma.const_value, self.foldings.of(norm)).numpy())
 
     def _value(self, source: ir.Value | None) -> ir.Value:
         """Return what a value of the fused graph became; a constant becomes one of the graph's type."""
@@ -229,13 +252,17 @@ class DecoderLowering:
         assert self._step is not None
         b, s, family = self.bucket.batch, self.bucket.query_len, self.options.chip.family
         packed = self.foldings.packed.get(node)
-        if packed is not None:
-            both = heads.num + heads.kv
-            qk, v = self.graph.split(self._value(packed), (both * heads.dim, heads.kv * heads.dim), 2, f"{name}.qk_v")
-            qk = self.graph.reshape(qk, (b, s, both, heads.dim), f"{name}.qk_rows")
-            turned = rotate(self.graph, qk, self._step, family, f"{name}.rotary")
+        norms = self.foldings.head_norms[node] if node in self._angles else None
+        if packed is not None or norms is not None:
+            qk, v = self._side_by_side(self._value(packed if norms is None else norms.packed), heads, name)
+            step = self._step
+            if norms is not None:
+                ones = self.graph.constant("head_norm.ones", np.ones(heads.dim, self.options.dtype.numpy()))
+                qk = rms_norm(self.graph, qk, ones, FIXED_EPSILON, family, f"{name}.qk_norm")
+                step = replace(step, cos=self._angles[node][0], sin=self._angles[node][1])
+            turned = rotate(self.graph, qk, step, family, f"{name}.rotary")
             q, k = self.graph.split(turned, (heads.num, heads.kv), 2, f"{name}.q_k")
-            return q, k, self.graph.reshape(v, (b, s, heads.kv, heads.dim), f"{name}.v_rows")
+            return q, k, v
         q, k, v = (
             self.graph.reshape(self._value(value), (b, s, count, heads.dim), f"{name}.{letter}_rows")
             for value, count, letter in zip(node.inputs[:3], (heads.num, heads.kv, heads.kv), "qkv", strict=True)
@@ -248,6 +275,15 @@ class DecoderLowering:
             rotate(self.graph, q, self._step, family, f"{name}.q_rotary"),
             rotate(self.graph, k, self._step, family, f"{name}.k_rotary"),
             v,
+        )
+
+    def _side_by_side(self, packed: ir.Value, heads: Heads, name: str) -> tuple[ir.Value, ir.Value]:
+        """Split q | k | v into rows of q and k heads [B, S, H + K, d] and of v heads [B, S, K, d]."""
+        both, (b, s, _) = heads.num + heads.kv, dims(packed)
+        qk, v = self.graph.split(packed, (both * heads.dim, heads.kv * heads.dim), 2, f"{name}.qk_v")
+        return (
+            self.graph.reshape(qk, (b, s, both, heads.dim), f"{name}.qk_rows"),
+            self.graph.reshape(v, (b, s, heads.kv, heads.dim), f"{name}.v_rows"),
         )
 
     def _choose(self, logits: ir.Value) -> None:

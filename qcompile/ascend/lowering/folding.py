@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from qcompile.ascend.lowering.head_norms import HeadNorms, head_norms_of
 from qcompile.ascend.lowering.typed_weights import Factor
 from qcompile.functions import DOMAIN
 from qcompile.quantized_functions import QUANTIZED_LINEARS
@@ -30,6 +31,7 @@ class Foldings:
         vocabulary: The projection that makes the logits: in front of it the row of the last token is chosen.
         biases: Quantized projection -> the bias added behind it.
         added: The Add of such a bias -> its projection; it stands for the projection's result.
+        head_norms: Attention -> the norms of its q and k heads.
     """
 
     factors: dict[ir.Node, Factor] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class Foldings:
     vocabulary: set[ir.Node] = field(default_factory=set)
     biases: dict[ir.Node, ir.Value] = field(default_factory=dict)
     added: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    head_norms: dict[ir.Node, HeadNorms] = field(default_factory=dict)
 
     def of(self, node: ir.Node) -> Factor | None:
         """Return what is folded into a node's weights."""
@@ -61,6 +64,9 @@ def foldings_of(model: ir.Model) -> Foldings:
             found.left_over[node] = scale
         else:
             found.factors[maker] = (_width(node), scale)
+        norms = head_norms_of(node)
+        if norms is not None and maker is norms.q:
+            found.head_norms[node] = norms
     needed = set(_behind(model, attentions))
     found.unneeded |= {node for node in model.graph if node not in needed}
     _find_vocabulary(model, found)
