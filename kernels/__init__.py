@@ -11,7 +11,21 @@ Importing this package needs neither torch nor triton; ``operators`` and ``patch
 import importlib
 from typing import Any
 
-OPERATORS = ("add_rms_norm",)
+OPERATORS = (
+    "add_rms_norm",
+    "add_layer_norm",
+    "head_rms_norm",
+    "rope_cache",
+    "swiglu",
+    "quantize_per_token",
+    "add_rms_norm_quantize",
+    "matmul_bias_residual",
+    "matmul_int8",
+    "gemv_int8",
+    "gemv_int4",
+    "decode_attention",
+    "sampler",
+)
 
 _LAZY = {"patch": "qcompile.kernels.patching", "unpatch": "qcompile.kernels.patching"}
 

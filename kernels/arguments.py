@@ -97,6 +97,57 @@ def as_rows(operator: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return rows
 
 
+def as_tokens(operator: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """View [..., H, d] as [tokens, H * d]: a token's heads lie side by side, tokens may lie apart."""
+    if tensor.dim() < 2:
+        raise fail(operator, f"{name} is {_shape(tensor)}, wanted [..., H, d]")
+    heads, head_dim = tensor.shape[-2:]
+    if (tensor.stride(-1) != 1 and head_dim > 1) or (tensor.stride(-2) != head_dim and heads > 1):
+        raise fail(
+            operator,
+            f"{name} {_shape(tensor)} with strides {list(tensor.stride())}: a token's heads must lie side by side; "
+            "call .contiguous()",
+        )
+    lead = tensor.shape[:-2]
+    return as_rows(operator, name, tensor.as_strided((*lead, heads * head_dim), (*tensor.stride()[:-2], 1)))
+
+
+def cache_layout(operator: str, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+    """Require equal strides of both caches [B, K, T, d] and elements of a head side by side."""
+    if k_cache.stride(-1) != 1 or k_cache.stride() != v_cache.stride():
+        raise fail(
+            operator,
+            f"k_cache has strides {list(k_cache.stride())}, v_cache {list(v_cache.stride())}; wanted the same, ending in 1",
+        )
+    if max(k_cache.stride()) >= LIMIT:
+        raise fail(operator, f"k_cache {_shape(k_cache)} has a stride of 2**31 elements or more")
+
+
+def integers(operator: str, tensors: Mapping[str, torch.Tensor], length: int) -> None:
+    """Require contiguous int32 vectors of that length."""
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.int32 or tuple(tensor.shape) != (length,):
+            raise fail(
+                operator,
+                f"{name} is {str(tensor.dtype).removeprefix('torch.')} {_shape(tensor)}, wanted int32 [{length}]",
+            )
+    contiguous(operator, tensors)
+
+
+def within(operator: str, name: str, tensor: torch.Tensor, lowest: int, bound: int) -> None:
+    """Require lowest <= values < bound, where looking does not stop a device: on the CPU."""
+    if tensor.device.type == "cpu" and tensor.numel():
+        least, most = int(tensor.min()), int(tensor.max())
+        if least < lowest or most >= bound:
+            raise fail(operator, f"{name} has values {least} ... {most}, wanted {lowest} ... {bound - 1}")
+
+
+def power_of_two(operator: str, name: str, number: int, least: int) -> None:
+    """Require a power of two that is at least so large."""
+    if number < least or number & (number - 1):
+        raise fail(operator, f"{name} is {number}; this operator takes powers of two from {least}")
+
+
 def _listing(values: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 

@@ -4,6 +4,7 @@ On an NPU a program stays on one core and walks over the work, so there are as m
 from the table that was checked against the chip's buffers. On a GPU there is one program for each tile.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,10 @@ class Launch:
     constants: dict[str, int]
     gpu_options: dict[str, int] = field(default_factory=dict)
 
+    def replace(self, **constants: int) -> "Launch":
+        """The same with other values of some constants."""
+        return Launch({**self.constants, **constants}, self.gpu_options)
+
     def arguments(self, tensor: torch.Tensor) -> dict[str, Any]:
         """Keyword arguments for the launch of a kernel on the tensor's device."""
         return {**self.constants, **(self.gpu_options if tensor.device.type == "cuda" else {})}
@@ -43,9 +48,11 @@ def grid(tensor: torch.Tensor, num_tiles: int, core: str = "vector") -> tuple[in
     return (num_tiles,)
 
 
-def from_table(operator: str, function: str, dtype: torch.dtype, **wanted: int) -> Launch:
+def from_table(
+    operator: str, function: str, dtype: torch.dtype, exactly: Mapping[str, int] | None = None, **wanted: int
+) -> Launch:
     """The smallest tile of the operator's table that is large enough."""
-    return Launch(dict(table(operator, function).pick(VARIANTS[dtype], **wanted).constants))
+    return Launch(dict(table(operator, function).pick(VARIANTS[dtype], exactly, **wanted).constants))
 
 
 def rows_in_registers(operator: str, num_rows: int, num_cols: int) -> Launch:
@@ -56,6 +63,19 @@ def rows_in_registers(operator: str, num_rows: int, num_cols: int) -> Launch:
     block_rows = max(1, min(power_of_two(num_rows), 2048 // block_cols))
     warps = max(1, min(16, block_rows * block_cols // (32 * _ELEMENTS_A_THREAD)))
     return Launch({"BLOCK_ROWS": block_rows, "BLOCK_COLS": block_cols}, {"num_warps": warps})
+
+
+def row_in_registers(operator: str, num_cols: int) -> Launch:
+    """A GPU tile of one row, for the kernels that take rows one at a time."""
+    tile = rows_in_registers(operator, 1, num_cols)
+    return Launch({"BLOCK_COLS": tile.constants["BLOCK_COLS"]}, tile.gpu_options)
+
+
+def gpu_processors(tensor: torch.Tensor) -> int:
+    """Streaming multiprocessors of the tensor's GPU (an H100's number where there is no GPU to ask)."""
+    if tensor.device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
 
 
 def _npu_cores(device: torch.device, core: str) -> int:

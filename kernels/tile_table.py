@@ -93,19 +93,20 @@ class KernelTable:
             for variant in tile.variants:
                 yield tile, variant
 
-    def pick(self, variant: str, **wanted: int) -> Tile:
-        """The smallest tile whose constants are at least as large as wanted.
+    def pick(self, variant: str, exactly: Mapping[str, int] | None = None, **wanted: int) -> Tile:
+        """The smallest tile whose constants are exactly, or at least, as wanted.
 
         Raises:
             KernelError: The table has no such tile.
         """
+        exactly = exactly or {}
         fitting = [tile for tile in self.tiles if tile.expect == "ok" and variant in tile.variants]
         for tile in fitting:
-            if tile.covers(wanted):
+            if tile.covers(wanted) and all(tile.constants[name] == value for name, value in exactly.items()):
                 return tile
-        largest = {name: max((t.constants[name] for t in fitting), default=0) for name in wanted}
+        there = {name: sorted({tile.constants[name] for tile in fitting}) for name in {**exactly, **wanted}}
         raise KernelError(
-            f"{self.operator}: no tile for {self.chips[0]} in {variant} has {wanted}; the largest is {largest} "
+            f"{self.operator}: no tile for {self.chips[0]} in {variant} has { ({**exactly, **wanted}) }; the table has {there} "
             f"(kernels/{self.operator}/tiles.toml)"
         )
 

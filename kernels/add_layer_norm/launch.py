@@ -1,0 +1,72 @@
+"""Check the arguments of add_layer_norm, choose a tile, launch."""
+
+import torch
+
+from qcompile.kernels import arguments as check
+from qcompile.kernels.placement import Launch, from_table, grid, rows_in_registers
+
+NAME = "add_layer_norm"
+
+
+def validate(x: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> None:
+    """Require x and residual [..., D], gamma and beta [D] of one float dtype on one device.
+
+    Raises:
+        KernelError: Naming the argument, what it is and what is wanted.
+    """
+    tensors = {"x": x, "residual": residual, "gamma": gamma, "beta": beta}
+    check.one_device(NAME, tensors)
+    check.dtype_of(NAME, tensors)
+    check.not_empty(NAME, tensors)
+    check.shape_of(NAME, "residual", residual, x.shape, "..., D")
+    check.shape_of(NAME, "gamma", gamma, x.shape[-1:], "D")
+    check.shape_of(NAME, "beta", beta, x.shape[-1:], "D")
+    check.contiguous(NAME, {"gamma": gamma, "beta": beta})
+    check.as_rows(NAME, "x", x)
+    check.as_rows(NAME, "residual", residual)
+
+
+def launch(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    eps: float,
+    tile: Launch | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and h as in reference.py, computed by the kernel; tile replaces the one chosen for the device.
+
+    Raises:
+        KernelError: Arguments that the kernel does not take, or rows longer than any tile.
+    """
+    from qcompile.kernels.add_layer_norm.kernel import add_layer_norm_kernel
+
+    validate(x, residual, gamma, beta)
+    check.launchable(NAME, x)
+    x_rows, residual_rows = check.as_rows(NAME, "x", x), check.as_rows(NAME, "residual", residual)
+    num_rows, num_cols = x_rows.shape
+    tile = tile or choose(x, num_rows, num_cols)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    h = torch.empty_like(y)
+    add_layer_norm_kernel[grid(x, -(-num_rows // tile.constants["BLOCK_ROWS"]))](
+        x_rows,
+        residual_rows,
+        gamma,
+        beta,
+        y,
+        h,
+        num_rows,
+        num_cols,
+        x_rows.stride(0),
+        residual_rows.stride(0),
+        eps,
+        **tile.arguments(x),
+    )
+    return y, h
+
+
+def choose(x: torch.Tensor, num_rows: int, num_cols: int) -> Launch:
+    """The tile for the device of x."""
+    if x.device.type == "npu":
+        return from_table(NAME, "add_layer_norm_kernel", x.dtype, BLOCK_COLS=num_cols)
+    return rows_in_registers(NAME, num_rows, num_cols)

@@ -1,0 +1,67 @@
+"""Check the arguments of add_rms_norm_quantize, choose a tile, launch."""
+
+import torch
+
+from qcompile.kernels import arguments as check
+from qcompile.kernels.placement import Launch, from_table, grid, row_in_registers
+
+NAME = "add_rms_norm_quantize"
+
+
+def validate(x: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor) -> None:
+    """Require x and residual [..., D] and gamma [D] of one float dtype on one device.
+
+    Raises:
+        KernelError: Naming the argument, what it is and what is wanted.
+    """
+    tensors = {"x": x, "residual": residual, "gamma": gamma}
+    check.one_device(NAME, tensors)
+    check.dtype_of(NAME, tensors)
+    check.not_empty(NAME, tensors)
+    check.shape_of(NAME, "residual", residual, x.shape, "..., D")
+    check.shape_of(NAME, "gamma", gamma, x.shape[-1:], "D")
+    check.contiguous(NAME, {"gamma": gamma})
+    check.as_rows(NAME, "x", x)
+    check.as_rows(NAME, "residual", residual)
+
+
+def launch(
+    x: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, scale and h as in reference.py, computed by the kernel; tile replaces the one chosen for the device.
+
+    Raises:
+        KernelError: Arguments that the kernel does not take, or rows longer than any tile.
+    """
+    from qcompile.kernels.add_rms_norm_quantize.kernel import add_rms_norm_quantize_kernel
+
+    validate(x, residual, gamma)
+    check.launchable(NAME, x)
+    x_rows, residual_rows = check.as_rows(NAME, "x", x), check.as_rows(NAME, "residual", residual)
+    num_rows, num_cols = x_rows.shape
+    tile = tile or choose(x, num_cols)
+    q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    add_rms_norm_quantize_kernel[grid(x, num_rows)](
+        x_rows,
+        residual_rows,
+        gamma,
+        q,
+        scale,
+        h,
+        num_rows,
+        num_cols,
+        x_rows.stride(0),
+        residual_rows.stride(0),
+        eps,
+        **tile.arguments(x),
+    )
+    return q, scale, h
+
+
+def choose(x: torch.Tensor, num_cols: int) -> Launch:
+    """The tile for the device of x."""
+    if x.device.type == "npu":
+        return from_table(NAME, "add_rms_norm_quantize_kernel", x.dtype, BLOCK_COLS=num_cols)
+    return row_in_registers(NAME, num_cols)

@@ -1,0 +1,88 @@
+"""Check the arguments of gemv_int4, choose a tile, launch."""
+
+import torch
+
+from qcompile.kernels import arguments as check
+from qcompile.kernels.gemv_int4.reference import GROUPS
+from qcompile.kernels.placement import Launch, from_table, grid, power_of_two
+
+NAME = "gemv_int4"
+MAX_ROWS = 16
+_GPU_WORDS = 256  # a row of the tile; with four rows 128 threads have two loads of 16 bytes each in flight
+
+
+def validate(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> int:
+    """Require x [..., K] of at most 16 rows, weight int32 [N, K / 8], scale [N, K / G] and bias [N] of x's dtype.
+
+    Returns:
+        G, the size of a group.
+
+    Raises:
+        KernelError: Naming the argument, what it is and what is wanted.
+    """
+    tensors = {"x": x, "weight": weight, "scale": scale} | ({} if bias is None else {"bias": bias})
+    check.one_device(NAME, tensors)
+    check.dtype_of(NAME, {name: tensor for name, tensor in tensors.items() if name != "weight"})
+    check.dtype_of(NAME, {"weight": weight}, (torch.int32,))
+    check.not_empty(NAME, tensors)
+    num_in = x.shape[-1]
+    if weight.dim() != 2 or weight.shape[1] * 8 != num_in:
+        raise check.fail(NAME, f"weight is {list(weight.shape)}, wanted [N, K / 8] with K = {num_in}")
+    if scale.dim() != 2 or num_in % scale.shape[1] or num_in // scale.shape[1] not in GROUPS:
+        raise check.fail(
+            NAME, f"scale is {list(scale.shape)}, wanted [N, K / G] with K = {num_in} and G one of {list(GROUPS)}"
+        )
+    check.shape_of(NAME, "scale", scale, (weight.shape[0], scale.shape[1]), "N, K / G")
+    check.contiguous(NAME, {"weight": weight, "scale": scale} | ({} if bias is None else {"bias": bias}))
+    if bias is not None:
+        check.shape_of(NAME, "bias", bias, weight.shape[:1], "N")
+    num_rows = check.as_rows(NAME, "x", x).shape[0]
+    if num_rows > MAX_ROWS:
+        raise check.fail(
+            NAME, f"x has {num_rows} rows; this operator takes at most {MAX_ROWS} (prefill: dequantize and multiply)"
+        )
+    return int(num_in // scale.shape[1])
+
+
+def launch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    tile: Launch | None = None,
+) -> torch.Tensor:
+    """Out as in reference.py, computed by the kernel; tile replaces the one chosen for the device.
+
+    Raises:
+        KernelError: Arguments that the kernel does not take.
+    """
+    from qcompile.kernels.gemv_int4.kernel import gemv_int4_kernel
+
+    group = validate(x, weight, scale, bias)
+    check.launchable(NAME, x)
+    rows = check.as_rows(NAME, "x", x)
+    num_rows, (num_out, num_groups) = rows.shape[0], scale.shape
+    tile = (tile or choose(x, num_groups, group)).replace(HAS_BIAS=int(bias is not None))
+    out = torch.empty((*x.shape[:-1], num_out), dtype=x.dtype, device=x.device)
+    num_tiles = num_rows * -(-num_out // tile.constants["BLOCK_N"])
+    gemv_int4_kernel[grid(x, num_tiles)](
+        rows,
+        weight,
+        scale,
+        out if bias is None else bias,
+        out,
+        num_rows,
+        num_out,
+        num_groups,
+        rows.stride(0),
+        **tile.arguments(x),
+    )
+    return out
+
+
+def choose(x: torch.Tensor, num_groups: int, group: int) -> Launch:
+    """The tile for the device of x."""
+    if x.device.type == "npu":
+        return from_table(NAME, "gemv_int4_kernel", x.dtype, {"GROUP": group})
+    block_groups = min(power_of_two(num_groups), _GPU_WORDS // (group // 8))
+    return Launch({"BLOCK_N": 4, "BLOCK_G": block_groups, "GROUP": group}, {"num_warps": 4})

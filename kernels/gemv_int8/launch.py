@@ -1,0 +1,79 @@
+"""Check the arguments of gemv_int8, choose a tile, launch."""
+
+import torch
+
+from qcompile.kernels import arguments as check
+from qcompile.kernels.placement import Launch, from_table, grid, power_of_two
+
+NAME = "gemv_int8"
+MAX_ROWS = (
+    16  # the weights are read once a row, from the cache after the first: more rows are work for a matrix product
+)
+
+
+def validate(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Require x [..., K] of at most 16 rows, weight int8 [N, K], scale float32 [N], bias [N], on one device.
+
+    Raises:
+        KernelError: Naming the argument, what it is and what is wanted.
+    """
+    tensors = {"x": x, "weight": weight, "scale": scale} | ({} if bias is None else {"bias": bias})
+    check.one_device(NAME, tensors)
+    check.dtype_of(NAME, {"x": x} | ({} if bias is None else {"bias": bias}))
+    check.dtype_of(NAME, {"weight": weight}, (torch.int8,))
+    check.dtype_of(NAME, {"scale": scale}, (torch.float32,))
+    check.not_empty(NAME, tensors)
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise check.fail(NAME, f"weight is {list(weight.shape)}, wanted [N, K] with K = {x.shape[-1]}")
+    check.shape_of(NAME, "scale", scale, weight.shape[:1], "N")
+    check.contiguous(NAME, {"weight": weight, "scale": scale} | ({} if bias is None else {"bias": bias}))
+    if bias is not None:
+        check.shape_of(NAME, "bias", bias, weight.shape[:1], "N")
+    num_rows = check.as_rows(NAME, "x", x).shape[0]
+    if num_rows > MAX_ROWS:
+        raise check.fail(
+            NAME, f"x has {num_rows} rows; this operator takes at most {MAX_ROWS} (prefill: dequantize and multiply)"
+        )
+
+
+def launch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    tile: Launch | None = None,
+) -> torch.Tensor:
+    """Out as in reference.py, computed by the kernel; tile replaces the one chosen for the device.
+
+    Raises:
+        KernelError: Arguments that the kernel does not take.
+    """
+    from qcompile.kernels.gemv_int8.kernel import gemv_int8_kernel
+
+    validate(x, weight, scale, bias)
+    check.launchable(NAME, x)
+    rows = check.as_rows(NAME, "x", x)
+    num_rows, (num_out, num_in) = rows.shape[0], weight.shape
+    tile = (tile or choose(x, num_in)).replace(HAS_BIAS=int(bias is not None))
+    out = torch.empty((*x.shape[:-1], num_out), dtype=x.dtype, device=x.device)
+    num_tiles = num_rows * -(-num_out // tile.constants["BLOCK_N"])
+    gemv_int8_kernel[grid(x, num_tiles)](
+        rows,
+        weight,
+        scale,
+        out if bias is None else bias,
+        out,
+        num_rows,
+        num_out,
+        num_in,
+        rows.stride(0),
+        **tile.arguments(x),
+    )
+    return out
+
+
+def choose(x: torch.Tensor, num_in: int) -> Launch:
+    """The tile for the device of x; on a GPU 128 threads with two loads of 16 bytes each in flight."""
+    if x.device.type == "npu":
+        return from_table(NAME, "gemv_int8_kernel", x.dtype, BLOCK_N=16)
+    return Launch({"BLOCK_N": 4, "BLOCK_K": min(power_of_two(num_in), 1024)}, {"num_warps": 4})

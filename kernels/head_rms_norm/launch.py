@@ -1,0 +1,58 @@
+"""Check the arguments of head_rms_norm, choose a tile, launch."""
+
+import torch
+
+from qcompile.kernels import arguments as check
+from qcompile.kernels.placement import Launch, from_table, grid, rows_in_registers
+
+NAME = "head_rms_norm"
+
+
+def validate(x: torch.Tensor, gamma: torch.Tensor) -> None:
+    """Require x [..., H, d] and gamma [d] of one float dtype on one device.
+
+    Raises:
+        KernelError: Naming the argument, what it is and what is wanted.
+    """
+    tensors = {"x": x, "gamma": gamma}
+    check.one_device(NAME, tensors)
+    check.dtype_of(NAME, tensors)
+    check.not_empty(NAME, tensors)
+    check.shape_of(NAME, "gamma", gamma, x.shape[-1:], "d")
+    check.contiguous(NAME, {"gamma": gamma})
+    check.as_tokens(NAME, "x", x)
+
+
+def launch(x: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None = None) -> torch.Tensor:
+    """y as in reference.py, computed by the kernel.
+
+    Args:
+        x: [..., H, d] float16, bfloat16 or float32; a token's heads side by side, tokens may lie apart. For the norm of whole
+            rows [..., D] pass ``x.unsqueeze(-2)``.
+        gamma: [d], dtype of x.
+        eps: Added to the mean square.
+        tile: Instead of the one chosen for the device.
+
+    Raises:
+        KernelError: Arguments that the kernel does not take, or rows longer than any tile.
+    """
+    from qcompile.kernels.head_rms_norm.kernel import head_rms_norm_kernel
+
+    validate(x, gamma)
+    check.launchable(NAME, x)
+    tokens = check.as_tokens(NAME, "x", x)
+    heads, head_dim = x.shape[-2:]
+    tile = tile or choose(x, heads, head_dim)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    num_tiles = tokens.shape[0] * -(-heads // tile.constants["BLOCK_ROWS"])
+    head_rms_norm_kernel[grid(x, num_tiles)](
+        tokens, gamma, y, tokens.shape[0], heads, head_dim, tokens.stride(0), eps, **tile.arguments(x)
+    )
+    return y
+
+
+def choose(x: torch.Tensor, heads: int, head_dim: int) -> Launch:
+    """The tile for the device of x."""
+    if x.device.type == "npu":
+        return from_table(NAME, "head_rms_norm_kernel", x.dtype, BLOCK_COLS=head_dim)
+    return rows_in_registers(NAME, heads, head_dim)

@@ -1,0 +1,96 @@
+"""Check the arguments of matmul_bias_residual, choose a tile, launch."""
+
+import torch
+
+from qcompile.kernels import arguments as check
+from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid
+
+NAME = "matmul_bias_residual"
+_GROUP_M = 8
+_FEW_ROWS = 16
+
+
+def validate(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> None:
+    """Require x [..., K], weight [N, K], bias [N], residual [..., N] of one float dtype on one device.
+
+    Raises:
+        KernelError: Naming the argument, what it is and what is wanted.
+    """
+    given = {"x": x, "weight": weight, "bias": bias, "residual": residual}
+    tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
+    check.one_device(NAME, tensors)
+    check.dtype_of(NAME, tensors)
+    check.not_empty(NAME, tensors)
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise check.fail(NAME, f"weight is {list(weight.shape)}, wanted [N, K] with K = {x.shape[-1]}")
+    check.as_rows(NAME, "x", x)
+    check.as_rows(NAME, "weight", weight)
+    if bias is not None:
+        check.shape_of(NAME, "bias", bias, weight.shape[:1], "N")
+        check.contiguous(NAME, {"bias": bias})
+    if residual is not None:
+        check.shape_of(NAME, "residual", residual, (*x.shape[:-1], weight.shape[0]), "..., N")
+        check.as_rows(NAME, "residual", residual)
+
+
+def launch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    tile: Launch | None = None,
+) -> torch.Tensor:
+    """Out as in reference.py, computed by the kernel; tile replaces the one chosen for the device.
+
+    Raises:
+        KernelError: Arguments that the kernel does not take.
+    """
+    from qcompile.kernels.matmul_bias_residual.kernel import matmul_bias_residual_kernel
+
+    validate(x, weight, bias, residual)
+    check.launchable(NAME, x)
+    rows = check.as_rows(NAME, "x", x)
+    residual_rows = rows if residual is None else check.as_rows(NAME, "residual", residual)
+    num_rows, num_out = rows.shape[0], weight.shape[0]
+    tile = (tile or choose(x, num_rows, num_out)).replace(
+        GROUP_M=_GROUP_M, HAS_BIAS=int(bias is not None), HAS_RESIDUAL=int(residual is not None)
+    )
+    out = torch.empty((*x.shape[:-1], num_out), dtype=x.dtype, device=x.device)
+    num_tiles = -(-num_rows // tile.constants["BLOCK_M"]) * -(-num_out // tile.constants["BLOCK_N"])
+    matmul_bias_residual_kernel[grid(x, num_tiles, "cube")](
+        rows,
+        weight,
+        weight if bias is None else bias,
+        residual_rows,
+        out,
+        num_rows,
+        num_out,
+        rows.shape[1],
+        rows.stride(0),
+        weight.stride(0),
+        residual_rows.stride(0),
+        **tile.arguments(x),
+    )
+    return out
+
+
+def choose(x: torch.Tensor, num_rows: int, num_out: int) -> Launch:
+    """The tile for the device of x: the largest that still gives every core work."""
+    if x.device.type == "npu":
+        return from_table(
+            NAME, "matmul_bias_residual_kernel", x.dtype, BLOCK_M=min(num_rows, 64 if x.dtype == torch.float32 else 128)
+        )
+    if num_rows <= _FEW_ROWS:
+        return _gpu(16, 64, 128, 4, 4)
+    if x.dtype == torch.float32:
+        return _gpu(64, 64, 32, 4, 3)
+    wide_tiles = -(-num_rows // 128) * -(-num_out // 256)
+    if wide_tiles >= gpu_processors(x):
+        return _gpu(128, 256, 64, 8, 3)
+    return _gpu(128, 128, 64, 8, 4) if num_rows > 64 else _gpu(64, 128, 64, 4, 4)
+
+
+def _gpu(block_m: int, block_n: int, block_k: int, warps: int, stages: int) -> Launch:
+    return Launch(
+        {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}, {"num_warps": warps, "num_stages": stages}
+    )

@@ -1,0 +1,100 @@
+"""Check the arguments of matmul_int8, choose a tile, launch."""
+
+import torch
+
+from qcompile.kernels import arguments as check
+from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid
+
+NAME = "matmul_int8"
+_GROUP_M = 8
+_FEW_ROWS = 16
+_MAX_IN = 133152  # 2**31 / 127**2: a longer sum could leave int32
+
+
+def validate(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_dtype: torch.dtype,
+) -> None:
+    """Require x int8 [..., K], weight int8 [N, K], float32 scales [...] and [N], bias [N] of out_dtype, on one device.
+
+    Raises:
+        KernelError: Naming the argument, what it is and what is wanted.
+    """
+    tensors = {"x": x, "weight": weight, "x_scale": x_scale, "weight_scale": weight_scale}
+    tensors |= {} if bias is None else {"bias": bias}
+    check.one_device(NAME, tensors)
+    check.dtype_of(NAME, {"x": x, "weight": weight}, (torch.int8,))
+    check.dtype_of(NAME, {"x_scale": x_scale, "weight_scale": weight_scale}, (torch.float32,))
+    check.not_empty(NAME, {"x": x, "weight": weight})
+    if out_dtype not in check.FLOATS:
+        raise check.fail(NAME, f"out_dtype is {out_dtype}; this operator gives float16, bfloat16, float32")
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise check.fail(NAME, f"weight is {list(weight.shape)}, wanted [N, K] with K = {x.shape[-1]}")
+    if x.shape[-1] > _MAX_IN:
+        raise check.fail(NAME, f"K is {x.shape[-1]}; sums longer than {_MAX_IN} could leave int32")
+    check.shape_of(NAME, "x_scale", x_scale, x.shape[:-1], "...")
+    check.shape_of(NAME, "weight_scale", weight_scale, weight.shape[:1], "N")
+    check.contiguous(NAME, tensors)
+    if bias is not None:
+        check.shape_of(NAME, "bias", bias, weight.shape[:1], "N")
+        check.dtype_of(NAME, {"bias": bias}, (out_dtype,))
+
+
+def launch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype = torch.float16,
+    tile: Launch | None = None,
+) -> torch.Tensor:
+    """Out as in reference.py, computed by the kernel; tile replaces the one chosen for the device.
+
+    Raises:
+        KernelError: Arguments that the kernel does not take.
+    """
+    from qcompile.kernels.matmul_int8.kernel import matmul_int8_kernel
+
+    validate(x, weight, x_scale, weight_scale, bias, out_dtype)
+    check.launchable(NAME, x)
+    rows = check.as_rows(NAME, "x", x)
+    num_rows, num_out = rows.shape[0], weight.shape[0]
+    tile = (tile or choose(x, num_rows, num_out, out_dtype)).replace(GROUP_M=_GROUP_M, HAS_BIAS=int(bias is not None))
+    out = torch.empty((*x.shape[:-1], num_out), dtype=out_dtype, device=x.device)
+    num_tiles = -(-num_rows // tile.constants["BLOCK_M"]) * -(-num_out // tile.constants["BLOCK_N"])
+    matmul_int8_kernel[grid(x, num_tiles, "cube")](
+        rows,
+        weight,
+        x_scale,
+        weight_scale,
+        out if bias is None else bias,
+        out,
+        num_rows,
+        num_out,
+        rows.shape[1],
+        **tile.arguments(x),
+    )
+    return out
+
+
+def choose(x: torch.Tensor, num_rows: int, num_out: int, out_dtype: torch.dtype) -> Launch:
+    """The tile for the device of x: the largest that still gives every core work."""
+    if x.device.type == "npu":
+        return from_table(NAME, "matmul_int8_kernel", out_dtype, BLOCK_M=min(num_rows, 128))
+    if num_rows <= _FEW_ROWS:
+        return _gpu(16, 64, 256, 4, 4)
+    wide_tiles = -(-num_rows // 128) * -(-num_out // 256)
+    if wide_tiles >= gpu_processors(x):
+        return _gpu(128, 256, 128, 8, 3)
+    return _gpu(128, 128, 128, 8, 4) if num_rows > 64 else _gpu(64, 128, 128, 4, 4)
+
+
+def _gpu(block_m: int, block_n: int, block_k: int, warps: int, stages: int) -> Launch:
+    return Launch(
+        {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}, {"num_warps": warps, "num_stages": stages}
+    )

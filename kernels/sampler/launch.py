@@ -1,0 +1,105 @@
+"""Check the arguments of sampler, choose tiles, launch."""
+
+import torch
+
+from qcompile.kernels import arguments as check
+from qcompile.kernels.placement import Launch, from_table, grid, power_of_two
+
+NAME = "sampler"
+MAX_K = 64
+_BLOCK_VOCAB = 4096
+_MAX_CANDIDATES = 4096
+
+
+def validate(logits: torch.Tensor, top_k: int, temperature: float, uniform: torch.Tensor | None) -> None:
+    """Require logits [B, V] of a float dtype, 1 <= top_k <= min(64, V), temperature > 0, uniform float32 [B].
+
+    Raises:
+        KernelError: Naming the argument, what it is and what is wanted.
+    """
+    check.one_device(NAME, {"logits": logits} | ({} if uniform is None else {"uniform": uniform}))
+    check.dtype_of(NAME, {"logits": logits})
+    check.not_empty(NAME, {"logits": logits})
+    if logits.dim() != 2:
+        raise check.fail(NAME, f"logits is {list(logits.shape)}, wanted [B, V]")
+    check.as_rows(NAME, "logits", logits)
+    if not 1 <= top_k <= min(MAX_K, logits.shape[1]):
+        raise check.fail(NAME, f"top_k is {top_k}; this operator takes 1 ... {min(MAX_K, logits.shape[1])}")
+    if not temperature > 0:
+        raise check.fail(NAME, f"temperature is {temperature}, wanted above 0 (greedy is top_k = 1)")
+    chunks = -(-logits.shape[1] // _BLOCK_VOCAB)
+    if chunks * top_k > _MAX_CANDIDATES:
+        raise check.fail(
+            NAME, f"a vocabulary of {logits.shape[1]} with top_k {top_k} has more than {_MAX_CANDIDATES} candidates"
+        )
+    if uniform is not None:
+        check.shape_of(NAME, "uniform", uniform, logits.shape[:1], "B")
+        check.dtype_of(NAME, {"uniform": uniform}, (torch.float32,))
+        check.contiguous(NAME, {"uniform": uniform})
+
+
+def launch(
+    logits: torch.Tensor,
+    top_k: int = 1,
+    temperature: float = 1.0,
+    uniform: torch.Tensor | None = None,
+    tiles: tuple[Launch, Launch] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Values, ids and token as in reference.py, computed by two kernels: one over chunks, one over their candidates.
+
+    Args:
+        logits: [B, V] float16, bfloat16 or float32; rows may lie apart.
+        top_k: 1 is greedy.
+        temperature: Above 0.
+        uniform: float32 [B] in [0, 1); None draws the largest.
+        tiles: Instead of the ones chosen for the device.
+
+    Raises:
+        KernelError: Arguments that the kernels do not take.
+    """
+    from qcompile.kernels.sampler.kernel import sampler_chunk_kernel, sampler_merge_kernel
+
+    validate(logits, top_k, temperature, uniform)
+    check.launchable(NAME, logits)
+    batch, vocab = logits.shape
+    chunk, merge = tiles or choose(logits, top_k)
+    chunks = -(-vocab // chunk.constants["BLOCK_VOCAB"])
+    values = torch.empty((batch, chunks, top_k), dtype=torch.float32, device=logits.device)
+    ids = torch.empty((batch, chunks, top_k), dtype=torch.int32, device=logits.device)
+    sampler_chunk_kernel[grid(logits, batch * chunks)](
+        logits, values, ids, batch, vocab, chunks, logits.stride(0), top_k, **chunk.arguments(logits)
+    )
+    if uniform is None:
+        uniform = torch.zeros(batch, dtype=torch.float32, device=logits.device)
+    top_values = torch.empty((batch, top_k), dtype=torch.float32, device=logits.device)
+    top_ids = torch.empty((batch, top_k), dtype=torch.int32, device=logits.device)
+    token = torch.empty((batch,), dtype=torch.int32, device=logits.device)
+    sampler_merge_kernel[grid(logits, batch)](
+        values,
+        ids,
+        uniform,
+        top_values,
+        top_ids,
+        token,
+        batch,
+        chunks * top_k,
+        top_k,
+        1.0 / temperature,
+        **merge.arguments(logits),
+    )
+    return top_values, top_ids, token
+
+
+def choose(logits: torch.Tensor, top_k: int) -> tuple[Launch, Launch]:
+    """The tiles of both kernels for the device of logits."""
+    candidates = -(-logits.shape[1] // _BLOCK_VOCAB) * top_k
+    if logits.device.type == "npu":
+        return (
+            from_table(NAME, "sampler_chunk_kernel", logits.dtype),
+            from_table(NAME, "sampler_merge_kernel", torch.float32, BLOCK_CANDIDATES=candidates, BLOCK_K=top_k),
+        )
+    block = min(_BLOCK_VOCAB, power_of_two(logits.shape[1]))
+    return (
+        Launch({"BLOCK_VOCAB": block}, {"num_warps": 8}),
+        Launch({"BLOCK_CANDIDATES": power_of_two(candidates), "BLOCK_K": power_of_two(top_k)}, {"num_warps": 4}),
+    )

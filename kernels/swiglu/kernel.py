@@ -1,0 +1,19 @@
+"""silu(gate) * up: one source for NPU and GPU."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def swiglu_kernel(gate_up_ptr, out_ptr, n_rows, n_cols, row_stride, BLOCK_COLS: tl.constexpr):
+    """out = gate / (1 + exp(-gate)) * up; a row holds n_cols gates, then n_cols ups. One program walks over tiles."""
+    blocks = tl.cdiv(n_cols, BLOCK_COLS)
+    for tile in range(tl.program_id(0), n_rows * blocks, tl.num_programs(0)):
+        row = tl.cast(tile // blocks, tl.int64)
+        cols = (tile % blocks) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+        mask = cols < n_cols
+        gate = tl.load(gate_up_ptr + row * row_stride + cols, mask=mask, other=0.0)
+        up = tl.load(gate_up_ptr + row * row_stride + n_cols + cols, mask=mask, other=0.0)
+        wide = gate.to(tl.float32)
+        out = wide / (1.0 + tl.exp(-wide)) * up.to(tl.float32)
+        tl.store(out_ptr + row * n_cols + cols, out.to(gate.dtype), mask=mask)

@@ -1,0 +1,96 @@
+"""matmul_bias_residual and matmul_int8."""
+
+import pytest
+import torch
+
+from qcompile.errors import KernelError
+from qcompile.kernels.matmul_bias_residual.launch import launch as matmul
+from qcompile.kernels.matmul_bias_residual.reference import reference as matmul_reference
+from qcompile.kernels.matmul_int8.launch import launch as matmul_int8
+from qcompile.kernels.matmul_int8.reference import reference as matmul_int8_reference
+from qcompile.kernels.placement import Launch
+from tests.kernels.numerics import DTYPES, apart, assert_close, fresh, poisoned  # noqa: F401
+
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("poisoned")]
+SMALL = Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 70, 65), (33, 20, 100), (2, 48, 32), (130, 17, 33)])
+@pytest.mark.parametrize("extras", ["", "bias", "residual", "bias residual"])
+def test_matmul(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
+    rows, num_out, num_in = shape
+    x, weight = fresh(rows, num_in, dtype=dtype), fresh(num_out, num_in, dtype=dtype)
+    bias = fresh(num_out, dtype=dtype) if "bias" in extras else None
+    residual = fresh(rows, num_out, dtype=dtype) if "residual" in extras else None
+    want = matmul_reference(x, weight, bias, residual, torch.float64)
+    spread = None if residual is None else apart(residual)
+    assert_close(matmul(apart(x), weight, bias, spread, SMALL), want, dtype)
+
+
+def test_the_tile_chosen_for_each_size() -> None:
+    for rows, dtype in ((3, torch.float16), (20, torch.float16), (70, torch.float32)):
+        x, weight = fresh(rows, 40, dtype=dtype), fresh(30, 40, dtype=dtype)
+        assert_close(matmul(x, weight), matmul_reference(x, weight, None, None, torch.float64), dtype)
+
+
+def test_every_tile_is_visited_once_in_bands() -> None:
+    x, weight = fresh(16 * 11, 32), fresh(16 * 3, 32)
+    want = matmul_reference(x, weight, None, None, torch.float64)
+    assert_close(matmul(x, weight, tile=SMALL), want, torch.float32)
+
+
+def int8s(*shape: int) -> torch.Tensor:
+    return fresh(*shape).mul(50).clamp(-127, 127).to(torch.int8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 70, 65), (33, 20, 100), (2, 48, 32)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_matmul_int8(dtype: torch.dtype, shape: tuple[int, int, int], with_bias: bool) -> None:
+    rows, num_out, num_in = shape
+    x, weight = int8s(rows, num_in), int8s(num_out, num_in)
+    x_scale, weight_scale = fresh(rows).abs() / 100, fresh(num_out).abs() / 100
+    bias = fresh(num_out, dtype=dtype) if with_bias else None
+    want = matmul_int8_reference(x, weight, x_scale, weight_scale, bias, dtype, torch.float64)
+    assert_close(matmul_int8(x, weight, x_scale, weight_scale, bias, dtype, SMALL), want, dtype)
+
+
+def test_sums_of_int8_are_exact() -> None:
+    x = torch.full((2, 2048), 127, dtype=torch.int8)
+    out = matmul_int8(x, x, torch.ones(2), torch.ones(2), None, torch.float32, SMALL)
+    assert out.tolist() == [[127.0 * 127 * 2048] * 2] * 2
+
+
+def test_nan_reaches_its_row_only() -> None:
+    x, weight = fresh(3, 40), fresh(5, 40)
+    x[1, 7] = float("nan")
+    out = matmul(x, weight, tile=SMALL)
+    assert bool(out[1].isnan().all())
+    assert bool(torch.isfinite(out[[0, 2]]).all())
+
+
+def test_what_they_do_not_take() -> None:
+    ones = torch.ones
+    with pytest.raises(KernelError, match=r"weight is \[4, 9\], wanted \[N, K\] with K = 8"):
+        matmul(ones(2, 8), ones(4, 9))
+    with pytest.raises(KernelError, match=r"residual is \[2, 5\]"):
+        matmul(ones(2, 8), ones(4, 8), None, ones(2, 5))
+    with pytest.raises(KernelError, match="mixed dtypes"):
+        matmul(ones(2, 8), ones(4, 8).half())
+    with pytest.raises(KernelError, match="2 apart"):
+        matmul(ones(8, 2).T, ones(4, 8))
+    with pytest.raises(KernelError, match="weight is empty"):
+        matmul(ones(2, 8), ones(0, 8))
+    q = ones(2, 8, dtype=torch.int8)
+    with pytest.raises(KernelError, match="x float32"):
+        matmul_int8(ones(2, 8), ones(2, 8), ones(2), ones(2))
+    with pytest.raises(KernelError, match=r"x_scale is \[3\]"):
+        matmul_int8(q, q, ones(3), ones(2))
+    with pytest.raises(KernelError, match="not contiguous"):
+        matmul_int8(ones(8, 2, dtype=torch.int8).T, q, ones(2), ones(2))
+    with pytest.raises(KernelError, match="bias float32"):
+        matmul_int8(q, q, ones(2), ones(2), ones(2), torch.float16)
+    long = ones(1, 140000, dtype=torch.int8)
+    with pytest.raises(KernelError, match="could leave int32"):
+        matmul_int8(long, long, ones(1), ones(1))

@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from qcompile.errors import KernelError
+from qcompile.kernels.placement import Launch
+from qcompile.kernels.sampler.launch import launch
+from qcompile.kernels.sampler.reference import reference
+from tests.kernels.numerics import DTYPES, apart, fresh, poisoned  # noqa: F401
+
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("poisoned")]
+SMALL = (Launch({"BLOCK_VOCAB": 64}), Launch({"BLOCK_CANDIDATES": 256, "BLOCK_K": 8}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1000), (3, 517), (2, 5)])
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+@pytest.mark.parametrize("tiles", [None, SMALL], ids=["chosen", "small"])
+def test_values_ids_and_token(
+    dtype: torch.dtype, shape: tuple[int, int], top_k: int, tiles: tuple[Launch, Launch] | None
+) -> None:
+    logits, uniform = fresh(*shape, dtype=dtype), torch.rand(shape[0])
+    values, ids, token = launch(apart(logits), top_k, 0.7, uniform, tiles)
+    want_values, want_ids, want_token = reference(logits, top_k, 0.7, uniform)
+    assert torch.equal(values, want_values)
+    assert torch.equal(ids, want_ids)
+    assert torch.equal(token, want_token)
+
+
+def test_a_real_vocabulary() -> None:
+    logits = fresh(2, 151_936)
+    values, ids, token = launch(logits)
+    assert torch.equal(ids[:, 0].long(), logits.argmax(-1))
+    assert torch.equal(values[:, 0], logits.amax(-1))
+    assert torch.equal(token, ids[:, 0])
+
+
+def test_of_equal_logits_the_smaller_id_wins_across_chunks() -> None:
+    logits = torch.zeros(1, 300)
+    logits[0, [70, 3, 299]] = 1.0
+    _, ids, token = launch(logits, 5, 1.0, None, SMALL)
+    assert ids.tolist() == [[3, 70, 299, 0, 1]]
+    assert token.tolist() == [3]
+
+
+def test_draws_follow_the_probabilities() -> None:
+    logits = torch.log(torch.tensor([0.1, 0.2, 0.7])).expand(50, 3).contiguous()
+    uniform = (torch.arange(50) + 0.5) / 50
+    _, _, token = launch(logits, 3, 1.0, uniform)
+    assert torch.bincount(token, minlength=3).tolist() == [5, 10, 35]
+
+
+def test_nan_counts_as_minus_infinity() -> None:
+    nan, inf = float("nan"), float("inf")
+    logits = torch.tensor([[nan, 1.0, nan, 0.5], [nan, nan, nan, nan], [-inf, -inf, 2.0, -inf], [1.0, inf, nan, 0.0]])
+    _, ids, token = launch(logits, 3)
+    assert ids.tolist() == [[1, 3, 0], [0, 1, 2], [2, 0, 1], [1, 0, 3]]
+    assert token.tolist() == [1, 0, 2, 1]
+    assert torch.equal(ids, reference(logits, 3, 1.0, torch.zeros(4))[1])
+
+
+@pytest.mark.parametrize(
+    ("logits", "options", "message"),
+    [
+        (torch.ones(2, 8), {"top_k": 9}, "top_k is 9; this operator takes 1 ... 8"),
+        (torch.ones(2, 8), {"top_k": 0}, "top_k is 0"),
+        (torch.ones(2, 100), {"top_k": 65}, "1 ... 64"),
+        (torch.ones(2, 8), {"temperature": 0.0}, "temperature is 0.0, wanted above 0"),
+        (torch.ones(2, 8), {"temperature": float("nan")}, "temperature is nan"),
+        (torch.ones(8), {}, r"wanted \[B, V\]"),
+        (torch.ones(0, 8), {}, "empty"),
+        (torch.ones(2, 8).long(), {}, "int64"),
+        (torch.ones(8, 2).T, {}, "2 apart"),
+        (torch.ones(2, 8), {"uniform": torch.ones(3)}, r"uniform is \[3\]"),
+        (torch.ones(2, 8), {"uniform": torch.ones(2).double()}, "uniform float64"),
+    ],
+)
+def test_what_it_does_not_take(logits: torch.Tensor, options: dict[str, object], message: str) -> None:
+    with pytest.raises(KernelError, match=message):
+        launch(logits, **options)
