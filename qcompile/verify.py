@@ -21,6 +21,7 @@ from qcompile.errors import VerifyError
 from qcompile.model_shape import describe_model
 from qcompile.runtime.host import default_threads
 from qcompile.runtime.manifest import MANIFEST_NAME, FileEntry, GraphEntry, Manifest
+from qcompile.runtime.open_session import open_session
 from qcompile.runtime.ort_session import open_ort_session
 from qcompile.runtime.session import Session
 
@@ -255,10 +256,22 @@ def _open(path: Path) -> _Opened:
     io = manifest.graphs[0].io
     session: Session
     if io.kv_cache == "appended":
-        session = ReferenceSession(directory, manifest, default_threads())
+        session = _open_static(directory, manifest)
     else:
         session = open_ort_session(directory, manifest, check_hash=False)
     return _Opened(session, manifest.model.vocab_size, io.dtype)
+
+
+def _open_static(directory: Path, manifest: Manifest) -> Session:
+    """Open static graphs by the definitions of their operators, or on the device they were compiled for."""
+    if not all(entry.file.name.endswith(".om") for entry in manifest.graphs):
+        return ReferenceSession(directory, manifest, default_threads())
+    if not all("logits" in entry.io.outputs for entry in manifest.graphs):
+        raise VerifyError(
+            f"{directory}: its .om files return only the tokens they choose; lower the model with --keep-logits to compare "
+            "what a device computes"
+        )
+    return open_session(directory, manifest, None, check_hash=False)
 
 
 def _bare(path: Path) -> tuple[Path, Manifest]:

@@ -33,6 +33,11 @@ class ReferenceSession:
     """
 
     def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
+        compiled = [entry.file.name for entry in manifest.graphs if not entry.file.name.endswith(".onnx")]
+        if compiled:
+            raise SessionError(
+                f"{directory / compiled[0]}: is compiled; give the directory of .onnx graphs it came from"
+            )
         self.directory, self.shape, self._threads = directory, manifest.model, threads
         self.buckets = StaticBuckets(manifest)
         self.vocab_size = manifest.model.vocab_size

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from qcompile.runtime.manifest import Manifest
+from qcompile.runtime.manifest import MANIFEST_NAME, Manifest
 
 # What a simulation takes says nothing about a device: these figures are left out of its results.
 _TIMES = ("ttft_s", "duration_s", "tokens_per_s", "load_s", "total_s", "decode_tokens_per_s")
@@ -22,7 +22,7 @@ def device_for(directory: Path, threads: int | None) -> Iterator[dict[str, Any] 
     Yields:
         What JSON says of the simulation, complete after the block; None where nothing is simulated.
     """
-    build = Manifest.load(directory).build
+    build = Manifest.load(directory).build if (directory / MANIFEST_NAME).is_file() else {}
     if not build.get("simulated"):
         yield None
         return

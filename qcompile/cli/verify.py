@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from qcompile.artifact import find_manifest
+from qcompile.cli.simulated_device import device_for
 from qcompile.verify import NUM_TOKENS, compare_directories
 
 
@@ -32,7 +33,8 @@ def command(reference: Path, other: Path, tokens: int, seed: int, as_json: bool)
         def say(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        agreement = compare_directories(reference, other, num_tokens=tokens, seed=seed, say=say)
+        with device_for(reference, None), device_for(other, None):
+            agreement = compare_directories(reference, other, num_tokens=tokens, seed=seed, say=say)
     manifests = [find_manifest(path) for path in (reference, other)]
     quantized = any(m is not None and m.quantization for m in manifests)
     holds = agreement.holds(quantized=quantized)

@@ -13,7 +13,7 @@ from qcompile.ascend.sim.machine import Machine
 from qcompile.cli.main import cli
 from qcompile.runtime import Engine, SamplingParams
 from qcompile.runtime.errors import RequestError, SessionError
-from tests.ascend_sim.simulated import copied
+from tests.ascend_sim.simulated import compile_simulated, copied
 from tests.runtime.prompts import PROMPTS
 
 GREEDY = SamplingParams(max_new_tokens=20, ignore_eos=True)
@@ -244,3 +244,21 @@ def test_inspect_shows_what_it_is(compiled_om: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "simulated: no device can run this file" in result.output
     assert "past_key_values.1.value" in result.output
+
+
+def test_verify_compares_what_the_device_computes(tmp_path: Path) -> None:
+    """With --keep-logits the whole rows come back, through the device's own memory."""
+    fused, compiled = compile_simulated(tmp_path, keep_logits=True)
+    result = CliRunner().invoke(cli, ["verify", str(fused), str(compiled), "--tokens", "8", "--json"])
+    assert result.exit_code == 0, result.output
+    assert "note: simulated Ascend910B4" in result.stderr
+    assert json.loads(result.stdout)["same_tokens"] >= 23
+    result = CliRunner().invoke(cli, ["quality", str(fused), str(compiled)])
+    assert result.exit_code == 1
+    assert "give the directory they were lowered from" in result.stderr
+
+
+def test_verify_without_logits_says_what_to_do(compiled_pair: Pair) -> None:
+    result = CliRunner().invoke(cli, ["verify", *map(str, compiled_pair("qwen2"))])
+    assert result.exit_code == 1
+    assert "lower the model with --keep-logits" in result.stderr
