@@ -217,6 +217,10 @@ def _schedule(model: ir.Model, target: Target, options: OptimizeOptions) -> list
 
 def _fit_passes(options: OptimizeOptions, target: Target) -> tuple[OptimizeOptions, list[str]]:
     """Let the group `int8` mean what the target has kernels for; say so if that is another scheme than elsewhere."""
+    if target.chip is None and options.ascend != AscendOptions():
+        raise PassError(
+            f"--batch, --kv-len, --attention and the like shape graphs for Ascend; --target is {target.name}"
+        )
     if target.rounds_per_token or "int8" not in options.passes:
         return options, []
     passes = tuple("int8-static" if name == "int8" else name for name in options.passes)
@@ -320,6 +324,7 @@ def _graphs(
         return [(GraphEntry(role, FileEntry(GRAPH_NAME, 0, ""), (), io), model)]
     lowered = lower_model(model, origin.shape, chip_named(target.chip), options.ascend, ranges, say)
     done.ascend = lowered.record()
+    done.warnings += lowered.notes
     done.warnings += [f"{what}; spelled out in {count} places" for what, count in lowered.reasons.items()]
     return [(graph.entry(options.ascend.dtype), graph.model) for graph in lowered.graphs]
 

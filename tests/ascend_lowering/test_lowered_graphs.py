@@ -171,6 +171,27 @@ def test_bfloat16_only_where_the_chip_has_it(fused: Path, tmp_path: Path) -> Non
         lower_tiny(fused, tmp_path / "out", "ascend310p3", dtype="bf16")
 
 
+def test_buckets_beyond_the_memory_of_the_chip(fused: Path, tmp_path: Path) -> None:
+    """Two layers of two heads of 16 numbers: 256 bytes of cache a token."""
+    huge = BucketOptions((1 << 17,), (1024,), (16,))
+    with pytest.raises(
+        ShapeError, match=r"decode_b131072_t1024: a KV cache of 34.4 GB .* Ascend910B4 leaves a program"
+    ):
+        lower_tiny(fused, tmp_path / "out", buckets=huge)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_ascend_for_another_target(fused: Path, tmp_path: Path) -> None:
+    with pytest.raises(PassError, match=r"--batch, --kv-len, --attention .* --target is ort"):
+        lower_tiny(fused, tmp_path / "out", target="ort", buckets=BucketOptions((2,), (64,), (16,)))
+
+
+def test_a_graph_lowered_to_another_target(fused: Path, tmp_path: Path) -> None:
+    optimize_tiny(fused, tmp_path / "ort", target="ort")
+    with pytest.raises(UnsupportedOpError, match=r"lowered to ONNX Runtime's operators.*--target portable"):
+        lower_tiny(tmp_path / "ort", tmp_path / "out")
+
+
 def test_a_graph_that_is_not_fused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOpError, match="no fused attention"):
         optimize_tiny(export_tiny(tmp_path), tmp_path / "out", "clean", target="ascend910b4")

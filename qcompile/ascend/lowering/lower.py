@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.ascend.buckets import Bucket, BucketOptions
@@ -16,9 +17,10 @@ from qcompile.ascend.lowering.decoder import DecoderLowering, LoweringOptions, h
 from qcompile.ascend.lowering.flash_attention import why_no_flash
 from qcompile.ascend.lowering.folding import foldings_of
 from qcompile.ascend.lowering.kernels import KernelCount, count_kernels
+from qcompile.ascend.lowering.static_graph import dims
 from qcompile.ascend.lowering.typed_weights import TypedWeights
 from qcompile.ascend.value_range import ValueRanges
-from qcompile.errors import UnsupportedOpError
+from qcompile.errors import ShapeError, UnsupportedOpError
 from qcompile.functions import DOMAIN
 from qcompile.passes.narrow_scales import widen_scales
 from qcompile.passes.rope_table import RopeTable, tabulate
@@ -80,6 +82,7 @@ class LoweredModel:
         reasons: What was spelled out in standard operators, why, and how often.
         ranges: How large values become on text; None when that was not measured.
         torch_export: Kernels per layer of a graph by torch.onnx.export, for comparison; 0 where that was not counted.
+        notes: What else to warn of.
     """
 
     graphs: list[LoweredGraph]
@@ -88,6 +91,7 @@ class LoweredModel:
     reasons: dict[str, int]
     ranges: ValueRanges | None = None
     torch_export: int = 0
+    notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest and the report say, JSON-ready."""
@@ -152,8 +156,37 @@ def lower_model(
         if no_flash:
             reasons[f"--attention pfa: {no_flash}"] = shape.num_hidden_layers
         graphs.append(LoweredGraph(bucket, lowered, count_kernels(lowered)))
+    notes = _check_memory(graphs, chip)
     torch_export = TORCH_EXPORT.get(shape.model_type.removesuffix("_text"), 0)
-    return LoweredModel(graphs, scores, centred, reasons, ranges, torch_export)
+    return LoweredModel(graphs, scores, centred, reasons, ranges, torch_export, notes)
+
+
+def _check_memory(graphs: list[LoweredGraph], chip: Chip) -> tuple[str, ...]:
+    """Refuse graphs that cannot be loaded; boards that share memory with their host come in sizes, so there it is a note.
+
+    Raises:
+        ShapeError: Weights and cache of a graph exceed the chip's memory.
+    """
+    for graph in graphs:
+        weights, inputs = (
+            sum(value.const_value.nbytes for value in graph.model.graph.initializers.values() if value.const_value),
+            sum(_size_bytes(value) for value in graph.model.graph.inputs),
+        )
+        if weights + inputs <= chip.usable_bytes:
+            continue
+        problem = (
+            f"{graph.bucket.name}: a KV cache of {inputs / 1e9:.1f} GB beside weights of {weights / 1e9:.1f} GB does not fit "
+            f"the {chip.usable_bytes / 1e9:.1f} GB that {chip.name} leaves a program; give a smaller --batch or --kv-len"
+        )
+        if chip.family != "310B":
+            raise ShapeError(problem)
+        return (f"{problem}, or use a board with more memory",)
+    return ()
+
+
+def _size_bytes(value: ir.Value) -> int:
+    assert value.dtype is not None
+    return int(np.prod(dims(value))) * value.dtype.bitwidth // 8
 
 
 def _why_no_flash(model: ir.Model, chip: Chip) -> str:
@@ -163,6 +196,11 @@ def _why_no_flash(model: ir.Model, chip: Chip) -> str:
 
 def _rope_table(model: ir.Model, rows: int) -> RopeTable:
     attentions = [n for n in model.graph if (n.domain, n.op_type) == (DOMAIN, "Attention")]
+    if not attentions and any(n.domain == "com.microsoft" for n in model.graph):
+        raise UnsupportedOpError(
+            "the graph is lowered to ONNX Runtime's operators; give the directory that `qcompile export` wrote, or one "
+            "that was optimized with --target portable"
+        )
     if not attentions:
         raise UnsupportedOpError(
             "the graph has no fused attention; add --passes fuse, and see inspect --why fuse-attention"
