@@ -1,11 +1,14 @@
 """qcompile and its peers on the same checkpoint, prompts and tokens, side by side in one interleaved run.
 
     python benchmarks/peers/run.py CHECKPOINT --ours int8=DIR --ours int4=DIR [--peers NAME ...] [--rounds 3] [-o out/peers]
+    python benchmarks/peers/run.py CHECKPOINT --ours … --reference FP32_DIR --text out/reference.jsonl --quality-tokens 6144
 
-CHECKPOINT is a Hugging Face directory; every DIR was compiled from it. Each peer gets an environment of its own under the
-output directory, with the exact versions of peers.toml, and converts the checkpoint once. Then, round by round, every engine
-runs once in a fresh process. Quality is KL, top-1 and p99 against the checkpoint in float32 on the same given tokens, and the
-length of the common beginning of greedy answers. A peer that cannot be installed, converted or run is a row that says why.
+CHECKPOINT is a Hugging Face directory; every DIR was compiled from it. `--reference` lets a float32 model that qcompile
+compiled stand for transformers, whose environment is then not needed; `--text` compares on pieces of 512 tokens spread over
+that text. Each peer gets an environment of its own under the output directory, with the exact versions of peers.toml, and
+converts the checkpoint once. Then, round by round, every engine runs once in a fresh process. Quality is KL, top-1 and p99
+against the checkpoint in float32 on the same given tokens, and the length of the common beginning of greedy answers. A peer
+that cannot be installed, converted or run is a row that says why.
 
 Writes results.json, results.md, and results.jsonl as it goes; a second call goes on where the first was stopped.
 """
@@ -24,13 +27,14 @@ from results import markdown, summarize
 from setup_peers import Ours, prepare, read_peers
 
 from qcompile.benchmark.machine import busy_warning, describe_machine
-from qcompile.quality.documents import PROMPTS, built_in_documents
+from qcompile.quality.documents import PROMPTS, built_in_documents, read_documents
 from qcompile.runtime.host import default_threads
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.tokenizer import Tokenizer
 
 SHORT, LONG, BATCH = 128, 1024, 8
-REFERENCE = "transformers-fp32"
+REFERENCE, OWN_REFERENCE = "transformers-fp32", "fp32"
+PIECE_TOKENS = 512
 
 
 def main() -> int:
@@ -44,21 +48,26 @@ def main() -> int:
         print(f"run.py: no peer '{unknown[0]}'; there are {', '.join(peers)}", file=sys.stderr)
         return 2
     ours = [Ours(*pair.split("=", 1)) for pair in arguments.ours]
-    prepared = [prepare(peers[name], arguments.checkpoint, arguments.output, say) for name in with_reference(wanted)]
+    reference = REFERENCE
+    if arguments.reference is not None:
+        ours.insert(0, Ours(OWN_REFERENCE, str(arguments.reference)))
+        reference = f"qcompile-{OWN_REFERENCE}"
+    names = with_reference(wanted) if arguments.reference is None else wanted
+    prepared = [prepare(peers[name], arguments.checkpoint, arguments.output, say) for name in names]
     prepared += [one.prepared(sys.executable) for one in ours]
     machine = describe_machine(arguments.threads)
     job = Job(
         checkpoint=str(arguments.checkpoint),
         threads=arguments.threads,
         logits=str(arguments.output / "reference-logits.f32"),
-        **texts(Path(ours[0].directory), arguments.quality_tokens),
+        **texts(Path(ours[0].directory), arguments.quality_tokens, arguments.text),
     )
-    plan = Plan(job, tuple(prepared), REFERENCE, arguments.rounds, skip_quality=not arguments.quality_tokens)
+    plan = Plan(job, tuple(prepared), reference, arguments.rounds, skip_quality=not arguments.quality_tokens)
     samples = measure_all(plan, arguments.output / "results.jsonl", Runner(), say)
     record = {
         "machine": machine,
         "checkpoint": str(arguments.checkpoint),
-        "peers": summarize(prepared, samples, REFERENCE),
+        "peers": summarize(prepared, samples, reference),
     }
     record["warning"] = busy_warning(machine["load_average"], machine["cores"])
     write(arguments.output / "results.json", json.dumps(record, indent=1) + "\n")
@@ -79,6 +88,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--quality-tokens", type=int, default=600, help="Tokens to compare; 0: none.")
+    parser.add_argument("--text", type=Path, help="A .jsonl to compare on, such as that of reference_text.py.")
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="A float32 compiled model to compare with.")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/peers"))
     arguments = parser.parse_args()
     if any("=" not in pair for pair in arguments.ours):
@@ -93,7 +104,7 @@ def with_reference(names: list[str]) -> list[str]:
     return [REFERENCE, *(name for name in names if name != REFERENCE)]
 
 
-def texts(directory: Path, quality_tokens: int) -> dict[str, Any]:
+def texts(directory: Path, quality_tokens: int, text: Path | None) -> dict[str, Any]:
     """Return prompts and texts as token ids, cut by the tokenizer of a compiled model."""
     tokenizer = Tokenizer(directory, Manifest.load(directory))
     documents = [tokenizer.encode(document.text or "") for document in built_in_documents()]
@@ -106,8 +117,20 @@ def texts(directory: Path, quality_tokens: int) -> dict[str, Any]:
             "long": [cut(everything, 2000, LONG)],
             "chat": [tokenizer.encode(text, add_special_tokens=False) for text in chat],
         },
-        "texts": [ids[:share] for ids in documents],
+        "texts": [ids[:share] for ids in documents] if text is None else spread(tokenizer, text, quality_tokens),
     }
+
+
+def spread(tokenizer: Tokenizer, text: Path, num_tokens: int) -> list[list[int]]:
+    """Return pieces of 512 tokens, evenly from all whole ones of the documents."""
+    documents = [tokenizer.encode(document.text or "") for document in read_documents(text)]
+    pieces = [
+        ids[start : start + PIECE_TOKENS]
+        for ids in documents
+        for start in range(0, len(ids) - PIECE_TOKENS + 1, PIECE_TOKENS)
+    ]
+    count = max(1, min(num_tokens // PIECE_TOKENS, len(pieces)))
+    return [pieces[round(i * (len(pieces) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def cut(ids: list[int], start: int, length: int) -> list[int]:
