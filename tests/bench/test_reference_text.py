@@ -88,3 +88,10 @@ def test_another_package_is_refused(tmp_path, monkeypatch, capsys):
     assert reference_text.main() == 1
     assert "wanted 9f31d3a1" in capsys.readouterr().err
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_calibration_shares_nothing_with_the_reference():
+    assert not set(reference_text.MODULES) & set(reference_text.CALIBRATION_MODULES)
+    packages = [{p.package for p in books} for books in (reference_text.PROSE, reference_text.CALIBRATION_PROSE)]
+    assert not packages[0] & packages[1]
+    assert {p.group for p in reference_text.CALIBRATION_PROSE} == {"english", "chinese"}

@@ -5,10 +5,12 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.errors import PassError, QuantError
-from qcompile.passes import quantize_weights
+from qcompile.passes import quantize_model, quantize_weights
 from qcompile.passes.base import op_histogram
 from qcompile.passes.quantize_int4 import QuantizeInt4
 from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static
+from qcompile.passes.quantize_projections import find_projections
+from qcompile.quant.algorithms import quantize_weight
 from qcompile.quant.rtn import round_to_nearest
 from qcompile.quant.scheme import InputStatistics, WeightScheme
 from qcompile.quantize_options import LayerOptions, QuantizeOptions
@@ -250,3 +252,19 @@ def test_half_precision_models_quantize(tmp_path, dtype):
     assert not [w for w in report.warnings if "rolled back" in w]
     if dtype == "fp16":
         assert compare_directories(source, tmp_path / "out", num_tokens=8).mean_kl < 0.01
+
+
+def test_gptq_rounds_a_tied_table_for_both_of_its_uses(context, untied):
+    """With the head's second moments alone, the rows that are looked up would lose more than rounding to nearest does."""
+    errors = {}
+    for name, own in (("tied", context), ("untied", untied)):
+        head = next(p for p in find_projections(own.model.graph) if "lm_head" in p.names)
+        table = head.rows(0, head.num_outputs)
+        moments = np.diag(np.geomspace(1, 1e-4, head.num_inputs).astype(np.float32))
+        moments += 0.3 * np.sqrt(np.outer(np.diag(moments), np.diag(moments)))
+        seen = InputStatistics(8, np.ones(head.num_inputs, np.float32), np.ones(head.num_inputs, np.float32), moments)
+        codes = quantize_weight(
+            table, WeightScheme(4, 32, symmetric=False), "gptq", seen, options=quantize_model._algorithm_options(head)
+        )
+        errors[name] = float(((codes.dequantize() - table) ** 2).sum() / (table**2).sum())
+    assert errors["tied"] < errors["untied"]
