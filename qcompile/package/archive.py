@@ -3,7 +3,7 @@
 import os
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qcompile.errors import PackageError
@@ -56,7 +56,8 @@ def open_package(path: Path) -> Iterator[PackageWriter]:
     except OSError as error:
         raise PackageError(write_failure(path, error)) from None
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
 
 
 def _entry(name: str, compression: int) -> zipfile.ZipInfo:

@@ -63,8 +63,9 @@ def check_contest(request: CheckRequest, say: Callable[[str], None] = lambda _: 
         report.take("layout", check_layout(room.package, request.package.name if is_zip else ""))
         say("reading the programs")
         report.take("sources: Python 3.9, relative paths, no hub, no root", check_source(room.package))
-        say(f"resolving {DEPENDENCIES}/ for {JUDGE.name}")
-        report.take(f"dependencies: complete for {JUDGE.name}", check_dependencies(room.package, JUDGE))
+        if (room.package / REQUIREMENTS).is_file():
+            say(f"resolving {DEPENDENCIES}/ for {JUDGE.name}")
+            report.take(f"dependencies: complete for {JUDGE.name}", check_dependencies(room.package, JUDGE))
         if (room.package / KERNELS).is_dir():
             report.notes.append(f"{KERNELS}/*.run were not executed: they need CANN and an NPU")
         if request.is_static:
@@ -124,7 +125,9 @@ def _install(room: CleanRoom, request: CheckRequest, report: Report, say: Callab
     requirements, findings = read_requirements(room.package)
     if findings:
         return findings
-    if (here.python, here.machine) == (JUDGE.python, JUDGE.machine) or not requirements:
+    if not requirements:
+        return room.install(None, room.package / REQUIREMENTS, request.limit_s)
+    if (here.python, here.machine) == (JUDGE.python, JUDGE.machine):
         return room.install(dependencies, room.package / REQUIREMENTS, request.limit_s)
     pins = [str(requirement) for requirement in requirements]
     for wanted in (pins, [requirement.name for requirement in requirements]):

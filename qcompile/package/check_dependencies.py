@@ -76,7 +76,7 @@ def check_dependencies(root: Path, target: WheelPlatform) -> list[Finding]:
             )
             for wanted, by in missing_requirements(wheels, target).items()
         ]
-    return findings or _ask_pip(root, target, has_sdists=_has_sdists(root))
+    return findings if findings or not requirements or _has_sdists(root) else _ask_pip(root, target)
 
 
 def _check_listed(requirements: Sequence[Requirement], wheels: Sequence[Wheel], root: Path) -> list[Finding]:
@@ -107,10 +107,8 @@ def _has_sdists(root: Path) -> bool:
     return any(path.suffix != ".whl" for path in (root / DEPENDENCIES).glob("*"))
 
 
-def _ask_pip(root: Path, target: WheelPlatform, *, has_sdists: bool) -> list[Finding]:
+def _ask_pip(root: Path, target: WheelPlatform) -> list[Finding]:
     """Pip's own resolver has the last word: it is asked for that machine, and installs nothing."""
-    if has_sdists or not (root / DEPENDENCIES).is_dir():
-        return []
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-index", "--no-input"]
     command += ["--disable-pip-version-check", "--find-links", str(root / DEPENDENCIES), "--only-binary=:all:"]
     command += ["--implementation", "cp", "--python-version", target.full_version, "-r", str(root / REQUIREMENTS)]

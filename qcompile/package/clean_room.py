@@ -53,9 +53,11 @@ class CleanRoom:
         self.python = folder / "environment" / "bin" / "python"
         self.notes: list[str] = []
 
-    def install(self, wheels: Path, requirements: Path, timeout_s: float) -> list[Finding]:
-        """Make the environment and install the requirements from a folder of wheels, as the judge does."""
+    def install(self, wheels: Path | None, requirements: Path, timeout_s: float) -> list[Finding]:
+        """Make the environment and install the requirements from a folder of wheels; None: there are none."""
         venv.EnvBuilder(with_pip=False, symlinks=True).create(self.folder / "environment")
+        if wheels is None:
+            return []
         command = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--quiet", "--no-index"]
         command += ["--no-input", "--disable-pip-version-check", "--no-cache-dir"]
         command += ["--find-links", str(wheels), "-r", str(requirements)]
