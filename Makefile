@@ -48,7 +48,7 @@ $(CORE): pyproject.toml | $(BIN)/python
 # torch first and by exact version, so that no later requirement can pull a build with gigabytes of CUDA.
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python $(PIP) $(TORCH)
-	$(BIN)/python $(PIP) -c constraints.txt -e '.[dev,torch,eval,train]'
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[dev,torch,eval,train,serve]'
 	@touch $(CORE) $@
 
 # Optimum pins an older transformers than the tests use, so its exporter has an environment of its own.

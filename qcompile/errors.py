@@ -16,6 +16,7 @@ QCompileError
 ├── KernelError            a fused operator given what it does not take
 ├── EvaluateError          a case file, prompt template or checker that cannot be used
 ├── PackageError           a package that cannot be made, read or run
+├── ServeError             a server that cannot be started as asked
 └── RuntimeFault           qcompile.runtime.errors.RuntimeFault (the runtime ships alone and has its own tree)
 
 A message says what, where, seen versus wanted, and what to do. Only `qcompile.cli` turns these into exit codes.
@@ -84,6 +85,10 @@ class PackageError(QCompileError):
     """A package that cannot be made, or one that cannot be read or run."""
 
 
+class ServeError(QCompileError):
+    """A server that cannot be started as asked."""
+
+
 __all__ = [
     "ArtifactError",
     "AtcError",
@@ -99,6 +104,7 @@ __all__ = [
     "QualityError",
     "QuantError",
     "RuntimeFault",
+    "ServeError",
     "SessionError",
     "ShapeError",
     "UnsupportedOpError",

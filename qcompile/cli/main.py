@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "bench": "Speed, memory and load time, and what this machine would allow.",
     "eval": "Answer a case file, judge the answers, write submission and scoreboard.",
     "package": "Make a contest zip or a ModelArts package, or check one as the judge would.",
+    "serve": "Serve a model over HTTP, as OpenAI's clients expect it.",
     "generate": "Generate text from prompts.",
     "chat": "Talk with a model.",
 }

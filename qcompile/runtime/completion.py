@@ -89,6 +89,7 @@ class Delta:
         text: New text; may be empty while a character or a possible stop string is unfinished.
         token_ids: New tokens.
         completion: The whole result, on the last delta of the request.
+        logprobs: One per new token, if asked for.
     """
 
     request_id: int
@@ -96,3 +97,4 @@ class Delta:
     text: str
     token_ids: Tuple[int, ...]
     completion: Optional[Completion] = None
+    logprobs: Tuple[TokenLogprob, ...] = ()

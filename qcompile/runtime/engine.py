@@ -90,6 +90,7 @@ class Engine:
         self._cache = KVCache(self._session, max_batch_size, self.max_model_len, reuse_prefixes)
         chunk = min(prefill_chunk, self._session.max_chunk)
         self._prefill_budget = chunk
+        self.max_batch_size = max_batch_size
         self._scheduler = Scheduler(self._cache, max_batch_size, chunk, self._session.can_extend)
         self._lock = threading.RLock()
         self._numbers = count()
@@ -170,6 +171,16 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._arrivals or self._aborts or self._unclaimed or self._scheduler.has_work)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a KV slot."""
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return len(self._arrivals) + len(self._scheduler.waiting)
 
     def step(self) -> List[Delta]:
         """Compute one step for the requests of `add_request` and return what is new.

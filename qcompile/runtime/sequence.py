@@ -1,7 +1,7 @@
 """One request while it is being served."""
 
 from time import perf_counter
-from typing import Optional, Union
+from typing import Optional, Tuple, Union
 from typing import Sequence as SequenceOf
 
 from .completion import Completion, Delta, TokenLogprob
@@ -65,17 +65,19 @@ class Sequence:
         result.duration_s = perf_counter() - self._arrival
         if len(result.token_ids) == 1:
             result.ttft_s = result.duration_s
+        new: Tuple[TokenLogprob, ...] = ()
         if logprob is not None and result.logprobs is not None:
             result.logprobs.append(logprob)
+            new = (logprob,)
         if token_id in self._end_ids:
-            return self._finish("stop", token_id, (token_id,))
+            return self._finish("stop", token_id, (token_id,), new)
         text, stop = self._stop.push(self._detokenizer.push(token_id))
         result.text += text
         if stop is not None:
-            return self._finish("stop", stop, (token_id,), text, is_flushed=True)
+            return self._finish("stop", stop, (token_id,), new, text, is_flushed=True)
         if len(result.token_ids) >= self._max_new_tokens:
-            return self._finish("length", None, (token_id,), text)
-        return Delta(self.request_id, result.index, text, (token_id,))
+            return self._finish("length", None, (token_id,), new, text)
+        return Delta(self.request_id, result.index, text, (token_id,), None, new)
 
     def end(self, reason: str, error: Optional[str] = None) -> Delta:
         """End it from outside: ``abort`` or ``error``. What was generated so far stays."""
@@ -87,6 +89,7 @@ class Sequence:
         reason: str,
         stop_reason: Union[str, int, None],
         token_ids: SequenceOf[int],
+        logprobs: Tuple[TokenLogprob, ...] = (),
         text: str = "",
         is_flushed: bool = False,
     ) -> Delta:
@@ -97,4 +100,4 @@ class Sequence:
             result.text += tail
             text += tail
         result.finish_reason, result.stop_reason = reason, stop_reason
-        return Delta(self.request_id, result.index, text, tuple(token_ids), result)
+        return Delta(self.request_id, result.index, text, tuple(token_ids), result, logprobs)

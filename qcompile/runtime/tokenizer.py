@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set
 
 from .chat_template import ChatTemplate
-from .detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer
+from .detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer, piece_bytes
 from .errors import RequestError, TokenizerError
 from .manifest import Manifest, check_file, find_file
 
@@ -98,6 +98,12 @@ class Tokenizer:
         """Return the text of ids; bytes that form no character become U+FFFD."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that one token stands for: often not a whole number of characters. Special ones count."""
+        if self._is_byte_level:
+            return piece_bytes(self._tokenizer.id_to_token(token_id) or "")
+        return self.decode([token_id], skip_special_tokens=False).encode("utf-8")
 
     def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
         """Return a new incremental decoder."""

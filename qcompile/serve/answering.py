@@ -1,0 +1,162 @@
+"""From a checked request to its response."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
+
+from qcompile.runtime import SamplingParams
+from qcompile.runtime.errors import RequestError, TokenizerError
+from qcompile.serve.api_error import ApiError, json_response
+from qcompile.serve.event_stream import EventStream, events
+from qcompile.serve.generation import Generation, Service
+from qcompile.serve.replies import ChatReply, Reply, TextReply
+from qcompile.serve.request_body import read_request
+from qcompile.serve.requests import ChatRequest, GenerationRequest, TextRequest
+
+T = TypeVar("T")
+_STREAM_GRACE_S = 30.0  # for the last events of an answer that took its whole deadline
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+async def answer_chat(service: Service, request: Request) -> Response:
+    """Answer POST /v1/chat/completions."""
+    parsed = await read_request(request, ChatRequest, service.settings)
+    generation = Generation(service, parsed.num_choices)
+    encode = partial(_encode_chat, service, parsed)
+    return await _answer(service, request, parsed, generation, encode, partial(ChatReply, service, parsed))
+
+
+async def answer_text(service: Service, request: Request) -> Response:
+    """Answer POST /v1/completions."""
+    parsed = await read_request(request, TextRequest, service.settings)
+    generation = Generation(service, parsed.num_choices * len(parsed.prompt))
+    encode = partial(_encode_texts, service, parsed)
+    return await _answer(service, request, parsed, generation, encode, partial(TextReply, service, parsed))
+
+
+async def _answer(
+    service: Service,
+    request: Request,
+    parsed: GenerationRequest,
+    generation: Generation,
+    encode: Callable[[], list[list[int]]],
+    make_reply: Callable[[list[list[int]]], Reply],
+) -> Response:
+    async def begin() -> Response:
+        prompts = await asyncio.to_thread(encode)  # a long prompt takes a second: others go on meanwhile
+        generation.submit(prompts, _sampling(service, parsed), parsed.num_choices)
+        reply = make_reply(prompts)
+        return await (_stream if parsed.stream else _collect)(service, generation, reply)
+
+    try:
+        return await _unless_gone(request, begin())
+    except BaseException as error:
+        generation.close()
+        if isinstance(error, ClientDisconnect):
+            service.metrics.disconnects.inc()
+        raise
+
+
+async def _collect(service: Service, generation: Generation, reply: Reply) -> Response:
+    del service
+    async for choice, delta in generation.deltas():
+        if delta.completion is not None:
+            reply.take(delta.completion, choice)
+    return json_response(reply.whole())
+
+
+async def _stream(service: Service, generation: Generation, reply: Reply) -> Response:
+    """Return the stream once its first token is there: until then a failure is still an HTTP status."""
+    deltas = generation.deltas()
+    first = await deltas.__anext__()
+
+    def end() -> None:
+        if generation.is_unfinished:
+            service.metrics.disconnects.inc()
+        generation.close()
+
+    limit_s = service.settings.deadline_s + _STREAM_GRACE_S
+    return EventStream(events(generation, reply, deltas, first), end, limit_s)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return what the work returns, or stop it when the client leaves.
+
+    Raises:
+        ClientDisconnect: It left.
+    """
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        for unfinished in (task, watch):
+            unfinished.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _sampling(service: Service, request: GenerationRequest) -> SamplingParams:
+    """Return what is asked for; what is not comes from the model's generation_config.json."""
+    engine = service.engine
+    options = {name: getattr(request, name) for name in _SAMPLING if getattr(request, name) is not None}
+    if engine.generation_config.get("do_sample") is False:
+        options.setdefault("temperature", 0.0)
+    try:
+        return engine.sampling_params(
+            **options,
+            max_new_tokens=request.most_tokens or engine.max_model_len,
+            seed=None if request.seed is None else request.seed % (1 << 64),
+            stop=request.stop,
+            ignore_eos=bool(request.ignore_eos),
+            logprobs=request.num_logprobs,
+        )
+    except RequestError as error:
+        raise ApiError(400, str(error), "invalid_value") from None
+
+
+def _encode_chat(service: Service, request: ChatRequest) -> list[list[int]]:
+    engine = service.engine
+    if not engine.tokenizer.has_chat_template:
+        raise ApiError(400, "the model has no chat template (a base model); use /v1/completions", "no_chat_template")
+    chosen = request.chat_template_kwargs
+    variables = {} if chosen is None else chosen.model_dump(exclude_none=True)
+    try:
+        prompt = engine.encode_chat([message.as_dict() for message in request.messages], **variables)
+    except TokenizerError as error:
+        raise ApiError(
+            400, f"the model's chat template refuses these messages: {error}", "invalid_value", "messages"
+        ) from None
+    except RequestError as error:
+        raise ApiError(400, str(error), "invalid_value", "messages") from None
+    return [_fitting(service, prompt, "messages")]
+
+
+def _encode_texts(service: Service, request: TextRequest) -> list[list[int]]:
+    try:
+        prompts = [service.engine.tokenizer.encode(p) if isinstance(p, str) else p for p in request.prompt]
+    except RequestError as error:
+        raise ApiError(400, str(error), "invalid_value", "prompt") from None
+    return [_fitting(service, prompt, "prompt") for prompt in prompts]
+
+
+def _fitting(service: Service, prompt: list[int], param: str) -> list[int]:
+    most = service.engine.max_model_len
+    if not prompt:
+        raise ApiError(400, f"{param}: the prompt is empty: it has no tokens", "invalid_value", param)
+    if len(prompt) >= most:
+        message = f"{param}: {len(prompt)} tokens, and the context holds {most} with the answer; shorten it"
+        raise ApiError(400, message, "context_length_exceeded", param)
+    return prompt
