@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
@@ -18,6 +18,9 @@ from qcompile.serve.generation import Generation, Service
 from qcompile.serve.replies import ChatReply, Reply, TextReply
 from qcompile.serve.request_body import read_request
 from qcompile.serve.requests import ChatRequest, GenerationRequest, TextRequest
+
+if TYPE_CHECKING:
+    from qcompile.runtime import Engine
 
 T = TypeVar("T")
 _STREAM_GRACE_S = 30.0  # for the last events of an answer that took its whole deadline
@@ -114,6 +117,7 @@ def _sampling(service: Service, request: GenerationRequest) -> SamplingParams:
     options = {name: getattr(request, name) for name in _SAMPLING if getattr(request, name) is not None}
     if engine.generation_config.get("do_sample") is False:
         options.setdefault("temperature", 0.0)
+    _check_scores(engine, request, options)
     try:
         return engine.sampling_params(
             **options,
@@ -125,6 +129,17 @@ def _sampling(service: Service, request: GenerationRequest) -> SamplingParams:
         )
     except RequestError as error:
         raise ApiError(400, str(error), "invalid_value") from None
+
+
+def _check_scores(engine: Engine, request: GenerationRequest, options: dict[str, Any]) -> None:
+    """Refuse what needs more scores than graphs return that choose their tokens on the device."""
+    choosing = [graph.io.outputs for graph in engine.manifest.graphs if graph.io.logits == "chosen"]
+    if choosing and request.num_logprobs is not None:
+        message = "logprobs need the scores of all tokens; this model was compiled without --keep-logits"
+        raise ApiError(400, message, "not_available", "logprobs")
+    if options.get("temperature") != 0 and any("top_logits" not in outputs for outputs in choosing):
+        message = "this model's graphs return only the likeliest token; send temperature 0"
+        raise ApiError(400, message, "not_available", "temperature")
 
 
 def _encode_chat(service: Service, request: ChatRequest) -> list[list[int]]:
