@@ -10,33 +10,35 @@ import triton.language as tl
 
 
 @triton.jit
-def four_planes(words, x_tile, in_k, bias, BLOCK_G: tl.constexpr, GROUP: tl.constexpr):
-    """Sum over the low four nibbles of every word times the x they meet; bias gathers 8 * x, which is taken off later."""
+def four_planes(words, x_tile, mask, eight, N: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr):
+    """Sum over the low four nibbles of every word times the x they meet; eight gathers 8 * x, which is taken off later."""
     WORDS: tl.constexpr = GROUP // 8
-    place = tl.arange(0, BLOCK_G)[:, None] * GROUP + tl.arange(0, WORDS)[None, :]
+    place = tl.arange(0, BLOCK_G)[None, :, None] * GROUP + tl.arange(0, WORDS)[None, None, :]
+    place = tl.broadcast_to(place, (N, BLOCK_G, WORDS))
     total = tl.zeros(words.shape, dtype=tl.float32)
     for j in tl.static_range(4):
-        x = tl.load(x_tile + j * WORDS + place, mask=in_k, other=0.0).to(tl.float32)
+        x = tl.load(x_tile + j * WORDS + place, mask=mask, other=0.0).to(tl.float32)
         plane = (words & (15 << (4 * j))).to(tl.float32)
-        total += plane * (x * (1.0 / (1 << (4 * j))))[None, :, :]
-        bias += 8.0 * x
-    return total, bias
+        total += plane * (x * (1.0 / (1 << (4 * j))))
+        eight += 8.0 * x
+    return total, eight
 
 
 @triton.jit
-def all_planes(words, x_tile, in_k, BLOCK_G: tl.constexpr, GROUP: tl.constexpr):
-    """Sum over the eight nibbles of every word, less the 8 that each of them is too large."""
+def all_planes(words, x_tile, mask, N: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr):
+    """Sum over the eight nibbles of every word, less the 8 that each of them is too large. N is 1, or the words' own."""
     WORDS: tl.constexpr = GROUP // 8
-    low, eight = four_planes(words, x_tile, in_k, tl.zeros((BLOCK_G, WORDS), dtype=tl.float32), BLOCK_G, GROUP)
-    high, eight = four_planes(words >> 16, x_tile + 4 * WORDS, in_k, eight, BLOCK_G, GROUP)
-    return low + high - eight[None, :, :]
+    zeros = tl.zeros((N, BLOCK_G, WORDS), dtype=tl.float32)
+    low, eight = four_planes(words, x_tile, mask, zeros, N, BLOCK_G, GROUP)
+    high, eight = four_planes(words >> 16, x_tile + 4 * WORDS, mask, eight, N, BLOCK_G, GROUP)
+    return low + high - eight
 
 
 # fmt: off
 @triton.jit
 def gemv_int4_kernel(
     x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_groups, x_stride,
-    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr, SPREAD_X: tl.constexpr,
 ):
     # fmt: on
     """out[m, n] = sum_g scale[n, g] * sum_i x[m, g, i] * weight[n, g, i] + bias[n], in tiles of BLOCK_N x BLOCK_G groups."""
@@ -61,7 +63,10 @@ def gemv_int4_kernel(
             scale_tile = scale_ptr + first + start + (local_n[:, None] * n_groups + groups[None, :])
             scale = tl.load(scale_tile, mask=in_scale, other=0.0).to(tl.float32)
             x_tile = x_ptr + row * x_stride + start * GROUP
-            total += all_planes(words, x_tile, in_k, BLOCK_G, GROUP) * scale[:, :, None]
+            if SPREAD_X:  # as in gemv_int8
+                total += all_planes(words, x_tile, mask, BLOCK_N, BLOCK_G, GROUP) * scale[:, :, None]
+            else:
+                total += all_planes(words, x_tile, in_k[None, :, :], 1, BLOCK_G, GROUP) * scale[:, :, None]
         in_n = n < n_out
         out = tl.sum(tl.sum(total, axis=2), axis=1)
         if HAS_BIAS:

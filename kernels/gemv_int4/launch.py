@@ -85,4 +85,4 @@ def choose(x: torch.Tensor, num_groups: int, group: int) -> Launch:
     if x.device.type == "npu":
         return from_table(NAME, "gemv_int4_kernel", x.dtype, {"GROUP": group})
     block_groups = min(power_of_two(num_groups), _GPU_WORDS // (group // 8))
-    return Launch({"BLOCK_N": 4, "BLOCK_G": block_groups, "GROUP": group}, {"num_warps": 4})
+    return Launch({"BLOCK_N": 4, "BLOCK_G": block_groups, "GROUP": group, "SPREAD_X": 1}, {"num_warps": 4})

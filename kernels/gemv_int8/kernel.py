@@ -22,10 +22,12 @@ def gemv_int8_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    SPREAD_X: tl.constexpr,
 ):
     """out[m, n] = scale[n] * sum_k x[m, k] * weight[n, k] + bias[n].
 
-    Rows m of one n-block follow each other: they share the weights in the cache.
+    Rows m of one n-block follow each other: they share the weights in the cache. SPREAD_X is for GPUs: every thread loads the
+    x it needs (from the first-level cache), so that the threads need not exchange it through shared memory, with barriers.
     """
     k = tl.arange(0, BLOCK_K)[None, :]
     local_n = tl.arange(0, BLOCK_N)
@@ -39,7 +41,11 @@ def gemv_int8_kernel(
             in_k = k < n_in - start
             mask = in_k & (n[:, None] < n_out)
             weight = tl.load(weight_tile + start + (local_n[:, None] * n_in + k), mask=mask, other=0)
-            x = tl.load(x_ptr + row * x_stride + start + k, mask=in_k, other=0.0)
+            x_tile = x_ptr + row * x_stride + start
+            if SPREAD_X:
+                x = tl.load(x_tile + tl.broadcast_to(k, (BLOCK_N, BLOCK_K)), mask=mask, other=0.0)
+            else:
+                x = tl.load(x_tile + k, mask=in_k, other=0.0)
             total += weight.to(tl.float32) * x.to(tl.float32)
         in_n = n < n_out
         out = tl.sum(total, axis=1) * tl.load(scale_ptr + n, mask=in_n, other=0.0).to(tl.float32)

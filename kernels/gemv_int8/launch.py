@@ -76,4 +76,4 @@ def choose(x: torch.Tensor, num_in: int) -> Launch:
     """The tile for the device of x; on a GPU 128 threads with two loads of 16 bytes each in flight."""
     if x.device.type == "npu":
         return from_table(NAME, "gemv_int8_kernel", x.dtype, BLOCK_N=16)
-    return Launch({"BLOCK_N": 4, "BLOCK_K": min(power_of_two(num_in), 1024)}, {"num_warps": 4})
+    return Launch({"BLOCK_N": 4, "BLOCK_K": min(power_of_two(num_in), 1024), "SPREAD_X": 1}, {"num_warps": 4})

@@ -4,7 +4,7 @@ import torch
 
 
 def reference(
-    logits: torch.Tensor, top_k: int, temperature: float, uniform: torch.Tensor
+    logits: torch.Tensor, top_k: int, temperature: float, uniform: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The top_k largest logits in falling order, and one of them drawn with probability softmax(top / temperature).
 
@@ -15,7 +15,7 @@ def reference(
         logits: [B, V].
         top_k: How many; 1 is greedy.
         temperature: Above 0.
-        uniform: float32 [B], in [0, 1).
+        uniform: float32 [B], in [0, 1); None draws the largest.
 
     Returns:
         values float32 [B, k], ids int32 [B, k] and token int32 [B].
@@ -24,6 +24,8 @@ def reference(
     ids = torch.sort(-clean, dim=-1, stable=True).indices[:, :top_k]
     values = torch.gather(clean, 1, ids)
     weights = torch.exp((values - values[:, :1]) / temperature).nan_to_num(nan=0.0)
+    if uniform is None:
+        uniform = torch.zeros(len(logits), device=logits.device)
     passed = torch.cumsum(weights, -1) <= (uniform.double() * weights.sum(-1)).unsqueeze(-1)
     drawn = torch.where(weights.sum(-1) > 0, passed.sum(-1), 0).clamp_max(top_k - 1)
     token = torch.gather(ids, 1, drawn[:, None])[:, 0]

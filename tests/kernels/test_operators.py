@@ -1,0 +1,98 @@
+"""torch.ops.qcompile: shape functions, mutation, the reference on the CPU, the checks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from qcompile.errors import KernelError
+from qcompile.kernels import OPERATORS
+from qcompile.kernels import operators as registered
+from qcompile.kernels.gemv_int4.reference import pack, quantize_weight
+from tests.kernels.numerics import fresh
+from tests.kernels.test_rope_cache import arguments as rope_arguments
+
+pytestmark = pytest.mark.torch
+
+
+def _int8(*shape: int) -> torch.Tensor:
+    return fresh(*shape).mul(40).to(torch.int8)
+
+
+def _gemv_int4() -> tuple[Any, ...]:
+    q, scale = quantize_weight(fresh(6, 256), 64)
+    return fresh(2, 256), pack(q), scale, fresh(6)
+
+
+def _decode() -> tuple[Any, ...]:
+    ints = torch.tensor([0, 2], dtype=torch.int32), torch.tensor([8, 5], dtype=torch.int32)
+    return fresh(2, 4, 16), fresh(2, 2, 8, 16), fresh(2, 2, 8, 16), *ints, 0.25
+
+
+EXAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "add_rms_norm": lambda: (fresh(2, 3, 8), fresh(2, 3, 8), fresh(8), 1e-6),
+    "add_layer_norm": lambda: (fresh(3, 8), fresh(3, 8), fresh(8), fresh(8), 1e-5),
+    "head_rms_norm": lambda: (fresh(2, 3, 8), fresh(8), 1e-6),
+    "rope_cache": lambda: tuple(rope_arguments(2, 3, 4, 2, 16).values()),
+    "swiglu": lambda: (fresh(2, 3, 8),),
+    "quantize_per_token": lambda: (fresh(2, 3, 8),),
+    "add_rms_norm_quantize": lambda: (fresh(3, 8), fresh(3, 8), fresh(8), 1e-6),
+    "matmul_bias_residual": lambda: (fresh(2, 3, 8), fresh(5, 8), fresh(5), fresh(2, 3, 5)),
+    "matmul_int8": lambda: (_int8(3, 8), _int8(5, 8), fresh(3), fresh(5), fresh(5).half(), torch.float16),
+    "gemv_int8": lambda: (fresh(2, 8), _int8(5, 8), fresh(5), None),
+    "gemv_int4": _gemv_int4,
+    "decode_attention": _decode,
+    "sampler": lambda: (fresh(2, 50), 3, 0.8, torch.rand(2)),
+}
+
+
+def test_every_kernel_is_an_operator() -> None:
+    assert set(EXAMPLES) == set(OPERATORS)
+    assert all(hasattr(torch.ops.qcompile, name) for name in OPERATORS)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_schema_and_shape_function_agree_with_what_it_does(name: str) -> None:
+    operator = getattr(torch.ops.qcompile, name)
+    checks = ("test_schema", "test_faketensor")
+    assert set(torch.library.opcheck(operator, EXAMPLES[name](), test_utils=checks).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_cpu_and_the_kernel_agree(name: str) -> None:
+    """The operator runs the reference here; the launcher runs the kernel, in Triton's interpreter."""
+    given = EXAMPLES[name]()
+    copies = tuple(one.clone() if isinstance(one, torch.Tensor) else one for one in given)
+    by_reference = getattr(torch.ops.qcompile, name)(*given)
+    by_kernel = getattr(registered, name).launch(*copies)
+    both = (by_reference, by_kernel) if isinstance(by_kernel, tuple) else ((by_reference,), (by_kernel,))
+    for one, other in (*zip(*both, strict=True), *zip(given, copies, strict=True)):  # copies: caches written in place
+        if not isinstance(one, torch.Tensor):
+            continue
+        if one.dtype == torch.int8:
+            assert int((one.int() - other.int()).abs().max()) <= 1
+        else:
+            assert torch.allclose(one.double(), other.double(), rtol=2e-3, atol=2e-5)
+
+
+def test_defaults() -> None:
+    x, weight = fresh(2, 8), fresh(5, 8)
+    assert torch.allclose(torch.ops.qcompile.matmul_bias_residual(x, weight), x @ weight.T, atol=1e-5)
+    _, ids, token = torch.ops.qcompile.sampler(fresh(3, 40))
+    assert torch.equal(ids[:, 0], token)
+
+
+def test_bad_arguments_are_refused_on_the_cpu_too() -> None:
+    with pytest.raises(KernelError, match=r"add_rms_norm: gamma is \[7\]"):
+        torch.ops.qcompile.add_rms_norm(fresh(2, 8), fresh(2, 8), fresh(7), 1e-6)
+    with pytest.raises(KernelError, match="decode_attention: mixed dtypes"):
+        torch.ops.qcompile.decode_attention(fresh(2, 4, 16).half(), *_decode()[1:])
+
+
+def test_a_kernel_without_interpreter_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(
+        KernelError, match=r"swiglu: a kernel runs on cuda or npu, not on cpu; use torch.ops.qcompile.swiglu"
+    ):
+        registered.swiglu.launch(fresh(2, 8))
