@@ -1,0 +1,96 @@
+"""Compile kernels for an H100 on a machine without a GPU and print, as JSON, what the machine code looks like.
+
+Run in a process of its own, without TRITON_INTERPRET: `python -m tests.kernels.gpu_code`.
+"""
+
+import importlib
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from qcompile.kernels.tile_table import table
+
+_H100 = GPUTarget("cuda", 90, 32)
+_COUNTS = {"n_rows", "n_tokens", "n_batch", "n_splits", "n_kv_heads", "n_heads", "n_chunks", "n_groups", "n_candidates"}
+_COUNTS |= {"group", "tokens_per_row", "top_k"}  # arguments that are seldom multiples of 16
+CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "add_rms_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096}, {"num_warps": 8}),
+    "add_layer_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096}, {"num_warps": 8}),
+    "head_rms_norm": ({"BLOCK_ROWS": 16, "BLOCK_COLS": 128}, {"num_warps": 4}),
+    "rope_cache": ({"BLOCK_HEADS": 16, "HALF": 64}, {"num_warps": 4}),
+    "swiglu": ({"BLOCK_COLS": 1024}, {"num_warps": 4}),
+    "quantize_per_token": ({"BLOCK_COLS": 32768}, {"num_warps": 16}),
+    "add_rms_norm_quantize": ({"BLOCK_COLS": 4096}, {"num_warps": 8}),
+    "matmul_bias_residual": (
+        {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 8, "HAS_BIAS": 1, "HAS_RESIDUAL": 1},
+        {"num_warps": 8, "num_stages": 3},
+    ),
+    "matmul_int8": (
+        {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "GROUP_M": 8, "HAS_BIAS": 1},
+        {"num_warps": 8, "num_stages": 3},
+    ),
+    "gemv_int8": ({"BLOCK_N": 4, "BLOCK_K": 1024, "HAS_BIAS": 1, "SPREAD_X": 1}, {"num_warps": 4}),
+    "gemv_int4": ({"BLOCK_N": 4, "BLOCK_G": 16, "GROUP": 128, "HAS_BIAS": 1, "SPREAD_X": 1}, {"num_warps": 4}),
+    "decode_attention": ({"BLOCK_G": 16, "BLOCK_T": 64, "D": 128}, {"num_warps": 4, "num_stages": 3}),
+}
+
+
+def compiled(operator: str, **changed: int) -> Any:
+    """The first kernel of an operator, fp16, for sizes that are multiples of 16 as Qwen's are."""
+    constants, options = CASES[operator]
+    constants = constants | changed
+    function = f"{operator}_kernel"
+    jit = getattr(importlib.import_module(f"qcompile.kernels.{operator}.kernel"), function)
+    typed = table(operator, function).typed_signature("fp16")
+    signature = {name: typed.get(name, "constexpr") for name in jit.arg_names}
+    aligned = [
+        index
+        for index, name in enumerate(jit.arg_names)
+        if signature[name].startswith("*") or (signature[name] == "i32" and name not in _COUNTS)
+    ]
+    source = ASTSource(
+        fn=jit,
+        signature=signature,
+        constexprs={(jit.arg_names.index(name),): value for name, value in constants.items()},
+        attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
+    )
+    return triton.compile(source, target=_H100, options=options)
+
+
+def stack_bytes(cubin: bytes) -> int:
+    """Local memory a thread, where spilled registers go."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        listed = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    return max(int(number) for number in re.findall(r"STACK:(\d+)", listed.stdout + listed.stderr))
+
+
+def facts(operator: str, **changed: int) -> dict[str, Any]:
+    """Widths of global accesses in bytes, barriers inside innermost loops, matrix instructions, local memory."""
+    kernel = compiled(operator, **changed)
+    ptx = kernel.asm["ptx"]
+    widths = [int(v or 1) * int(b) // 8 for v, b in re.findall(r"(?:ld|st)\.global(?:\.v(\d))?\.b(\d+)", ptx)]
+    loop = re.search(r"Inner Loop Header: Depth=2(.*?)(?:Loop: Header|\Z)", ptx, re.DOTALL)
+    return {
+        "widest": max(widths, default=0),
+        "wide": widths.count(16),
+        "async_16": len(re.findall(r"cp\.async\.cg\.shared\.global", ptx)),
+        "loop_barriers": loop[1].count("bar.sync") if loop else 0,
+        "wgmma": ptx.count("wgmma.mma_async"),
+        "stack": stack_bytes(kernel.asm["cubin"]),
+    }
+
+
+if __name__ == "__main__":
+    found = {operator: facts(operator) for operator in CASES}
+    found["gemv_int8, x not spread"] = facts("gemv_int8", SPREAD_X=0)
+    print(json.dumps(found))

@@ -1,0 +1,60 @@
+"""What the compiler makes of the kernels for an H100, without a GPU: wide loads, no barriers in loops, matrix instructions."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernels.gpu_code import CASES
+
+pytestmark = pytest.mark.torch
+ROW_KERNELS = ("add_rms_norm", "add_layer_norm", "head_rms_norm", "rope_cache", "swiglu", "quantize_per_token")
+MEMORY_BOUND = (*ROW_KERNELS, "add_rms_norm_quantize", "gemv_int8", "gemv_int4", "decode_attention")
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.kernels.gpu_code"],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert isinstance(facts, dict)
+    assert set(CASES) < set(facts)
+    return facts
+
+
+@pytest.mark.parametrize("operator", MEMORY_BOUND)
+def test_memory_is_moved_in_pieces_of_16_bytes(code: dict[str, dict[str, Any]], operator: str) -> None:
+    assert code[operator]["widest"] == 16
+    assert code[operator]["wide"] + code[operator]["async_16"] >= 2
+
+
+@pytest.mark.parametrize("operator", ["gemv_int8", "gemv_int4"])
+def test_the_inner_loop_of_a_weight_only_product_has_no_barrier(code: dict[str, dict[str, Any]], operator: str) -> None:
+    assert code[operator]["loop_barriers"] == 0
+
+
+def test_without_that_it_would_have_some(code: dict[str, dict[str, Any]]) -> None:
+    assert code["gemv_int8, x not spread"]["loop_barriers"] > 0
+
+
+@pytest.mark.parametrize("operator", ["matmul_bias_residual", "matmul_int8"])
+def test_large_products_use_the_warpgroup_matrix_instruction(code: dict[str, dict[str, Any]], operator: str) -> None:
+    assert code[operator]["wgmma"] > 0
+    assert code[operator]["async_16"] > 0
+
+
+@pytest.mark.parametrize("operator", MEMORY_BOUND)
+def test_no_register_is_spilled(code: dict[str, dict[str, Any]], operator: str) -> None:
+    assert code[operator]["stack"] == 0
