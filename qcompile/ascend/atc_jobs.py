@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qcompile.ascend.atc_manifest import WORK_FOLDER
@@ -19,6 +19,7 @@ from qcompile.ascend.legality.check import Parsers, check_model
 from qcompile.ascend.legality.finding import Report
 from qcompile.ascend.legality.onnx_file import read_onnx
 from qcompile.ascend.legality.view import GraphView
+from qcompile.ascend.plugins import METADATA_KEY, plugins_named_in
 from qcompile.errors import AtcError
 from qcompile.runtime.manifest import MANIFEST_NAME, Manifest, sha256_of
 
@@ -43,6 +44,7 @@ class Job:
         memory_bytes: Estimate of what ATC takes at its peak.
         device_bytes: Inputs and outputs on the device.
         weight_bytes: Weights.
+        plugins: Parser plugins the graph was lowered for.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Job:
     memory_bytes: int
     device_bytes: int
     weight_bytes: int
+    plugins: frozenset[str] = frozenset()
 
     @property
     def command(self) -> str:
@@ -133,7 +136,12 @@ def _job(view: GraphView, invocation: Invocation, hashes: dict[Path, str] | None
         memory_bytes=_BASE_BYTES + _WEIGHT_FACTOR * weights,
         device_bytes=device,
         weight_bytes=weights,
+        plugins=plugins_named_in(_metadata(view).get(METADATA_KEY, "")),
     )
+
+
+def _metadata(view: GraphView) -> dict[str, str]:
+    return {entry.key: entry.value for entry in view.file.proto.metadata_props}
 
 
 def _key(files: Sequence[Path], arguments: Sequence[str], hashes: dict[Path, str]) -> str:
@@ -147,10 +155,11 @@ def _key(files: Sequence[Path], arguments: Sequence[str], hashes: dict[Path, str
 
 def check_jobs(build: Build, cann: Cann, parsers: Parsers | None = None) -> list[Report]:
     """Check every graph with the options it will be compiled with, and against the parsers that will read it."""
-    return [
-        check_model(job.directory / job.graph, build.chip, cann, options_of(job.arguments), parsers)
-        for job in build.jobs
-    ]
+    reports = []
+    for job in build.jobs:
+        options = replace(options_of(job.arguments), plugins=job.plugins)
+        reports.append(check_model(job.directory / job.graph, build.chip, cann, options, parsers))
+    return reports
 
 
 def _refuse_what_does_not_fit(jobs: Sequence[Job], chip: Chip) -> None:

@@ -24,7 +24,9 @@ _FREE = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Identity", "Constant", "F
 _PRODUCTS = frozenset({"MatMul", "Gemm", "BatchMatMul"})
 _QUANTIZED = frozenset({"QuantBatchMatMul", "NPUWeightQuantBatchMatmulV2", "WeightQuantBatchMatmulV2"})
 _PICKS = frozenset({"Gather", "Slice", "Split", "GatherElements"})
-_NORMS = frozenset({"NPURmsNorm", "NPUAddRmsNorm"})
+_FUSED_NORMS = frozenset({"NPURmsNorm", "NPURmsNormEpsilon"})
+_FLASH = frozenset({"NPUPromptFlashAttention", "NPUFusedInferAttentionScore"})
+_NORMS = frozenset({"NPURmsNorm", "NPURmsNormEpsilon", "NPUAddRmsNorm"})
 # int4 weights with one fp16 scale per 128 of them, against fp16.
 _INT4_SHARE = (0.5 + 2 / 128) / 2
 
@@ -174,8 +176,8 @@ def _vanishes(node: Node) -> bool:
     maker = first.producer if first is not None else None
     if node.op == "Add":
         is_bias = maker is not None and maker.op in _PRODUCTS and second is not None and second.tensor is not None
-        return is_bias or any(reader.op == "NPURmsNorm" for reader in readers)
-    if node.op == "NPUDynamicQuant" and maker is not None and maker.op == "NPURmsNorm":
+        return is_bias or any(reader.op in _FUSED_NORMS for reader in readers)
+    if node.op == "NPUDynamicQuant" and maker is not None and maker.op in _FUSED_NORMS:
         source = maker.input(0)
         return source is not None and source.producer is not None and source.producer.op == "Add"
     return False
@@ -211,7 +213,7 @@ def _flops(node: Node) -> float:
     first, second, out = node.input(0), node.input(1), node.outputs[0] if node.outputs else None
     if node.op in _PRODUCTS | _QUANTIZED and first is not None and first.shape and out is not None and out.shape:
         return 2.0 * _count(out) * float(first.shape[-1] or 1)
-    if node.op == "NPUPromptFlashAttention" and first is not None and second is not None and second.shape:
+    if node.op in _FLASH and first is not None and second is not None and second.shape:
         layout = node.attributes.get("input_layout", "BSH")
         length = second.shape[2 if "BNSD" in str(layout) and len(second.shape) == 4 else 1] or 1
         return 4.0 * _count(first) * length

@@ -17,6 +17,7 @@ from importlib import resources
 from typing import Any
 
 from qcompile.ascend.chips import Cann, Chip, cann_version
+from qcompile.ascend.plugins import PLUGINS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -164,8 +165,12 @@ class OperatorTable:
 
 
 @functools.cache
-def operator_table() -> OperatorTable:
-    """Read the tables shipped with the package."""
+def operator_table(plugins: frozenset[str] = frozenset()) -> OperatorTable:
+    """Read the tables shipped with the package.
+
+    Args:
+        plugins: Parser plugins whose operators are there too; see `qcompile.ascend.plugins`.
+    """
     folder = resources.files("qcompile.ascend")
     detailed = tomllib.loads(folder.joinpath("operators.toml").read_text(encoding="utf-8"))
     plain = csv.DictReader(io.StringIO(folder.joinpath("operators.csv").read_text(encoding="utf-8")))
@@ -173,7 +178,16 @@ def operator_table() -> OperatorTable:
     operators = _plain_operators(plain, kernels)
     operators.update((name, _built_in(name)) for name in ("Constant",))
     operators.update((record["name"], _detailed_operator(record)) for record in detailed["operator"])
-    return OperatorTable(operators, detailed["absent"])
+    if plugins:
+        known = {PLUGINS[name] for name in plugins}
+        more = tomllib.loads(folder.joinpath("plugin_operators.toml").read_text(encoding="utf-8"))
+        operators.update((r["name"], _detailed_operator(r)) for r in more["operator"] if r["name"] in known)
+    absent = {name: cure for name, cure in detailed["absent"].items() if name not in operators}
+    for name, op_type in PLUGINS.items():
+        if op_type not in operators:
+            cure = absent.get(op_type, "no parser of CANN's own takes it")
+            absent[op_type] = f"{cure}; or install kernels/plugins where ATC runs, and say --plugins {name}"
+    return OperatorTable(operators, absent)
 
 
 def _plain_operators(rows: csv.DictReader[str], float_kernels: frozenset[str]) -> dict[str, Operator]:

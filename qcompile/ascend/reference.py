@@ -86,6 +86,75 @@ _BODIES = {
       mixed_by_head = Reshape (mixed, mixed_shape)
       y = Transpose <perm = [0, 2, 1, 3]> (mixed_by_head)
     }""",
+    # The operators of the plugins (qcompile.ascend.plugins). NPURmsNorm with the node's own epsilon
+    "NPURmsNormEpsilon": """
+    NPURmsNormEpsilon <epsilon> (x, gamma) => (y) {
+      x32 = Cast <to = 1> (x)
+      square = Mul (x32, x32)
+      mean = ReduceMean <axes = [-1], keepdims = 1> (square)
+      eps = Constant <value_float: float = @epsilon> ()
+      variance = Add (mean, eps)
+      root = Sqrt (variance)
+      normal = Div (x32, root)
+      gamma32 = Cast <to = 1> (gamma)
+      scaled = Mul (normal, gamma32)
+      y = CastLike (scaled, x)
+    }""",
+    # y = silu(first half) * second half, of the last axis
+    "NPUSwiGlu": """
+    NPUSwiGlu (x) => (y) {
+      gate, up = Split <axis = -1> (x)
+      sigmoid = Sigmoid (gate)
+      silu = Mul (gate, sigmoid)
+      y = Mul (silu, up)
+    }""",
+    # both turned as NPURotaryMul turns; query [B,S,H,d], key [B,S,K,d], cos and sin [B,S,1,d]
+    "NPUApplyRotaryPosEmb": """
+    NPUApplyRotaryPosEmb (query, key, cos, sin) => (query_out, key_out) {
+      q_first, q_second = Split <axis = -1> (query)
+      q_negative = Neg (q_second)
+      q_turned = Concat <axis = -1> (q_negative, q_first)
+      q_straight = Mul (query, cos)
+      q_crossed = Mul (q_turned, sin)
+      query_out = Add (q_straight, q_crossed)
+      k_first, k_second = Split <axis = -1> (key)
+      k_negative = Neg (k_second)
+      k_turned = Concat <axis = -1> (k_negative, k_first)
+      k_straight = Mul (key, cos)
+      k_crossed = Mul (k_turned, sin)
+      key_out = Add (k_straight, k_crossed)
+    }""",
+    # NPUPromptFlashAttention without pse_shift; y [B,H,S,d], turned to [B,S,H,d] behind it where the layout says so
+    "NPUFusedInferAttentionScore": """
+    NPUFusedInferAttentionScore <num_heads, num_key_value_heads, scale> (query, key, value, atten_mask) => (y) {
+      first = Constant <value = int64[1] {0}> ()
+      rest = Constant <value = int64[1] {-1}> ()
+      heads_0 = Constant <value_int: int = @num_heads> ()
+      kv_heads_0 = Constant <value_int: int = @num_key_value_heads> ()
+      heads = Unsqueeze (heads_0, first)
+      kv_heads = Unsqueeze (kv_heads_0, first)
+      batch = Shape <start = 0, end = 1> (query)
+      new = Shape <start = 2, end = 3> (query)
+      size = Shape <start = 3> (query)
+      total = Shape <start = 2, end = 3> (key)
+      group_shape = Concat <axis = 0> (batch, kv_heads, rest, size)
+      grouped = Reshape (query, group_shape)
+      columns = Transpose <perm = [0, 1, 3, 2]> (key)
+      products = MatMul (grouped, columns)
+      score_shape = Concat <axis = 0> (batch, heads, new, total)
+      by_head = Reshape (products, score_shape)
+      factor = Constant <value_float: float = @scale> ()
+      scaled = Mul (by_head, factor)
+      is_masked = Cast <to = 9> (atten_mask)
+      lowest = Constant <value = float {-3.4e38}> ()
+      scores = Where (is_masked, lowest, scaled)
+      shares = Softmax <axis = -1> (scores)
+      share_shape = Concat <axis = 0> (batch, kv_heads, rest, total)
+      shares_grouped = Reshape (shares, share_shape)
+      mixed = MatMul (shares_grouped, value)
+      mixed_shape = Concat <axis = 0> (batch, heads, new, size)
+      y = Reshape (mixed, mixed_shape)
+    }""",
     # Per row: step = max|x| / 127, y = round(x / step)
     "NPUDynamicQuant": """
     NPUDynamicQuant (x) => (y, scale) {

@@ -1,4 +1,4 @@
-"""Bring the constants of a quantized NPU operator to the plain form that its definition is written for.
+"""Bring the inputs of an NPU operator to the plain form that its definition is written for.
 
 Packed scales become floats, words of eight codes become codes, a transposed weight is turned, and an optional input that is
 left out becomes its neutral value.
@@ -63,6 +63,21 @@ def _weight_only(graph: ir.Graph, node: ir.Node) -> None:
         node.replace_input_with(3, _number(graph, f"reference.zeros.{shape}", np.zeros(shape, np.float32)))
 
 
+def _fused_attention(graph: ir.Graph, node: ir.Node) -> None:
+    """The definition returns [B, H, S, d]; the layout BNSD_BSND is that turned to [B, S, H, d]."""
+    if node.attributes["input_layout"].as_string() != "BNSD_BSND":
+        return
+    output = node.outputs[0]
+    b, s, h, d = dims(output)
+    turn = ir.node("Transpose", [output], {"perm": [0, 2, 1, 3]}, name=f"{node.name}.by_row")
+    turned = turn.outputs[0]
+    turned.name, turned.type, turned.shape = turn.name, ir.TensorType(ir.DataType.FLOAT), output.shape
+    ir.convenience.replace_all_uses_with(output, turned, replace_graph_outputs=True)
+    turn.replace_input_with(0, output)
+    output.shape = ir.Shape((b, h, s, d))
+    graph.insert_after(node, turn)
+
+
 def _decode_scale(graph: ir.Graph, node: ir.Node, index: int) -> None:
     tensor = _constant(node, index)
     if tensor.dtype == ir.DataType.UINT64:
@@ -95,6 +110,7 @@ def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Va
 
 _COMPLETIONS: dict[str, Callable[[ir.Graph, ir.Node], None]] = {
     "AscendDequant": _dequant,
+    "NPUFusedInferAttentionScore": _fused_attention,
     "NPUAscendQuantV2": _quant_v2,
     "QuantBatchMatMul": _quant_matmul,
     "NPUWeightQuantBatchMatmulV2": _weight_only,

@@ -10,6 +10,7 @@ import click
 
 from qcompile.ascend.buckets import lengths
 from qcompile.ascend.lowering.lower import ATTENTIONS, AscendOptions
+from qcompile.ascend.plugins import PLUGINS, parse_plugins
 
 _BUCKETS = {"batch": "batches", "kv_len": "kv_lens", "prefill_len": "prefill_lens"}
 _FIELDS = {"ascend_dtype": "dtype", "top_k": "top_k", "keep_logits": "keep_logits", "attention": "attention"}
@@ -32,6 +33,11 @@ def ascend_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Ascend: matmul + softmax + matmul, or NPUPromptFlashAttention.  [default: matmul]",
         ),
         click.option(
+            "--plugins",
+            metavar="NAME,...",
+            help=f"Ascend: use kernels/plugins: all, {', '.join(PLUGINS)}.  [default: none]",
+        ),
+        click.option(
             "--ascend-dtype", type=click.Choice(["fp16", "bf16"]), help="Ascend: type of the graphs.  [default: fp16]"
         ),
         click.option("--prefill-len", metavar="S,...", help=_shown("chunk lengths", shapes.prefill_lens)),
@@ -50,6 +56,8 @@ def take_ascend_options(given: dict[str, Any], base: AscendOptions) -> AscendOpt
         if (text := given.pop(name)) is not None
     }
     rest = {field: value for name, field in _FIELDS.items() if (value := given.pop(name)) is not None}
+    if (plugins := given.pop("plugins")) is not None:
+        rest["plugins"] = parse_plugins(plugins)
     return replace(base, buckets=replace(base.buckets, **shapes), **rest)
 
 

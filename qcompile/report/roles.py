@@ -47,11 +47,12 @@ _BY_OP = {
             "SkipSimplifiedLayerNormalization",
             "SkipLayerNormalization",
             "NPURmsNorm",
+            "NPURmsNormEpsilon",
             "NPUAddRmsNorm",
         ),
         Role.NORM,
     ),
-    **dict.fromkeys(("RotaryEmbedding", "NPURotaryMul", "Cos", "Sin"), Role.ROTARY),
+    **dict.fromkeys(("RotaryEmbedding", "NPURotaryMul", "NPUApplyRotaryPosEmb", "Cos", "Sin"), Role.ROTARY),
     **dict.fromkeys(
         (
             "Attention",
@@ -60,6 +61,7 @@ _BY_OP = {
             "Softmax",
             "NPUPromptFlashAttention",
             "NPUIncreFlashAttention",
+            "NPUFusedInferAttentionScore",
         ),
         Role.ATTENTION,
     ),

@@ -17,6 +17,7 @@ from qcompile.ascend.legality.quant_rules import QUANT_RULES
 from qcompile.ascend.legality.rule import AtcOptions, Context
 from qcompile.ascend.legality.view import GraphView
 from qcompile.ascend.operators import Support, operator_table
+from qcompile.ascend.plugins import PLUGINS, REMARK
 
 Parsers = Mapping[str, frozenset[tuple[str, int]]]
 
@@ -41,9 +42,12 @@ def check_model(
     file = read_onnx(path)
     file.data_files()
     view = GraphView(file, options.input_shapes)
-    context = Context(view, chip, release, operator_table(), options, parsers)
+    context = Context(view, chip, release, operator_table(options.plugins), options, parsers)
     findings = tuple(_deduplicated(_findings(context)))
     warnings = [*([warning] if warning else []), *_unsure_operators(context), *_unmasked(context)]
+    used = [name for name, op in PLUGINS.items() if any(node.op == op for node in view.nodes)]
+    if used and options.plugins.issuperset(used):
+        warnings.append(REMARK.format(", ".join(used)))
     return Report(str(path), chip.name, str(release), findings, tuple(warnings), len(view.nodes))
 
 

@@ -23,6 +23,7 @@ class AtcOptions:
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
     dynamic_dims: str = ""
     dynamic_batch_size: str = ""
+    plugins: frozenset[str] = frozenset()  # parser plugins installed where ATC runs
 
     @property
     def has_gears(self) -> bool:

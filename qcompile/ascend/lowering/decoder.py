@@ -41,6 +41,7 @@ class LoweringOptions:
         centred_layers: Attention layers whose keys are centred before the scores.
         keep_logits: Return `logits` [B, 1, V] too, for comparison.
         flash: Use NPUPromptFlashAttention.
+        any_epsilon: The plugin rms-norm is installed: RmsNorm has a kernel for every epsilon.
         wide_sums: Residual sums, by their name in the fused model, that are float32 with their norms.
     """
 
@@ -51,6 +52,7 @@ class LoweringOptions:
     keep_logits: bool = False
     flash: bool = False
     wide_sums: frozenset[str] = frozenset()
+    any_epsilon: bool = False
 
 
 @dataclass
@@ -193,10 +195,11 @@ class DecoderLowering:
             name, typed = f"{name}.float", self.weights.get(f"{name}.float", lambda: wide)
         epsilon = node.attributes["epsilon"].as_float()
         family = self.options.chip.family
-        reason = why_spelled_out(epsilon, family)
+        reason = why_spelled_out(epsilon, family, any_epsilon=self.options.any_epsilon)
         if reason:
             self._note(f"RmsNorm: {reason}")
-        y = rms_norm(self.graph, x, self.graph.weight(name, typed), epsilon, family, self._name(node))
+        weight, any_epsilon = self.graph.weight(name, typed), self.options.any_epsilon
+        y = rms_norm(self.graph, x, weight, epsilon, family, self._name(node), any_epsilon=any_epsilon)
         return self.graph.cast(y, self.options.dtype, f"{self._name(node)}.typed_norm")
 
     def _swiglu(self, node: ir.Node) -> None:

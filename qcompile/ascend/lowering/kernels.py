@@ -19,6 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 _FREE = {"Reshape", "Squeeze", "Unsqueeze", "Identity", "Constant"}
+_NORMS = {"NPURmsNorm", "NPURmsNormEpsilon"}  # both are GE's RmsNorm
 _PRODUCTS = {"MatMul", "Gemm", "BatchMatMul"}
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
@@ -66,10 +67,10 @@ def _vanishes(node: ir.Node) -> bool:
         is_bias = node.inputs[1] is not None and node.inputs[1].const_value is not None
         if maker is not None and maker.op_type in _PRODUCTS and is_bias:
             return True
-        return any(user.op_type == "NPURmsNorm" for user in readers)
+        return any(user.op_type in _NORMS for user in readers)
     if node.op_type == "NPUDynamicQuant":
         maker = node.inputs[0].producer() if node.inputs[0] is not None else None
-        return maker is not None and maker.op_type == "NPURmsNorm" and _behind_add(maker)
+        return maker is not None and maker.op_type in _NORMS and _behind_add(maker)
     return False
 
 

@@ -18,6 +18,7 @@ from qcompile.ascend.lowering.flash_attention import why_no_flash
 from qcompile.ascend.lowering.folding import foldings_of
 from qcompile.ascend.lowering.kernels import KernelCount, count_kernels
 from qcompile.ascend.lowering.static_graph import dims
+from qcompile.ascend.lowering.plugin_ops import use_plugins
 from qcompile.ascend.lowering.typed_weights import TypedWeights
 from qcompile.ascend.value_range import ValueRanges
 from qcompile.errors import ShapeError, UnsupportedOpError
@@ -40,6 +41,7 @@ class AscendOptions:
         dtype: ``fp16`` or ``bf16``: weights, activations and KV cache.
         top_k: Logits and ids returned for sampling on the host; 0 leaves only the greedy token.
         keep_logits: Return the logits too, for comparisons; they are most of what the host would have to copy.
+        plugins: Parser plugins to use, see `qcompile.ascend.plugins`; they must be installed where ATC runs.
         attention: ``matmul``: two products and a softmax. ``pfa``: NPUPromptFlashAttention.
     """
 
@@ -48,6 +50,7 @@ class AscendOptions:
     top_k: int = 64
     keep_logits: bool = False
     attention: str = "matmul"
+    plugins: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,14 @@ def lower_model(
     foldings = foldings_of(model)
     scores = bias_scores(model, foldings)
     centred = coarse_layers(scores)
-    no_flash = _why_no_flash(model, chip) if options.attention == "pfa" else ""
-    flash = options.attention == "pfa" and not no_flash
+    wants_flash = options.attention == "pfa" or "attention" in options.plugins
+    no_flash = _why_no_flash(model, chip) if wants_flash else ""
+    flash = wants_flash and not no_flash
     centred = frozenset() if flash else centred
     wide = ranges.wide_sums() if ranges is not None and options.dtype == "fp16" else frozenset()
-    lowering = LoweringOptions(chip, dtype, options.top_k, centred, options.keep_logits, flash, wide)
+    lowering = LoweringOptions(
+        chip, dtype, options.top_k, centred, options.keep_logits, flash, wide, "rms-norm" in options.plugins
+    )
     weights = TypedWeights(dtype)
     graphs, reasons = [], {}
     for index, bucket in enumerate(buckets):
@@ -154,7 +160,9 @@ def lower_model(
         lowered = walk.lower(model)
         reasons = walk.reasons
         if no_flash:
-            reasons[f"--attention pfa: {no_flash}"] = shape.num_hidden_layers
+            asked = "--attention pfa" if options.attention == "pfa" else "--plugins attention"
+            reasons[f"{asked}: {no_flash}"] = shape.num_hidden_layers
+        reasons |= use_plugins(lowered, options.plugins, chip)
         graphs.append(LoweredGraph(bucket, lowered, count_kernels(lowered)))
     notes = _check_memory(graphs, chip)
     torch_export = TORCH_EXPORT.get(shape.model_type.removesuffix("_text"), 0)

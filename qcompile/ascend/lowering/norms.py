@@ -16,19 +16,30 @@ from qcompile.ascend.lowering.static_graph import StaticGraph, dims
 FIXED_EPSILON = 1e-6
 
 
-def why_spelled_out(epsilon: float, family: str) -> str:
-    """Return why NPURmsNorm cannot be used, or an empty string."""
+def why_spelled_out(epsilon: float, family: str, *, any_epsilon: bool = False) -> str:
+    """Return why no kernel can be used, or an empty string; a plugin takes any epsilon."""
     if family == "310B":
         return "the 310B has no RmsNorm kernel"
-    if not math.isclose(epsilon, FIXED_EPSILON, rel_tol=1e-5):
+    if not any_epsilon and not math.isclose(epsilon, FIXED_EPSILON, rel_tol=1e-5):
         return f"its epsilon is {epsilon:.3g}, NPURmsNorm always uses {FIXED_EPSILON:g}"
     return ""
 
 
-def rms_norm(graph: StaticGraph, x: ir.Value, gamma: ir.Value, epsilon: float, family: str, name: str) -> ir.Value:
-    """Append the norm of `x` [.., D] with `gamma` [D]."""
-    if why_spelled_out(epsilon, family):
+def rms_norm(
+    graph: StaticGraph,
+    x: ir.Value,
+    gamma: ir.Value,
+    epsilon: float,
+    family: str,
+    name: str,
+    *,
+    any_epsilon: bool = False,
+) -> ir.Value:
+    """Append the norm of `x` [.., D] with `gamma` [D]; `any_epsilon` where the plugin rms-norm is installed."""
+    if why_spelled_out(epsilon, family, any_epsilon=any_epsilon):
         return _spelled_out(graph, x, gamma, epsilon, name)
+    if why_spelled_out(epsilon, family):
+        return graph.op("NPURmsNormEpsilon", [x, gamma], dims(x), name=name, epsilon=epsilon)
     return graph.op("NPURmsNorm", [x, gamma], dims(x), name=name, epsilon=FIXED_EPSILON)
 
 
