@@ -17,8 +17,8 @@ from qcompile.ascend.lowering.decoder import DecoderLowering, LoweringOptions, h
 from qcompile.ascend.lowering.flash_attention import why_no_flash
 from qcompile.ascend.lowering.folding import foldings_of
 from qcompile.ascend.lowering.kernels import KernelCount, count_kernels
-from qcompile.ascend.lowering.static_graph import dims
 from qcompile.ascend.lowering.plugin_ops import use_plugins
+from qcompile.ascend.lowering.static_graph import dims
 from qcompile.ascend.lowering.typed_weights import TypedWeights
 from qcompile.ascend.value_range import ValueRanges
 from qcompile.errors import ShapeError, UnsupportedOpError
