@@ -130,13 +130,7 @@ def lower_model(
         UnsupportedOpError: The model has nodes, types or angles that cannot be lowered.
         ShapeError: The buckets do not fit the model.
     """
-    if options.dtype not in _TYPES:
-        raise UnsupportedOpError(f"--ascend-dtype {options.dtype}: wanted one of {', '.join(_TYPES)}")
-    dtype = _TYPES[options.dtype]
-    if options.attention not in ATTENTIONS:
-        raise UnsupportedOpError(f"--attention {options.attention}: wanted one of {', '.join(ATTENTIONS)}")
-    if options.dtype.replace("fp", "f") not in chip.floats:
-        raise UnsupportedOpError(f"{chip.name} has no {options.dtype} kernels; lower with --ascend-dtype fp16")
+    dtype = _checked_type(options, chip)
     buckets = options.buckets.buckets(shape.max_position_embeddings)
     widen_scales(model.graph)
     table = _rope_table(model, max(b.kv_len + b.query_len for b in buckets))
@@ -144,7 +138,7 @@ def lower_model(
     scores = bias_scores(model, foldings)
     centred = coarse_layers(scores)
     wants_flash = options.attention == "pfa" or "attention" in options.plugins
-    no_flash = _why_no_flash(model, chip) if wants_flash else ""
+    no_flash = _why_no_flash(model, chip, options) if wants_flash else ""
     flash = wants_flash and not no_flash
     centred = frozenset() if flash else centred
     wide = ranges.wide_sums() if ranges is not None and options.dtype == "fp16" else frozenset()
@@ -160,8 +154,7 @@ def lower_model(
         lowered = walk.lower(model)
         reasons = walk.reasons
         if no_flash:
-            asked = "--attention pfa" if options.attention == "pfa" else "--plugins attention"
-            reasons[f"{asked}: {no_flash}"] = shape.num_hidden_layers
+            reasons[no_flash] = shape.num_hidden_layers
         reasons |= use_plugins(lowered, options.plugins, chip)
         graphs.append(LoweredGraph(bucket, lowered, count_kernels(lowered)))
     notes = _check_memory(graphs, chip)
@@ -197,9 +190,21 @@ def _size_bytes(value: ir.Value) -> int:
     return int(np.prod(dims(value))) * value.dtype.bitwidth // 8
 
 
-def _why_no_flash(model: ir.Model, chip: Chip) -> str:
+def _checked_type(options: AscendOptions, chip: Chip) -> ir.DataType:
+    if options.dtype not in _TYPES:
+        raise UnsupportedOpError(f"--ascend-dtype {options.dtype}: wanted one of {', '.join(_TYPES)}")
+    if options.attention not in ATTENTIONS:
+        raise UnsupportedOpError(f"--attention {options.attention}: wanted one of {', '.join(ATTENTIONS)}")
+    if options.dtype.replace("fp", "f") not in chip.floats:
+        raise UnsupportedOpError(f"{chip.name} has no {options.dtype} kernels; lower with --ascend-dtype fp16")
+    return _TYPES[options.dtype]
+
+
+def _why_no_flash(model: ir.Model, chip: Chip, options: AscendOptions) -> str:
     attentions = (n for n in model.graph if (n.domain, n.op_type) == (DOMAIN, "Attention"))
-    return next((reason for node in attentions if (reason := why_no_flash(chip, heads_of(node)))), "")
+    reason = next((reason for node in attentions if (reason := why_no_flash(chip, heads_of(node)))), "")
+    asked = "--attention pfa" if options.attention == "pfa" else "--plugins attention"
+    return f"{asked}: {reason}" if reason else ""
 
 
 def _rope_table(model: ir.Model, rows: int) -> RopeTable:
