@@ -14,7 +14,7 @@ from qcompile.evaluate.settings import token_limits
 from qcompile.evaluate.templates import Templates
 
 _DEFAULT_MAX_NEW_TOKENS = 1024
-_TARGETS = ("contest",)
+_TARGETS = ("contest", "modelarts", "modelarts-engine")
 
 
 @click.command("package")
@@ -39,6 +39,11 @@ _TARGETS = ("contest",)
 @click.option("--template-arg", "template_args", multiple=True, metavar="NAME=VALUE", help="For the chat template.")
 @click.option("--max-model-len", type=click.IntRange(2), help="Most tokens, prompt and answer together.")
 @click.option("--threads", type=click.IntRange(1), help="Computing threads  [default: physical cores].")
+@click.option(
+    "--engine", type=click.Choice(["PyTorch", "MindSpore"]), default="PyTorch", help="modelarts: the preset engine."
+)
+@click.option("--image", help="modelarts: the runtime's tag, or the engine's base image.")
+@click.option("--swr", help="modelarts-engine: address of the finished image, for an import from OBS.")
 @click.option("--pin", "pins", multiple=True, metavar="NAME==VERSION", help="Another version of a dependency.")
 @click.option(
     "--wheels", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Wheels from this folder."
@@ -72,7 +77,34 @@ def command(
         return
     if directory is None or target is None or output is None:
         raise click.UsageError("give DIR, --target and -o FILE, or --check FILE")
-    _package_contest(directory, output, options, as_json=as_json)
+    if target == "contest":
+        _package_contest(directory, output, options, as_json=as_json)
+    else:
+        _package_modelarts(directory, output, target, options, as_json=as_json)
+
+
+def _package_modelarts(directory: Path, output: Path, target: str, options: dict[str, Any], *, as_json: bool) -> None:
+    from qcompile.package.modelarts import IMAGE, ModelArtsRequest, package_engine, package_preset
+
+    request = ModelArtsRequest(
+        model=directory,
+        output=output,
+        engine=options["engine"],
+        image=options["image"] or IMAGE,
+        swr=options["swr"],
+        pins=options["pins"],
+        wheels=options["wheels"],
+        is_offline=options["offline"],
+    )
+    make = package_preset if target == "modelarts" else package_engine
+    notes = make(request, lambda text: click.echo(text, err=True))
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    size_bytes = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    if as_json:
+        click.echo(json.dumps({"output": str(output), "size_bytes": size_bytes, "notes": notes}, indent=2))
+    else:
+        click.echo(f"{output}: {size_bytes / 1e6:.1f} MB, check it with `qcompile package --check {output}`")
 
 
 def _package_contest(directory: Path, output: Path, options: dict[str, Any], *, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from qcompile.package.findings import Report
 def check(package: Path, options: dict[str, Any], *, as_json: bool) -> None:
     """Check a package and print what was found."""
     from qcompile.package.check_contest import CheckRequest, check_contest
+    from qcompile.package.check_modelarts import check_modelarts, kind_of
 
     request = CheckRequest(
         package,
@@ -27,7 +28,12 @@ def check(package: Path, options: dict[str, Any], *, as_json: bool) -> None:
     )
     console = Console(stderr=True)
     with console.status("checking") as status:
-        report = check_contest(request, lambda text: status.update(escape(text)))
+        kind = kind_of(package)
+
+        def say(text: str) -> None:
+            status.update(escape(text))
+
+        report = check_contest(request, say) if kind == "contest" else check_modelarts(request, kind, say)
     if as_json:
         click.echo(json.dumps(report.record(), ensure_ascii=False, indent=2))
     else:
@@ -46,8 +52,10 @@ def _print(report: Report) -> None:
         click.echo(f"      cure: {finding.cure}")
     for note in report.notes:
         click.echo(f"note  {note}")
-    score = report.figures.get("format")
-    if score:
-        seconds = ", ".join(f"{second:.1f}" for second in report.figures["seconds"])
+    seconds = ", ".join(f"{second:.1f}" for second in report.figures.get("seconds", ()))
+    if "format" in report.figures:
+        score = report.figures["format"]
         click.echo(f"format {score['passed']} of {score['total']}; seconds per test file: {seconds}")
+    elif seconds:
+        click.echo(f"seconds per request: {seconds}")
     click.echo("every check passes" if report.is_ok else f"{len(report.findings)} found")

@@ -9,6 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from qcompile.errors import PackageError
 from qcompile.evaluate.cases import Case, read_cases
 from qcompile.package.check_dependencies import check_dependencies, read_requirements
@@ -121,20 +123,33 @@ def _run(room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[
 
 def _install(room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[str], None]) -> list[Finding]:
     """Install from the package's wheels; where they are for another machine, the same versions for this one."""
-    here, dependencies = this_machine(), room.package / DEPENDENCIES
     requirements, findings = read_requirements(room.package)
     if findings:
         return findings
+    here = this_machine()
+    if requirements and (here.python, here.machine) == (JUDGE.python, JUDGE.machine):
+        return room.install(room.package / DEPENDENCIES, room.package / REQUIREMENTS, request.limit_s)
+    return install_for_here(room, requirements, request, report, say)
+
+
+def install_for_here(
+    room: CleanRoom,
+    requirements: Sequence[Requirement],
+    request: CheckRequest,
+    report: Report,
+    say: Callable[[str], None],
+) -> list[Finding]:
+    """Install a second set: the same versions for this machine, or where there are none, others."""
+    here = this_machine()
     if not requirements:
         return room.install(None, room.package / REQUIREMENTS, request.limit_s)
-    if (here.python, here.machine) == (JUDGE.python, JUDGE.machine):
-        return room.install(dependencies, room.package / REQUIREMENTS, request.limit_s)
+    reason = ""
     pins = [str(requirement) for requirement in requirements]
     for wanted in (pins, [requirement.name for requirement in requirements]):
         try:
             wheels = collect_wheels(wanted, here, request.wheels, is_offline=request.is_offline, say=say)
         except PackageError as error:
-            reason = str(error)
+            reason = reason or str(error)
             continue
         second = room.folder / "requirements.txt"
         second.write_text("".join(f"{wheel.pin}\n" for wheel in wheels), encoding="utf-8")

@@ -26,12 +26,20 @@ _ROOT_WORDS = re.compile(r"^\s*(?:sudo|apt|apt-get|yum|dnf)\b")
 
 def check_source(root: Path) -> list[Finding]:
     """Judge every Python file outside `dependencies/`."""
+    findings = source_findings(root)
+    texts = (path.read_bytes() for path in _sources(root))
+    if (root / MODEL).is_file() and not any(PARAMETERS.encode() in text for text in texts):
+        cure = 'print(f"Total parameters: {model.num_parameters() / 1e9:.2f}B") in __init__'
+        findings.append(Finding(MODEL, f"nowhere prints '{PARAMETERS}: ...B'; the judge looks for it", cure, INFERENCE))
+    return findings
+
+
+def source_findings(root: Path) -> list[Finding]:
+    """What is wrong with the programs, whoever runs them on Python 3.9 without network and root."""
     findings: list[Finding] = []
-    is_said = False
     for path in _sources(root):
         name = path.relative_to(root).as_posix()
         text = path.read_bytes().decode("utf-8-sig", "replace")
-        is_said |= PARAMETERS in text
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -46,9 +54,6 @@ def check_source(root: Path) -> list[Finding]:
         findings += _calls(tree, name)
         if name == MODEL:
             findings += _contract(tree)
-    if not is_said and (root / MODEL).is_file():
-        cure = 'print(f"Total parameters: {model.num_parameters() / 1e9:.2f}B") in __init__'
-        findings.append(Finding(MODEL, f"nowhere prints '{PARAMETERS}: ...B'; the judge looks for it", cure, INFERENCE))
     return findings
 
 
@@ -122,17 +127,18 @@ def _strings(tree: ast.Module, root: Path, name: str) -> list[Finding]:
         elif _ROOT_WORDS.match(node.value):
             cure = "the judge gives no root: bring wheels in dependencies/ or operators in custom_kernels/"
             findings.append(Finding(where, f"command that needs root: {shown}", cure, INFERENCE))
+    has_loader = any(isinstance(node, ast.Call) and _called(node) in _LOADERS for node in ast.walk(tree))
     for node in _model_names(tree):
-        findings += _hub_name(str(node.value), root, f"{name}:{node.lineno}")
+        findings += _hub_name(str(node.value), root, f"{name}:{node.lineno}", has_loader=has_loader)
     return findings
 
 
-def _hub_name(value: str, root: Path, where: str) -> list[Finding]:
+def _hub_name(value: str, root: Path, where: str, *, has_loader: bool) -> list[Finding]:
     is_here = (root / value).exists()
     if _HUB_ID.match(value) and not is_here:
         cure = f"put the model into the zip and name it './{value.rpartition('/')[2]}': there is no network"
         return [Finding(where, f"'{value}' is not in the package: it is an id of the hub", cure, INFERENCE)]
-    if _BARE.match(value) and (root / value).is_dir():
+    if has_loader and _BARE.match(value) and (root / value).is_dir():
         message = f"'{value}' has no slash, so transformers looks for it on the hub"
         return [Finding(where, message, f"write './{value}'", INFERENCE)]
     return []

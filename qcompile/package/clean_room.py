@@ -16,7 +16,7 @@ from typing import Any
 
 from qcompile.package.findings import PIP, Finding
 
-_CHILD = Path(__file__).with_name("judge_child.py")
+_JUDGE = Path(__file__).with_name("judge_child.py")
 _NOBODY = 65534
 _TAIL_BYTES = 16 << 10
 
@@ -78,14 +78,20 @@ class CleanRoom:
         """Run the package in this process's own environment, which has what it needs."""
         self.python = Path(sys.executable)
 
-    def judge(self, tests: Sequence[Path], timeout_s: float, *, is_isolated: bool = True) -> Outcome:
+    def judge(self, tests: Sequence[Path], timeout_s: float) -> Outcome:
         """Construct once, call once per test file; killed when it takes longer than it may."""
+        return self.run(_JUDGE, [str(self.package), *map(str, tests)], timeout_s)
+
+    def run(self, child: Path, arguments: Sequence[str], timeout_s: float, *, is_isolated: bool = True) -> Outcome:
+        """Run one of our programs in the room: it gets a report, a folder for answers, and the arguments."""
         report, answers, log = self.folder / "report.jsonl", self.folder / "answers", self.folder / "log.txt"
         answers.mkdir()
         report.touch()
         (self.folder / "home").mkdir(exist_ok=True)
-        command = [str(self.python), "-B", str(shutil.copy(_CHILD, self.folder)), str(report)]
-        command += [str(self.package), str(answers), *map(str, tests), *(["--isolate"] if is_isolated else [])]
+        for path in child.parent.glob("*_child.py"):
+            shutil.copy(path, self.folder)
+        command = [str(self.python), "-B", str(self.folder / child.name), str(report), str(answers), *arguments]
+        command += ["--isolate"] if is_isolated else []
         outcome = Outcome(notes=self.notes)
         identity = self._without_root() if is_isolated else {}
         with log.open("wb") as stream:

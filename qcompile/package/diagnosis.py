@@ -13,6 +13,9 @@ _STAGES = {
     "construct": "Competition()",
     "get_results": "get_results",
     "result": "the result of get_results",
+    "service": "importing customize_service",
+    "load": "the service's __init__",
+    "request": "a request",
 }
 _NETWORK = re.compile(
     r"Network is unreachable|Name or service not known|name resolution|NameResolution|ConnectionError|getaddrinfo"
@@ -39,25 +42,25 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
-def explain(outcome: Outcome, package: str, num_tests: int, limit_s: float) -> list[Finding]:
+def explain(outcome: Outcome, package: str, num_tests: int, limit_s: float, program: str = MODEL) -> list[Finding]:
     """Findings for what did not go well: a time-out, an exception, a process that died."""
     error = outcome.event("error")
     if error is not None:
-        return [_from_error(error, package)]
+        return [_from_error(error, package, program)]
     if outcome.has_timed_out:
         stage = "get_results" if outcome.event("constructed") else "Competition()"
         message = f"{stage} was not done within {limit_s:g} s"
         cure = "answer in batches, and stop before the limit (`qcompile package --budget MINUTES`)"
-        return [Finding(MODEL, message, cure, TIMEOUT)]
+        return [Finding(program, message, cure, TIMEOUT)]
     if outcome.event("done") is None:
         message = f"the process died after {len(outcome.answers)} of {num_tests} test files{_last_words(outcome.log)}"
-        return [Finding(MODEL, message, "it must not exit; see the log", INFERENCE)]
+        return [Finding(program, message, "it must not exit; see the log", INFERENCE)]
     return []
 
 
-def _from_error(error: dict[str, Any], package: str) -> Finding:
+def _from_error(error: dict[str, Any], package: str, program: str) -> Finding:
     text = f"{error['type']}: {error['message']}"
-    file = _place(str(error["traceback"]), package)
+    file = _place(str(error["traceback"]), package, program)
     whole = f"{text}\n{error['traceback']}"
     cure = next((cure for pattern, cure in _RULES if pattern.search(text) or pattern.search(whole)), "mend the line")
     judge = NO_SUCCESS if error["stage"] == "result" else INFERENCE
@@ -66,12 +69,12 @@ def _from_error(error: dict[str, Any], package: str) -> Finding:
     return Finding(file, f"{_STAGES.get(error['stage'], error['stage'])} failed: {text[:300]}", cure, judge)
 
 
-def _place(trace: str, package: str) -> str:
+def _place(trace: str, package: str, program: str) -> str:
     """The innermost line of the package's own that the traceback names."""
     for path, line in reversed(_FRAME.findall(trace)):
         if path.startswith(package):
             return f"{path[len(package) :].lstrip('/')}:{line}"
-    return MODEL
+    return program
 
 
 def _last_words(log: str) -> str:

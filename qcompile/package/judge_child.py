@@ -1,6 +1,6 @@
 """The judge's part inside the clean room: construct Competition, call get_results once per test file.
 
-    python judge_child.py REPORT.jsonl PACKAGE_FOLDER ANSWERS_FOLDER TEST.json ...
+    python judge_child.py REPORT.jsonl ANSWERS_FOLDER PACKAGE_FOLDER TEST.json ...
 
 Runs in the package's own environment: standard library only, Python 3.9. With --isolate it first takes away the network
 (a network namespace of its own in which only the loopback is up).
@@ -56,13 +56,18 @@ class Report:
             stream.write(json.dumps({"event": event, **facts}, default=str) + "\n")
 
 
-def main(arguments: List[str]) -> None:
-    """Run the three steps; whatever the package does is in the report."""
-    report = Report(arguments[0])
+def isolate_if_asked(report: Report, arguments: List[str]) -> None:
+    """Take away the network when the arguments say so, and report how that went."""
     if "--isolate" in arguments:
         arguments.remove("--isolate")
         report.write("isolation", network=isolate(), is_root=os.geteuid() == 0)
-    package, answers, tests = Path(arguments[1]), Path(arguments[2]), arguments[3:]
+
+
+def main(arguments: List[str]) -> None:
+    """Run the three steps; whatever the package does is in the report."""
+    report = Report(arguments[0])
+    isolate_if_asked(report, arguments)
+    answers, package, tests = Path(arguments[1]), Path(arguments[2]), arguments[3:]
     os.chdir(package)
     sys.path.insert(0, str(package))
     stage, start = "import", time.perf_counter()

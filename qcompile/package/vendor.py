@@ -1,7 +1,8 @@
-"""Copy the runtime and the contest loop into a package, under names that clash with no installed qcompile.
+"""Copy the runtime and what drives it into a package, under names that clash with no installed qcompile.
 
 `qcompile.runtime` becomes `qcompile_runtime`, `qcompile.package.contest` and `qcompile.evaluate.asking` become
-`qcompile_contest`. Only the import lines differ from the files here; a file that still imports qcompile is refused.
+`qcompile_contest`, `qcompile.package.service` becomes `qcompile_service`. Only the import lines differ from the files
+here; a file that still imports qcompile is refused.
 """
 
 import re
@@ -9,14 +10,17 @@ from pathlib import Path
 
 import qcompile.evaluate.asking
 import qcompile.package.contest
+import qcompile.package.service
 import qcompile.runtime
 from qcompile.errors import PackageError
 
 RUNTIME_FOLDER = "qcompile_runtime"
 CONTEST_FOLDER = "qcompile_contest"
+SERVICE_FOLDER = "qcompile_service"
 _RENAMED = (
     ("qcompile.evaluate.asking", f"{CONTEST_FOLDER}.asking"),
     ("qcompile.package.contest", CONTEST_FOLDER),
+    ("qcompile.package.service", SERVICE_FOLDER),
     ("qcompile.runtime", RUNTIME_FOLDER),
 )
 _IMPORT = re.compile(r"^\s*(?:from|import)\s+qcompile\b.*", re.MULTILINE)
@@ -33,6 +37,11 @@ def contest_files() -> dict[str, str]:
     asking = Path(qcompile.evaluate.asking.__file__)
     files[f"{CONTEST_FOLDER}/{asking.name}"] = _renamed(asking)
     return files
+
+
+def service_files() -> dict[str, str]:
+    """ModelArts' service by its path in the package."""
+    return _folder(Path(qcompile.package.service.__file__).parent, SERVICE_FOLDER)
 
 
 def _folder(folder: Path, name: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from qcompile.package.check_results import check_result
 from qcompile.package.clean_room import open_room
 from qcompile.package.platforms import JUDGE, this_machine
 from qcompile.package.unpack import check_zip, unpack
-from qcompile.package.vendor import contest_files, runtime_files
+from qcompile.package.vendor import contest_files, runtime_files, service_files
 from qcompile.package.wheels import collect_wheels, missing_requirements, read_wheel
 from tests.package.made_packages import make_wheel
 
@@ -89,7 +89,7 @@ def test_two_runs_make_the_same_bytes(exported: Path, tmp_path: Path) -> None:
 
 def test_what_ships_is_python_39_and_imports_no_qcompile(tmp_path: Path) -> None:
     pytest.importorskip("vermin")
-    for name, text in {**runtime_files(), **contest_files()}.items():
+    for name, text in {**runtime_files(), **contest_files(), **service_files()}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
         assert "import qcompile\n" not in text

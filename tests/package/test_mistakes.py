@@ -99,7 +99,9 @@ def in_the_image(root: Path) -> None:
 
 
 def bare_folder(root: Path) -> None:
-    edit("self.forms = {", "self.model_path = 'model'\n        self.forms = {")(root)
+    edit("self.forms = {", "self.model_path = 'model'; T.from_pretrained(self.model_path)\n        self.forms = {")(
+        root
+    )
 
 
 def deep_kernel(root: Path) -> None:
