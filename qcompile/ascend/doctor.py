@@ -97,6 +97,7 @@ def diagnose(environ: Mapping[str, str] | None = None, system: Path = Path("/"))
     abilities = {
         "check and lower for Ascend": True,
         "run on the CPU": by_name["onnxruntime"] is Status.OK,
+        "simulate an Ascend device": by_name["onnxruntime"] is Status.OK,
         "compile .om files": can_compile,
         "run .om files": by_name["acl"] is Status.OK and bool(soc_versions),
     }

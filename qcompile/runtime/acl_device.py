@@ -8,12 +8,13 @@ import ctypes
 import logging
 import os
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from .acl_errors import OUT_OF_MEMORY, meaning
-from .acl_process import release_acl, take_acl
+from .acl_process import release_acl, release_device, take_acl, take_device
 from .errors import SessionError
 
 ALIGNMENT = 64
@@ -72,8 +73,8 @@ class AclDevice:
         try:
             self.acl: Any = take_acl()
             self._open.callback(release_acl, self.acl)
-            self.call("acl.rt.set_device", self.acl.rt.set_device(self.device_id))
-            self._at_close("acl.rt.reset_device", self.acl.rt.reset_device, self.device_id)
+            take_device(self.acl, self.device_id)
+            self._at_close("acl.rt.reset_device", partial(release_device, self.acl), self.device_id)
             self._context: int = self.value("acl.rt.create_context", self.acl.rt.create_context(self.device_id))
             self._at_close("acl.rt.destroy_context", self.acl.rt.destroy_context, self._context)
             self.stream: int = self.value("acl.rt.create_stream", self.acl.rt.create_stream())
@@ -181,6 +182,7 @@ class AclDevice:
                 return
             self._copies_rows = False
             self.acl.get_recent_err_msg()
+            logger.info("this CANN copies no rows within the device at once: %d copies instead of one", height)
         for row in range(height):
             self._copy_row(target + row * target_pitch, source + row * source_pitch, width)
 

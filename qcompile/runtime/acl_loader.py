@@ -5,6 +5,7 @@ are the same files for every bucket: where this CANN has `set_external_weight_ad
 the device once; an older one reads them for every model.
 """
 
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -15,6 +16,8 @@ from .acl_device import AclDevice
 from .acl_model import AclModel
 from .errors import SessionError
 from .manifest import GraphEntry
+
+logger = logging.getLogger(__name__)
 
 # acl.mdl.set_config_opt
 _LOAD_TYPE, _PATH, _WORK_ADDRESS, _WORK_SIZE = 1, 2, 7, 8
@@ -48,6 +51,8 @@ class ModelLoader:
             if self._work_bytes:
                 self._work_address = self.device.malloc(self._work_bytes, "the models' work space")
                 self._open.callback(self.device.free, self._work_address)
+            if any(entry.data for entry in entries) and not self._shares_weights:
+                logger.info("this CANN has no shared weights: they are on the device %d times", len(entries))
             for entry in entries:
                 models.append(self._load_one(entry))  # noqa: PERF401 - those before a failure must be closed
         except BaseException:
@@ -60,6 +65,10 @@ class ModelLoader:
     def close(self) -> None:
         """Free what the models shared; harmless when repeated."""
         self._open.close()
+
+    @property
+    def _shares_weights(self) -> bool:
+        return hasattr(self.device.acl.mdl, "set_external_weight_address")
 
     def _work_bytes_of(self, path: Path) -> int:
         work, _, code = self.device.acl.mdl.query_size(str(path))
@@ -94,7 +103,7 @@ class ModelLoader:
 
     def _uploaded(self, entry: GraphEntry) -> Dict[str, Tuple[int, int]]:
         """Return address and size on the device of a model's external weights; empty where CANN reads them itself."""
-        if not hasattr(self.device.acl.mdl, "set_external_weight_address"):
+        if not self._shares_weights:
             return {}
         found = {}
         for data in entry.data:

@@ -7,6 +7,7 @@ when it ends. If something else in the process (torch_npu) initialized ACL, it a
 import atexit
 import importlib
 import threading
+from collections import Counter
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,6 +23,7 @@ class _Share:
 
     def __init__(self) -> None:
         self.users = 0
+        self.devices: Counter[int] = Counter()  # who uses which
         self.is_ours = False
         self.is_ready = False
 
@@ -61,6 +63,29 @@ def release_acl(acl: Any) -> None:
     """Give a share back."""
     with _lock:
         _shares[acl].users -= 1
+
+
+def take_device(acl: Any, device_id: int) -> None:
+    """Open a device, or share it: resetting it ends every session on it, so only the last one does.
+
+    Raises:
+        SessionError: It cannot be opened.
+    """
+    with _lock:
+        devices = _shares[acl].devices
+        code = 0 if devices[device_id] else acl.rt.set_device(device_id)
+        if code != 0:
+            message = acl.get_recent_err_msg() or "no message"
+            raise SessionError(f"acl.rt.set_device({device_id}): {code}, {meaning(code)}: {message}")
+        devices[device_id] += 1
+
+
+def release_device(acl: Any, device_id: int) -> int:
+    """Give a device back; returns ACL's code."""
+    with _lock:
+        devices = _shares[acl].devices
+        devices[device_id] -= 1
+        return 0 if devices[device_id] else int(acl.rt.reset_device(device_id))
 
 
 def finalize_acl(acl: Any) -> None:

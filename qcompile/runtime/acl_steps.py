@@ -45,6 +45,7 @@ class ModelStep:
 
     def __init__(self, model: AclModel) -> None:
         self.model = model
+        self._bound_to: Optional[Tuple[int, DeviceCache]] = None  # first slot, cache
         self.past, self.present = parts_of(model.entry.io.inputs)
         self.small_inputs = [name for name in _INPUTS if name in model.ports]
         self.small_outputs = [name for name in _OUTPUTS if name in model.ports]
@@ -90,7 +91,7 @@ class ModelStep:
         try:
             self._feed(row, input_ids, past, buffers.to_device)
             device.copy(buffers.inputs, buffers.to_device.address, self.input_bytes, HOST_TO_DEVICE)
-            model.bind(self._addresses(first, cache, buffers))
+            self._bind(first, cache, buffers)
             model.enqueue()
             self._append(slots, row, input_ids.shape[1], past, cache, buffers)
             if wanted:
@@ -123,6 +124,14 @@ class ModelStep:
         host.view(self._at["past_lengths"], np.int32, batch)[row : row + n] = past
         if "last_token_index" in self._at:
             host.view(self._at["last_token_index"], np.int32, 1)[0] = s - 1
+
+    def _bind(self, first: int, cache: DeviceCache, buffers: StepBuffers) -> None:
+        """Let the graph read from these slots on; nothing is done while they stay the same."""
+        if self._bound_to is not None and self._bound_to[0] == first and self._bound_to[1] is cache:
+            return
+        self._bound_to = None
+        self.model.bind(self._addresses(first, cache, buffers))
+        self._bound_to = first, cache
 
     def _addresses(self, first: int, cache: DeviceCache, buffers: StepBuffers) -> Dict[str, int]:
         found = {name: buffers.inputs + self._at[name] for name in self.small_inputs}

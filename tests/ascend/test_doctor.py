@@ -31,6 +31,7 @@ def test_a_machine_without_cann(tmp_path):
     assert diagnosis.abilities == {
         "check and lower for Ascend": True,
         "run on the CPU": True,
+        "simulate an Ascend device": True,
         "compile .om files": False,
         "run .om files": False,
     }
