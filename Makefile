@@ -98,9 +98,23 @@ test-real: $(DEV) $(OPTIMUM)  ## fetch the real 0.5B model and run the whole pat
 test-ascend: $(DEV)  ## tests that need an Ascend NPU with CANN
 	$(BIN)/python -m pytest -m ascend
 
-bench: $(DEV)  ## the measurements of benchmarks/, as tables and JSON in out/bench
+bench: $(DEV)  ## the measurements of benchmarks/ that need no second engine: tables and JSON in out/bench (an hour)
 	@mkdir -p out/bench
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/qcompile fetch $(RECIPE) > out/bench/source
+	$(BIN)/qcompile export "$$(tail -n 1 out/bench/source)" -o out/bench/fp32
+	$(BIN)/qcompile optimize out/bench/fp32 --passes fuse -o out/bench/fused
+	$(BIN)/qcompile optimize out/bench/fp32 --passes fuse,int8 -o out/bench/int8
+	$(BIN)/qcompile export models/reasoner/weights -o out/bench/reasoner-fp32
+	$(BIN)/qcompile optimize out/bench/reasoner-fp32 --passes fuse -o out/bench/reasoner
+	$(BIN)/python benchmarks/time_and_memory.py real "$$(tail -n 1 out/bench/source)" --passes fuse fuse,int8 | tee out/bench/time_and_memory.txt
+	$(BIN)/python benchmarks/decode_vs_transformers.py out/bench/fused "$$(tail -n 1 out/bench/source)" | tee out/bench/decode_vs_transformers.txt
+	$(BIN)/qcompile bench out/bench/int8 --html out/bench/bench-int8.html | tee out/bench/bench-int8.txt
+	$(BIN)/python benchmarks/reference_text.py out/bench/reference.jsonl
+	$(BIN)/qcompile quality out/bench/fp32 out/bench/int8 --data out/bench/reference.jsonl --tokens 20000 | tee out/bench/quality-int8.txt
+	$(BIN)/python benchmarks/ort_quantized_kernels.py | tee out/bench/ort_quantized_kernels.txt
+	$(BIN)/python benchmarks/eval_batched.py out/bench/reasoner models/reasoner/test.jsonl --checkpoint models/reasoner/weights | tee out/bench/eval_batched.txt
+	$(BIN)/python benchmarks/serve_load.py out/bench/reasoner | tee out/bench/serve_load.txt
+	$(BIN)/python benchmarks/fuzz_om.py | tee out/bench/fuzz_om.txt
 
 fmt: $(DEV)  ## format and repair what ruff can
 	$(BIN)/ruff check --fix $(CODE)
