@@ -5,14 +5,17 @@
 
 All models are loaded and read the same pieces of 1,024 tokens, spread evenly over the text, so the reference is computed
 once for all of them; figures are those of `qcompile quality`, whose windows overlap. MB are those of the whole directory,
-tokenizer included. Each row is printed with the standard error of its mean KL; memory is that of all models together.
+tokenizer included. Each row is printed with the standard error of its mean KL; memory is that of all models together. With
+`--keep DIR` what was computed of each piece is kept there, and a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from qcompile.runtime.host import default_threads
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.tokenizer import Tokenizer
 
-CHUNK = 128
+CHUNK = 256
 
 
 def main() -> int:
@@ -37,13 +40,14 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=20_480)
     parser.add_argument("--length", type=int, default=1024, help="Tokens of a piece.")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="Where the scores of finished pieces are kept.")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if any("=" not in pair for pair in arguments.models):
         parser.error("NAME=DIR is wanted")
     directories = {name: Path(path) for name, path in (pair.split("=", 1) for pair in arguments.models)}
     pieces = spread(arguments.reference, arguments.data, arguments.tokens, arguments.length)
-    rows = measure(arguments.reference, directories, pieces)
+    rows = measure(arguments.reference, directories, pieces, arguments.keep)
     print(table(rows))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -64,25 +68,67 @@ def spread(directory: Path, data: Path, num_tokens: int, length: int) -> list[tu
 
 
 def measure(
-    reference: Path, directories: dict[str, Path], pieces: list[tuple[str, np.ndarray]]
+    reference: Path, directories: dict[str, Path], pieces: list[tuple[str, np.ndarray]], keep: Path | None
 ) -> list[dict[str, Any]]:
     """Return one record per model."""
-    threads, length = default_threads(), len(pieces[0][1])
-    names = ["reference", *directories]
-    scorers = [Scorer(open_model(p), length, threads, with_stream=False) for p in (reference, *directories.values())]
-    judge = RowScorer((names[0], "model"), threads)
     parts: dict[str, dict[str, list[TokenScores]]] = {name: {} for name in directories}
+    run = _Run(reference, directories, len(pieces[0][1]))
+    models = b"".join((path / "qcompile.json").read_bytes() for path in (reference, *directories.values()))
     for number, (group, ids) in enumerate(pieces, 1):
-        for scorer in scorers:
-            scorer.reset()
-        for start in range(0, length - 1, CHUNK):
-            stop = min(start + CHUNK, length - 1)
-            wanted = scorers[0].extend(ids[start:stop]).logits
-            for name, scorer in zip(directories, scorers[1:], strict=True):
-                rows = judge.score(wanted, scorer.extend(ids[start:stop]).logits, ids[start + 1 : stop + 1])
-                parts[name].setdefault(group, []).append(rows)
+        kept = None if keep is None else keep / f"{hashlib.sha256(models + ids.tobytes()).hexdigest()[:16]}.npz"
+        scores = load(kept, list(directories)) or run.scores(ids)
+        if kept is not None:
+            save(kept, scores)
+        for name, rows in scores.items():
+            parts[name].setdefault(group, []).append(rows)
         print(f"{number}/{len(pieces)}", file=sys.stderr, flush=True)
     return [record(name, directories[name], groups) for name, groups in parts.items()]
+
+
+class _Run:
+    """All models, loaded when the first piece is not kept yet."""
+
+    def __init__(self, reference: Path, directories: dict[str, Path], length: int) -> None:
+        self.paths, self.length = {"reference": reference, **directories}, length
+        self.judge = RowScorer(("reference", "model"), default_threads())
+        self.scorers: dict[str, Scorer] = {}
+
+    def scores(self, ids: np.ndarray) -> dict[str, TokenScores]:
+        """Return what each model makes of a piece."""
+        if not self.scorers:
+            self.scorers = {
+                name: Scorer(open_model(path), self.length, default_threads(), with_stream=False)
+                for name, path in self.paths.items()
+            }
+        for scorer in self.scorers.values():
+            scorer.reset()
+        found: dict[str, list[TokenScores]] = {}
+        for start in range(0, self.length - 1, CHUNK):
+            stop = min(start + CHUNK, self.length - 1)
+            wanted = self.scorers["reference"].extend(ids[start:stop]).logits
+            for name, scorer in list(self.scorers.items())[1:]:
+                logits = scorer.extend(ids[start:stop]).logits
+                found.setdefault(name, []).append(self.judge.score(wanted, logits, ids[start + 1 : stop + 1]))
+        return {name: TokenScores.joined(rows) for name, rows in found.items()}
+
+
+def load(path: Path | None, names: list[str]) -> dict[str, TokenScores] | None:
+    """Return the kept scores of a piece if they are those of these models."""
+    if path is None or not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        if set(stored.files) != {f"{name}.{f.name}" for name in names for f in fields(TokenScores)}:
+            return None
+        return {n: TokenScores(**{f.name: stored[f"{n}.{f.name}"] for f in fields(TokenScores)}) for n in names}
+
+
+def save(path: Path, scores: dict[str, TokenScores]) -> None:
+    """Keep the scores of a piece, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {f"{n}.{f.name}": getattr(s, f.name) for n, s in scores.items() for f in fields(s)}
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, **arrays)
+    temporary.replace(path)
 
 
 def record(name: str, directory: Path, groups: dict[str, list[TokenScores]]) -> dict[str, Any]:
