@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, Deque, Dict, Generator, Iterator, List, Mapping, Optional, Union
+from typing import Any, Deque, Dict, Generator, Iterator, List, Mapping, Optional, Tuple, Union
 from typing import Sequence as SequenceOf
 
 import numpy as np
@@ -181,6 +181,12 @@ class Engine:
     def num_waiting(self) -> int:
         """Requests that have no slot yet."""
         return len(self._arrivals) + len(self._scheduler.waiting)
+
+    @property
+    def kv_usage(self) -> Tuple[int, int]:
+        """KV entries that running requests fill, and entries reserved for all slots (0 before the first request)."""
+        session = self._session
+        return self._scheduler.num_cached, session.num_slots * session.capacity if session is not None else 0
 
     def step(self) -> List[Delta]:
         """Compute one step for the requests of `add_request` and return what is new.

@@ -63,6 +63,11 @@ class Scheduler:
         return len(self._rows)
 
     @property
+    def num_cached(self) -> int:
+        """KV entries of the requests that hold a slot."""
+        return sum(sequence.num_cached for sequence in tuple(self._rows))
+
+    @property
     def decoding(self) -> List[Sequence]:
         """Sequences past their prompt, in slot order from slot 0."""
         return self._rows[: self._num_decoding]

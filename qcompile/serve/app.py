@@ -14,13 +14,15 @@ from qcompile.serve.api_error import ApiError, json_response
 from qcompile.serve.gate import Gate
 from qcompile.serve.generation import Service
 
+_SPARE_REQUESTS = 256  # beyond what the queue takes: refusals, bodies that are still coming, /metrics
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(service: Service) -> FastAPI:
     """Return the application that answers for a service."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_middleware(Gate, settings=service.settings, metrics=service.metrics)
+    max_open = service.admission.capacity + _SPARE_REQUESTS
+    app.add_middleware(Gate, settings=service.settings, metrics=service.metrics, max_open=max_open)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _gone)

@@ -21,12 +21,15 @@ class Gate:
         app: What comes behind.
         settings: With the token.
         metrics: Where requests are counted.
+        max_open: The most requests under way: each holds a body in memory before the queue can refuse it.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: ServerMetrics) -> None:
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: ServerMetrics, max_open: int) -> None:
         self._app = app
         self._api_key = None if settings.api_key is None else settings.api_key.encode("ascii")
         self._metrics = metrics
+        self._max_open = max_open
+        self._num_open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or refuse it."""
@@ -42,6 +45,7 @@ class Gate:
                 status = message["status"]
             await send(message)
 
+        self._num_open += 1
         try:
             refusal = self._refusal(scope)
             if refusal is None:
@@ -49,9 +53,14 @@ class Gate:
             else:
                 await refusal.response()(scope, receive, count_and_send)
         finally:
+            self._num_open -= 1
             self._metrics.requests.labels(path, str(status)).inc()
 
     def _refusal(self, scope: Scope) -> ApiError | None:
+        if self._num_open > self._max_open and scope["path"] not in _OPEN_PATHS:
+            return ApiError(
+                503, f"more than {self._max_open} requests are open; try again", "overloaded", retry_after_s=1
+            )
         headers = dict(scope["headers"])
         if self._api_key is None:
             # a page in a browser may have its own name point here (DNS rebinding); the Host header tells

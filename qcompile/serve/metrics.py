@@ -51,6 +51,12 @@ class ServerMetrics:
         running.set_function(lambda: engine.num_running)
         waiting = Gauge("qcompile_requests_waiting", "Generations that wait for a slot", registry=self.registry)
         waiting.set_function(lambda: engine.num_waiting)
+        used = Gauge("qcompile_kv_tokens_used", "KV entries that running requests fill", registry=self.registry)
+        used.set_function(lambda: engine.kv_usage[0])
+        reserved = Gauge(
+            "qcompile_kv_tokens_reserved", "KV entries that memory is set aside for", registry=self.registry
+        )
+        reserved.set_function(lambda: engine.kv_usage[1])
 
     def page(self) -> bytes:
         """Return the exposition text."""

@@ -43,7 +43,10 @@ async def read_request(request: Request, kind: type[R], settings: ServeSettings)
 
 async def _read(request: Request, limit: int) -> bytes:
     """Return the body. What is too large is read to its end and dropped: a client that still writes hears no answer."""
+    declared = request.headers.get("content-length", "0")
     body, size_bytes = bytearray(), 0
+    if len(declared) > len(str(_MAX_DROPPED_BYTES)) or int(declared) > _MAX_DROPPED_BYTES:
+        raise _too_large(limit)
     async for piece in request.stream():
         size_bytes += len(piece)
         if size_bytes <= limit:
@@ -51,8 +54,12 @@ async def _read(request: Request, limit: int) -> bytes:
         elif size_bytes > _MAX_DROPPED_BYTES:
             break
     if size_bytes > limit:
-        raise ApiError(413, f"the body is larger than the {limit} bytes this server takes", "request_too_large")
+        raise _too_large(limit)
     return bytes(body)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body is larger than the {limit} bytes this server takes", "request_too_large")
 
 
 def parse_json(body: bytes) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from qcompile.errors import ServeError
 from qcompile.serve.app import create_app
 from qcompile.serve.engine_thread import EngineThread
 from qcompile.serve.generation import Service
+from qcompile.serve.http_protocol import HttpProtocol
 from qcompile.serve.metrics import ServerMetrics
 from qcompile.serve.settings import ServeSettings, check_exposure
 
@@ -156,7 +157,7 @@ class _Uvicorn(uvicorn.Server):
 def _configuration(service: Service) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(service),
-        http="h11",
+        http=HttpProtocol,
         ws="none",
         loop="asyncio",
         lifespan="off",
