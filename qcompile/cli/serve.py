@@ -83,6 +83,7 @@ def command(directory: Path, host: str, port: int, *, as_json: bool, **options: 
         raise ServeError(f"{error.name} is not installed: pip install 'qcompile[serve]'") from None
     from qcompile.runtime import Engine
 
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time; the cores are the engine's
     settings = _settings(directory, options)
     threads = options["threads"]
     with serving.bind(host, port, settings) as listener:

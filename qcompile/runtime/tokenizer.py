@@ -41,6 +41,7 @@ class Tokenizer:
         self._is_byte_level = _is_byte_level(self._tokenizer)
         self._chat_source = _chat_source(directory, manifest, self.config)
         self._chat_template: Optional[ChatTemplate] = None
+        self._longest_token: Optional[int] = None
 
     @property
     def has_chat_template(self) -> bool:
@@ -66,13 +67,22 @@ class Tokenizer:
         found: Optional[int] = self._tokenizer.token_to_id(text)
         return found
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> List[int]:
+    @property
+    def longest_token(self) -> int:
+        """Bytes of the longest token (characters, if the vocabulary is not byte-level)."""
+        if self._longest_token is None:
+            self._longest_token = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        return self._longest_token
+
+    def encode(self, text: str, add_special_tokens: bool = True, lets_others_run: bool = False) -> List[int]:
         """Return the ids of a text.
 
         Args:
             text: The prompt. Special tokens written out in it are recognised, as Hugging Face does.
             add_special_tokens: Put the model's BOS before it, if the model uses one and the text does not
                 start with it. False for text that a chat template made: it holds its special tokens already.
+            lets_others_run: Release Python's lock meanwhile: a megabyte takes seconds. A server wants that; a process
+                that forks later may not, as the tokenizers library then warns of its threads.
 
         Raises:
             RequestError: The text holds lone surrogates (bytes that were not valid UTF-8).
@@ -87,7 +97,10 @@ class Tokenizer:
         bos = self.special_tokens.get("bos_token")
         if add_special_tokens and bos and text.startswith(bos):
             add_special_tokens = False
-        ids: List[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        if lets_others_run:  # of the library's two ways only this one releases the lock
+            ids: List[int] = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
+        else:
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         if add_special_tokens and bos and self.config.get("add_bos_token") is True:
             bos_id = self.token_id(bos)
             if bos_id is not None and ids[:1] != [bos_id]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _STREAM_GRACE_S = 30.0  # for the last events of an answer that took its whole deadline
+_MAX_JOINED = 4
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -148,23 +149,35 @@ def _encode_chat(service: Service, request: ChatRequest) -> list[list[int]]:
         raise ApiError(400, "the model has no chat template (a base model); use /v1/completions", "no_chat_template")
     chosen = request.chat_template_kwargs
     variables = {} if chosen is None else chosen.model_dump(exclude_none=True)
+    messages = [message.as_dict() for message in request.messages]
     try:
-        prompt = engine.encode_chat([message.as_dict() for message in request.messages], **variables)
-    except TokenizerError as error:
-        raise ApiError(
-            400, f"the model's chat template refuses these messages: {error}", "invalid_value", "messages"
-        ) from None
-    except RequestError as error:
-        raise ApiError(400, str(error), "invalid_value", "messages") from None
-    return [_fitting(service, prompt, "messages")]
+        text = engine.tokenizer.chat_template.render(messages, **variables)
+    except (RequestError, TokenizerError) as error:
+        message = f"the model's chat template refuses these messages: {error}"
+        raise ApiError(400, message, "invalid_value", "messages") from None
+    return [_encoded(service, text, "messages", add_special_tokens=False)]
 
 
 def _encode_texts(service: Service, request: TextRequest) -> list[list[int]]:
+    return [
+        _encoded(service, prompt, "prompt") if isinstance(prompt, str) else _fitting(service, prompt, "prompt")
+        for prompt in request.prompt
+    ]
+
+
+def _encoded(service: Service, text: str, param: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Return a text's ids; one that is too long for any way to cut it is refused before the work is done."""
+    most = service.engine.max_model_len
+    tokenizer = service.engine.tokenizer
+    # normalization joins up to four characters (Unicode NFC), and a character has a byte at least
+    at_least = len(text) // (_MAX_JOINED * tokenizer.longest_token)
+    if at_least >= most:
+        raise _too_long(param, f"more than {at_least}", most)
     try:
-        prompts = [service.engine.tokenizer.encode(p) if isinstance(p, str) else p for p in request.prompt]
+        ids = tokenizer.encode(text, add_special_tokens, lets_others_run=True)
     except RequestError as error:
-        raise ApiError(400, str(error), "invalid_value", "prompt") from None
-    return [_fitting(service, prompt, "prompt") for prompt in prompts]
+        raise ApiError(400, str(error), "invalid_value", param) from None
+    return _fitting(service, ids, param)
 
 
 def _fitting(service: Service, prompt: list[int], param: str) -> list[int]:
@@ -172,6 +185,10 @@ def _fitting(service: Service, prompt: list[int], param: str) -> list[int]:
     if not prompt:
         raise ApiError(400, f"{param}: the prompt is empty: it has no tokens", "invalid_value", param)
     if len(prompt) >= most:
-        message = f"{param}: {len(prompt)} tokens, and the context holds {most} with the answer; shorten it"
-        raise ApiError(400, message, "context_length_exceeded", param)
+        raise _too_long(param, str(len(prompt)), most)
     return prompt
+
+
+def _too_long(param: str, seen: str, most: int) -> ApiError:
+    message = f"{param}: {seen} tokens, and the context holds {most} with the answer; shorten it"
+    return ApiError(400, message, "context_length_exceeded", param)

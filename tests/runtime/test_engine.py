@@ -190,6 +190,16 @@ def test_logprobs(engine: Engine, expected: list[list[int]]) -> None:
         assert token.logprob < 0
 
 
+def test_streamed_logprobs_are_those_of_the_completion(engine: Engine) -> None:
+    params = LONG.with_options(logprobs=2)
+    for prompt in PROMPTS[:3]:
+        deltas = list(engine.stream(prompt, params))
+        last = deltas[-1].completion
+        assert last is not None
+        assert [one for delta in deltas for one in delta.logprobs] == last.logprobs
+        assert all(len(delta.logprobs) == len(delta.token_ids) for delta in deltas)
+
+
 @pytest.mark.parametrize(
     ("prompts", "match"),
     [

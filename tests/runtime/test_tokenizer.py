@@ -37,8 +37,10 @@ def test_ids_are_hugging_faces(model: Path) -> None:
     tokenizer, reference = load(model), build_tokenizer()
     for text in ("Hello  world", "你好<|im_end|>\n", "<tool_call>{}</tool_call>", "a" * 500, " "):
         assert tokenizer.encode(text) == reference.encode(text).ids
+        assert tokenizer.encode(text, lets_others_run=True) == tokenizer.encode(text)
         assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False) == text
     assert tokenizer.vocab_size == 405
+    assert tokenizer.longest_token == max(map(len, reference.get_vocab()))
     assert tokenizer.token_id("<|im_end|>") == 402
     assert tokenizer.token_id("<|nothing|>") is None
     assert tokenizer.special_tokens == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
@@ -48,6 +50,13 @@ def test_special_tokens_leave_no_text_but_tool_tags_do(model: Path) -> None:
     tokenizer = load(model)
     ids = tokenizer.encode("a<|im_end|><tool_call>")
     assert tokenizer.decode(ids) == "a<tool_call>"
+
+
+def test_the_bytes_of_a_token(model: Path) -> None:
+    tokenizer = load(model)
+    ids = tokenizer.encode("é你🎉 x<|im_end|>")
+    assert b"".join(map(tokenizer.token_bytes, ids)) == "é你🎉 x<|im_end|>".encode()
+    assert tokenizer.token_bytes(1 << 20) == b""
 
 
 def test_bos_is_put_once_where_the_model_wants_it(own_model: Path) -> None:

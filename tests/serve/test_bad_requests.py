@@ -140,6 +140,13 @@ def test_ten_megabytes_are_413(server: Running) -> None:
     assert error_of(server.http.post(CHAT, content=pieces(), headers=JSON), 413)
 
 
+def test_a_hopelessly_long_text_is_refused_before_it_is_cut(server: Running) -> None:
+    body = with_fields(messages=[{"role": "user", "content": "a" * 1_500_000}])
+    error = error_of(server.http.post(CHAT, json=body), 400)
+    assert error["code"] == "context_length_exceeded"
+    assert "more than" in error["message"]
+
+
 def test_paths_methods_and_types(server: Running) -> None:
     assert error_of(server.http.get("/nowhere"), 404)["code"] == "not_found"
     assert error_of(server.http.get(CHAT), 405)["code"] == "method_not_allowed"
