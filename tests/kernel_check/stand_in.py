@@ -74,7 +74,10 @@ class StandIn:
         self.launches: list[Job] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*arguments: Any, **constants: Any) -> None:
+        def launch(*arguments: Any, **named: Any) -> None:
+            names = list(self.kernel.signature)[len(arguments) :]
+            arguments += tuple(named.pop(name) for name in names)
+            constants = {name: value for name, value in named.items() if not name.startswith("num_")}
             job = Job(self.file, self.kernel.function, self.signature(arguments), constants)
             self.launches.append(job)
             memory = GuardedMemory()
