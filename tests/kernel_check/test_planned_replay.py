@@ -36,7 +36,7 @@ class MutatedStandIn(PlannedStandIn):
 
 
 KINDS = ("moved onto another", "shifted", "past the end", "call left out", "operands swapped")
-OF_A_KIND = 5
+OF_A_KIND = 3
 
 
 def test_a_broken_plan_is_noticed(store: CompiledStore, monkeypatch: pytest.MonkeyPatch) -> None:
