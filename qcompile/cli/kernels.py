@@ -9,6 +9,7 @@ import click
 SUBCOMMANDS: dict[str, str] = {
     "list": "Operators, their kernels, types and tiles.",
     "check": "Compile ahead of time for an Ascend chip; no CANN, no NPU.",
+    "bench": "Measure them on an NVIDIA GPU: against PyTorch, torch.compile and their floor.",
 }
 
 

@@ -1,0 +1,167 @@
+"""`qcompile kernels bench`: the kernels on a GPU, each against its floor and its rivals, and whole decode steps."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from qcompile.errors import KernelError
+from qcompile.kernels import OPERATORS
+from qcompile.kernels.bench.shapes import MODELS, PHASES, TINY, TINY_PHASES
+
+_DTYPES = ("fp16", "bf16")
+_DECODE_MODELS = ("0.5B", "3B")
+_DECODE_BATCHES = (1, 16)
+
+
+@click.command("bench")
+@click.argument("operators", nargs=-1, metavar="[OPERATOR...]")
+@click.option("--models", multiple=True, type=click.Choice(list(MODELS)), help="Sizes of Qwen2.5; all when not given.")
+@click.option("--phases", multiple=True, type=click.Choice(list(PHASES)), help="All when not given.")
+@click.option("--dtype", type=click.Choice(_DTYPES), default="fp16", show_default=True, help="Of activations.")
+@click.option("--decode/--no-decode", default=True, show_default=True, help="Also tokens/s of whole models.")
+@click.option("--new-tokens", type=click.IntRange(16, 2048), default=136, show_default=True, help="Of the decode runs.")
+@click.option("--dry-run", is_flag=True, help="Every case once at tiny sizes, on any device: numbers right? No times.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the JSON to this file too.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the page with all tables to this file.")
+def command(**options: Any) -> None:
+    """Measure the kernels on an NVIDIA GPU: against PyTorch, torch.compile, the library's operator, and their floor."""
+    unknown = [name for name in options["operators"] if name not in OPERATORS]
+    if unknown:
+        raise click.BadParameter(f"'{unknown[0]}' is no operator; there are {', '.join(OPERATORS)}")
+    results = _dry_run(options) if options["dry_run"] else _measure(options)
+    text = json.dumps(results, indent=1)
+    if options["output"] is not None:
+        _write(options["output"], text + "\n")
+    if options["as_json"]:
+        click.echo(text)
+    if options["dry_run"] and results["wrong"]:
+        raise KernelError(f"{len(results['wrong'])} cases differ from float64: {', '.join(results['wrong'])}")
+
+
+def _settings(options: dict[str, Any], device: Any) -> Iterator[Any]:
+    import torch
+
+    from qcompile.kernels.bench.cases import Setting
+
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[options["dtype"]]
+    if options["dry_run"]:
+        for phase in TINY_PHASES.values():
+            yield Setting("tiny", TINY, phase, device, dtype)
+        return
+    for model in options["models"] or MODELS:
+        for phase in options["phases"] or PHASES:
+            yield Setting(model, MODELS[model], PHASES[phase], device, dtype)
+
+
+def _cases(options: dict[str, Any], device: Any) -> Iterator[Any]:
+    from qcompile.kernels.bench.runner import cases
+
+    for setting in _settings(options, device):
+        for case in cases(setting):
+            if not options["operators"] or case.operator in options["operators"]:
+                yield setting, case
+
+
+def _dry_run(options: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from qcompile.kernels.bench.decode import measure_variants, random_model
+    from qcompile.kernels.bench.runner import LIMITS, check
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    console = Console(highlight=False, stderr=options["as_json"])
+    rows = []
+    for setting, case in _cases(options, device):
+        errors = check(case)
+        rows.append({"operator": case.operator, "case": case.label, "errors": errors})
+        is_right = errors["kernel"] <= LIMITS[setting.dtype]
+        console.print(f"{'right' if is_right else 'WRONG'}  {case.operator:22} {case.label:28} {errors['kernel']:.1e}")
+        rows[-1]["is_right"] = is_right
+    wrong = [f"{row['operator']} ({row['case']})" for row in rows if not row["is_right"]]
+    variants = {}
+    if options["decode"]:
+        variants = measure_variants(random_model(TINY, device, torch.float32), 2, 16, is_timed=False)
+        for name, result in variants.items():
+            console.print(f"{name}: {result['agree']:.0%} of the tokens are those of eager")
+        wrong += [f"decode ({name})" for name, result in variants.items() if result["agree"] < 1]
+    console.print(f"{len(rows)} cases on {device.type}, nothing was timed")
+    return {"is_dry_run": True, "device": device.type, "kernels": rows, "decode": variants, "wrong": wrong}
+
+
+def _measure(options: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from qcompile.kernels.bench import report
+    from qcompile.kernels.bench.runner import measure, measure_ceilings
+
+    if not torch.cuda.is_available():
+        raise KernelError("kernels bench: no CUDA device here; --dry-run checks every case at tiny sizes on the CPU")
+    device = torch.device("cuda")
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[options["dtype"]]
+    ceilings = measure_ceilings(dtype)
+    console = Console(highlight=False, stderr=options["as_json"])
+    results: dict[str, Any] = {
+        "machine": report.machine(),
+        "dtype": options["dtype"],
+        "ceilings": {
+            "copy_gb_per_s": ceilings.copy / 1e3,
+            "rates_t_per_s": {name: rate / 1e6 for name, rate in ceilings.rates.items()},
+        },
+        "kernels": [],
+        "decode": [],
+    }
+    for _, case in _cases(options, device):
+        row = measure(case, ceilings, dtype)
+        results["kernels"].append(row)
+        console.print(
+            f"{row['operator']:22} {row['case']:28} {row['us']['kernel']:9.1f} us  {row['fraction']:4.0%} of the floor  "
+            f"torch.compile {row['us']['compile']:9.1f} us{'' if row['is_right'] else '  WRONG'}"
+        )
+        _save(options, results)
+    if options["decode"]:
+        _measure_decode(options, results, device, dtype, console)
+        _save(options, results)
+    return results
+
+
+def _measure_decode(
+    options: dict[str, Any], results: dict[str, Any], device: Any, dtype: Any, console: Console
+) -> None:
+    from qcompile.kernels.bench.decode import measure_variants, parameter_bytes, random_model
+
+    for name in (one for one in _DECODE_MODELS if not options["models"] or one in options["models"]):
+        model = random_model(MODELS[name], device, dtype)
+        for batch in _DECODE_BATCHES:
+            variants = measure_variants(model, batch, options["new_tokens"])
+            row = {"model": name, "batch": batch, "weight_bytes": parameter_bytes(model), "variants": variants}
+            results["decode"].append(row)
+            for variant, result in variants.items():
+                console.print(f"{name} b{batch} {variant:16} {result['tokens_per_s']:8.0f} tokens/s")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file, or leave the older one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save(options: dict[str, Any], results: dict[str, Any]) -> None:
+    """Write what there is so far: a run that is cut off leaves its measurements."""
+    from qcompile.kernels.bench import report
+
+    if options["output"] is not None:
+        _write(options["output"], json.dumps(results, indent=1) + "\n")
+    if options["markdown"] is not None:
+        _write(options["markdown"], report.markdown(results))
