@@ -55,7 +55,7 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         *_decode_table(results["decode"]),
         "",
-        "Raw numbers: `results.json` beside this page, or wherever `--json` put them.",
+        "Raw numbers: `results.json` beside this page, or wherever `--output` put them.",
     ]
     return "\n".join(parts) + "\n"
 
