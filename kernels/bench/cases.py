@@ -76,30 +76,28 @@ class Setting:
 
 
 def norm_cases(s: Setting) -> Iterator[Case]:
-    """The norms, and int8 quantization."""
-    rows, d, n = s.phase.tokens, s.dims.hidden_size, s.size
-    two, gamma = lambda: (s.randn(rows, d), s.randn(rows, d)), lambda: s.randn(d)
-    moved = rows * d * n
+    """The norms."""
+    rows, d = s.phase.tokens, s.dims.hidden_size
+    heads, head_dim = s.dims.num_attention_heads, s.dims.head_dim
     yield Case(
         "add_rms_norm",
         s.label,
-        lambda: (*two(), gamma(), 1e-6),
+        lambda: (s.randn(rows, d), s.randn(rows, d), s.randn(d), 1e-6),
         OPS.add_rms_norm,
         _eager_add_rms_norm,
         lambda *a: add_rms_norm(*a, torch.float64),
-        4 * moved,
+        4 * rows * d * s.size,
         vendor=("F.rms_norm after +", _vendor_add_rms_norm),
     )
     yield Case(
         "add_layer_norm",
         s.label,
-        lambda: (*two(), gamma(), gamma(), 1e-5),
+        lambda: (s.randn(rows, d), s.randn(rows, d), s.randn(d), s.randn(d), 1e-5),
         OPS.add_layer_norm,
         _eager_add_layer_norm,
         lambda *a: add_layer_norm(*a, torch.float64),
-        4 * moved,
+        4 * rows * d * s.size,
     )
-    heads, head_dim = s.dims.num_attention_heads, s.dims.head_dim
     yield Case(
         "head_rms_norm",
         s.label,
@@ -107,10 +105,14 @@ def norm_cases(s: Setting) -> Iterator[Case]:
         OPS.head_rms_norm,
         head_rms_norm,
         lambda *a: head_rms_norm(*a, torch.float64),
-        2 * rows * heads * head_dim * n,
+        2 * rows * heads * head_dim * s.size,
         vendor=("F.rms_norm", lambda x, g, eps: functional.rms_norm(x, x.shape[-1:], g, eps)),
     )
-    f = s.dims.intermediate_size
+
+
+def elementwise_cases(s: Setting) -> Iterator[Case]:
+    """SwiGLU and int8 quantization."""
+    rows, d, f = s.phase.tokens, s.dims.hidden_size, s.dims.intermediate_size
     yield Case(
         "quantize_per_token",
         s.label,
@@ -118,16 +120,16 @@ def norm_cases(s: Setting) -> Iterator[Case]:
         OPS.quantize_per_token,
         quantize_per_token,
         lambda x: quantize_per_token(x, torch.float64),
-        rows * f * (n + 1),
+        rows * f * (s.size + 1),
     )
     yield Case(
         "add_rms_norm_quantize",
         s.label,
-        lambda: (*two(), gamma(), 1e-6),
+        lambda: (s.randn(rows, d), s.randn(rows, d), s.randn(d), 1e-6),
         OPS.add_rms_norm_quantize,
         lambda x, r, g, eps: _quantized(*_eager_add_rms_norm(x, r, g, eps)),
         lambda *a: add_rms_norm_quantize(*a, torch.float64),
-        rows * d * (3 * n + 1),
+        rows * d * (3 * s.size + 1),
     )
     yield Case(
         "swiglu",
@@ -136,7 +138,7 @@ def norm_cases(s: Setting) -> Iterator[Case]:
         OPS.swiglu,
         _eager_swiglu,
         lambda x: swiglu(x, torch.float64),
-        3 * rows * f * n,
+        3 * rows * f * s.size,
     )
 
 

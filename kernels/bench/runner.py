@@ -9,7 +9,7 @@ import torch
 
 from qcompile.kernels.bench import timing
 from qcompile.kernels.bench.attention_cases import attention_cases
-from qcompile.kernels.bench.cases import Case, Setting, norm_cases
+from qcompile.kernels.bench.cases import Case, Setting, elementwise_cases, norm_cases
 from qcompile.kernels.bench.product_cases import product_cases
 
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -43,6 +43,7 @@ def measure_ceilings(dtype: torch.dtype) -> Ceilings:
 def cases(setting: Setting) -> Iterator[Case]:
     """Every case of a model in a phase."""
     yield from norm_cases(setting)
+    yield from elementwise_cases(setting)
     yield from attention_cases(setting)
     yield from product_cases(setting)
 
