@@ -100,9 +100,11 @@ class Generation:
     async def _next(self) -> tuple[int, Delta]:
         settings = self._service.settings
         limit = settings.deadline_s if self._has_begun else min(settings.max_wait_s, settings.deadline_s)
-        left = max(0.0, self._arrival + limit - perf_counter())
+        left = self._arrival + limit - perf_counter()
+        if left > 0 and not self._arrived.empty():
+            return self._arrived.get_nowait()  # waiting with a limit costs a task
         try:
-            return await asyncio.wait_for(self._arrived.get(), left)
+            return await asyncio.wait_for(self._arrived.get(), max(0.0, left))
         except asyncio.TimeoutError:
             self.close()
         if self._has_begun or limit == settings.deadline_s:

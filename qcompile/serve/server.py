@@ -106,9 +106,10 @@ class Server:
                 serving = asyncio.ensure_future(server.serve(sockets=[listener]))
                 while not server.started and not serving.done():
                     await asyncio.sleep(_POLL_S)
-                self._started.set()
-                if self._on_ready is not None:
-                    self._on_ready()
+                if server.started:
+                    self._started.set()
+                    if self._on_ready is not None:
+                        self._on_ready()
                 while not self._stop_requests and not serving.done():
                     await asyncio.sleep(_POLL_S)
                 await self._drain(service, server)

@@ -1,6 +1,7 @@
 """What strangers send: one clear answer each, in OpenAI's shape, and the server goes on."""
 
 import json
+import socket
 from typing import Any
 
 import httpx
@@ -180,3 +181,16 @@ def test_bearer_token(model: Any) -> None:
             assert bare.get("/health").status_code == 200
             assert bare.get("/metrics").status_code == 401
             assert bare.post(CHAT, json=GOOD).status_code == 401
+
+
+def test_a_body_that_does_not_come_is_408(model: Any) -> None:
+    with running(model, body_timeout_s=0.2) as served:
+        host, port = served.root.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+            connection.sendall(head.encode() + b'{"model":')
+            answer = b""
+            while piece := connection.recv(65536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"did not arrive" in answer
