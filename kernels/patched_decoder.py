@@ -198,10 +198,18 @@ def _new_cache(config: Any) -> Any:
 
 def _static_layers(cache: Any, count: int) -> list[Any] | None:
     """The layers of a cache that is written in place; None for every other kind."""
-    from transformers.cache_utils import StaticLayer
+    from transformers import StaticCache, cache_utils
 
     layers = list(getattr(cache, "layers", ()))
-    return layers if len(layers) == count and all(type(layer) is StaticLayer for layer in layers) else None
+    kind = getattr(cache_utils, "StaticLayer", None)
+    if len(layers) == count and kind is not None and all(type(layer) is kind for layer in layers):
+        if hasattr(layers[0], "cumulative_length"):
+            return layers
+    elif not isinstance(cache, StaticCache):
+        return None
+    raise KernelError(
+        "patched model: this StaticCache does not count its tokens; use transformers 5.17 or newer, or a DynamicCache"
+    )
 
 
 def _require_room(wanted: int, capacity: int) -> None:

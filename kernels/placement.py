@@ -4,15 +4,17 @@ On an NPU a program stays on one core and walks over the work, so there are as m
 from the table that was checked against the chip's buffers. On a GPU there is one program for each tile.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 
 from qcompile.kernels.arguments import VARIANTS, fail
 from qcompile.kernels.tile_table import table
 
+_Launcher = TypeVar("_Launcher", bound=Callable[..., Any])
 _INTERPRETED_PROGRAMS = 3  # few and odd, so that programs walk over several tiles and end unevenly
 _ELEMENTS_A_THREAD = 16
 _MAX_ROW = 1 << 16
@@ -32,6 +34,20 @@ class Launch:
     def arguments(self, tensor: torch.Tensor) -> dict[str, Any]:
         """Keyword arguments for the launch of a kernel on the tensor's device."""
         return {**self.constants, **(self.gpu_options if tensor.device.type == "cuda" else {})}
+
+
+def on_its_device(launch: _Launcher) -> _Launcher:
+    """Make the device of the first tensor the current one during a launch: Triton launches on the current device."""
+
+    @wraps(launch)
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        first = next((one for one in (*arguments, *options.values()) if isinstance(one, torch.Tensor)), None)
+        if first is None or first.device.type not in ("cuda", "npu"):
+            return launch(*arguments, **options)
+        with getattr(torch, first.device.type).device(first.device):
+            return launch(*arguments, **options)
+
+    return guarded  # type: ignore[return-value]
 
 
 def power_of_two(number: int) -> int:

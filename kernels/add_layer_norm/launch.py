@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, rows_in_registers
+from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, rows_in_registers
 
 NAME = "add_layer_norm"
 
@@ -26,6 +26,7 @@ def validate(x: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor, beta:
     check.as_rows(NAME, "residual", residual)
 
 
+@on_its_device
 def launch(
     x: torch.Tensor,
     residual: torch.Tensor,

@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, row_in_registers
+from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, row_in_registers
 
 NAME = "add_rms_norm_quantize"
 
@@ -25,6 +25,7 @@ def validate(x: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor) -> No
     check.as_rows(NAME, "residual", residual)
 
 
+@on_its_device
 def launch(
     x: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid, power_of_two
+from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid, on_its_device, power_of_two
 
 NAME = "decode_attention"
 _MAX_SPLITS = 32
@@ -41,6 +41,7 @@ def validate(
     check.within(NAME, "lengths", lengths, 0, capacity + 1)
 
 
+@on_its_device
 def launch(
     q: torch.Tensor,
     k_cache: torch.Tensor,

@@ -4,7 +4,7 @@ import torch
 
 from qcompile.kernels import arguments as check
 from qcompile.kernels.gemv_int4.reference import GROUPS
-from qcompile.kernels.placement import Launch, from_table, grid, power_of_two
+from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two
 
 NAME = "gemv_int4"
 MAX_ROWS = 16
@@ -44,6 +44,7 @@ def validate(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: t
     return int(num_in // scale.shape[1])
 
 
+@on_its_device
 def launch(
     x: torch.Tensor,
     weight: torch.Tensor,

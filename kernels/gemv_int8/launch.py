@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, power_of_two
+from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two
 
 NAME = "gemv_int8"
 MAX_ROWS = (
@@ -36,6 +36,7 @@ def validate(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: t
         )
 
 
+@on_its_device
 def launch(
     x: torch.Tensor,
     weight: torch.Tensor,

@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, rows_in_registers
+from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, rows_in_registers
 
 NAME = "head_rms_norm"
 
@@ -23,6 +23,7 @@ def validate(x: torch.Tensor, gamma: torch.Tensor) -> None:
     check.as_tokens(NAME, "x", x)
 
 
+@on_its_device
 def launch(x: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None = None) -> torch.Tensor:
     """y as in reference.py, computed by the kernel.
 

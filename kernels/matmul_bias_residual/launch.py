@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid
+from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid, on_its_device
 
 NAME = "matmul_bias_residual"
 _GROUP_M = 8
@@ -33,6 +33,7 @@ def validate(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, r
         check.as_rows(NAME, "residual", residual)
 
 
+@on_its_device
 def launch(
     x: torch.Tensor,
     weight: torch.Tensor,

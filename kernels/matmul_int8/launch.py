@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid
+from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid, on_its_device
 
 NAME = "matmul_int8"
 _GROUP_M = 8
@@ -44,6 +44,7 @@ def validate(
         check.dtype_of(NAME, {"bias": bias}, (out_dtype,))
 
 
+@on_its_device
 def launch(
     x: torch.Tensor,
     weight: torch.Tensor,

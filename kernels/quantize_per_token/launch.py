@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, row_in_registers
+from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, row_in_registers
 
 NAME = "quantize_per_token"
 _NPU_ROW = 8192  # the longest row that stays in the unified buffer; longer ones are read twice
@@ -21,6 +21,7 @@ def validate(x: torch.Tensor) -> None:
     check.as_rows(NAME, "x", x)
 
 
+@on_its_device
 def launch(
     x: torch.Tensor, tile: Launch | None = None, long_rows: bool | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, power_of_two
+from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two
 
 NAME = "rope_cache"
 
@@ -68,6 +68,7 @@ def _shapes(
     check.shape_of(NAME, "v_cache", v_cache, k_cache.shape, "B, K, T, d")
 
 
+@on_its_device
 def launch(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, power_of_two
+from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two
 
 NAME = "sampler"
 MAX_K = 64
@@ -38,6 +38,7 @@ def validate(logits: torch.Tensor, top_k: int, temperature: float, uniform: torc
         check.contiguous(NAME, {"uniform": uniform})
 
 
+@on_its_device
 def launch(
     logits: torch.Tensor,
     top_k: int = 1,

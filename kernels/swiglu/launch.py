@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, power_of_two
+from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two
 
 NAME = "swiglu"
 _GPU_BLOCK = 1024  # 128 threads with eight elements: the ffn sizes of Qwen leave few lanes idle
@@ -22,6 +22,7 @@ def validate(gate_up: torch.Tensor) -> None:
         raise check.fail(NAME, f"gate_up has rows of {rows.shape[1]}, an odd number; wanted [..., 2F]")
 
 
+@on_its_device
 def launch(gate_up: torch.Tensor, tile: Launch | None = None) -> torch.Tensor:
     """Out as in reference.py, computed by the kernel.
 
