@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "eval": "Answer a case file, judge the answers, write submission and scoreboard.",
     "package": "Make a contest zip or a ModelArts package, or check one as the judge would.",
     "serve": "Serve a model over HTTP, as OpenAI's clients expect it.",
+    "judge": "Judge a package as the contest does: accuracy, format, tokens/s, step by step.",
     "generate": "Generate text from prompts.",
     "chat": "Talk with a model.",
 }

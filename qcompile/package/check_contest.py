@@ -94,11 +94,11 @@ def unpack_package(package: Path, folder: Path, report: Report) -> bool:
 
 def _run(room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[str], None]) -> None:
     say("installing into a clean environment")
-    if not report.take("installed offline", _install(room, request, report, say)):
+    if not report.take("installed offline", install_dependencies(room, request, report, say)):
         return
     files = test_files(request.cases, room.folder)
     say(f"running {len(files)} test files")
-    outcome = room.judge([path for path, _ in files], request.limit_s)
+    outcome = room.run_judge([path for path, _ in files], request.limit_s)
     report.notes += outcome.notes
     findings = explain(outcome, str(room.package), len(files), request.limit_s)
     report.take("constructed and called once per test file", findings)
@@ -121,7 +121,9 @@ def _run(room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[
     report.notes += [line for line in outcome.log.splitlines() if line.startswith("[qcompile] ")][:20]
 
 
-def _install(room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[str], None]) -> list[Finding]:
+def install_dependencies(
+    room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[str], None]
+) -> list[Finding]:
     """Install from the package's wheels; where they are for another machine, the same versions for this one."""
     requirements, findings = read_requirements(room.package)
     if findings:

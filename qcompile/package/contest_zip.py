@@ -21,6 +21,7 @@ from qcompile.evaluate.templates import Templates
 from qcompile.model_config import ModelConfig
 from qcompile.package.archive import PackageWriter, open_package
 from qcompile.package.contest.settings import SETTINGS_NAME, ContestSettings
+from qcompile.package.folder import FolderWriter
 from qcompile.package.ladder_plan import PackedRung, checkpoint_rung, compiled_rung
 from qcompile.package.platforms import JUDGE
 from qcompile.package.rendering import render
@@ -83,6 +84,24 @@ def package_contest(request: ContestRequest, say: Callable[[str], None] = lambda
         PackageError: The model cannot be packed, no complete set of wheels is found, or the zip cannot be written.
         ManifestError: A compiled-model directory is not whole.
     """
+    kinds = [packed.rung.kind for packed in _ladder(request)]
+    wheels = collect_wheels(
+        contest_requirements(kinds, request.pins), JUDGE, request.wheels, is_offline=request.is_offline, say=say
+    )
+    with open_package(request.output) as package:
+        settings = write_contest(package, request, wheels)
+    size_bytes = request.output.stat().st_size
+    return Packed(request.output, settings, wheels, size_bytes, _notes(request, kinds, size_bytes))
+
+
+def write_contest(
+    package: PackageWriter | FolderWriter, request: ContestRequest, wheels: Sequence[Wheel]
+) -> ContestSettings:
+    """Put everything into a zip or a folder; returns the settings it runs with.
+
+    Raises:
+        PackageError: The model cannot be packed.
+    """
     rungs = _ladder(request)
     settings = ContestSettings(
         total_parameters=request.num_parameters or _num_parameters(request.model),
@@ -95,14 +114,8 @@ def package_contest(request: ContestRequest, say: Callable[[str], None] = lambda
         raise PackageError(
             f"{request.model}: {settings.total_parameters / 1e9:.2f}B parameters; the contest takes 3B or fewer"
         )
-    kinds = [rung.kind for rung in settings.ladder]
-    wheels = collect_wheels(
-        contest_requirements(kinds, request.pins), JUDGE, request.wheels, is_offline=request.is_offline, say=say
-    )
-    with open_package(request.output) as package:
-        _write(package, request, rungs, settings, wheels)
-    size_bytes = request.output.stat().st_size
-    return Packed(request.output, settings, wheels, size_bytes, _notes(request, kinds, size_bytes))
+    _write(package, request, rungs, settings, wheels)
+    return settings
 
 
 def _ladder(request: ContestRequest) -> list[PackedRung]:
@@ -137,7 +150,7 @@ def _by_type(templates: Templates) -> dict[str, dict[str, str]]:
 
 
 def _write(
-    package: PackageWriter,
+    package: PackageWriter | FolderWriter,
     request: ContestRequest,
     rungs: Sequence[PackedRung],
     settings: ContestSettings,

@@ -68,7 +68,7 @@ def test_the_zip_answers_like_eval(exported: Path, tmp_path: Path) -> None:
         room.use_this_environment()
         questions = [question_of(case) for case in chosen]
         (room.folder / "test.json").write_text(json.dumps(questions, ensure_ascii=False), "utf-8")
-        outcome = room.judge([room.folder / "test.json"], 120)
+        outcome = room.run_judge([room.folder / "test.json"], 120)
     results, findings = check_result(outcome.answers[0], questions, "test.json")
     assert findings == [], outcome.log
     assert f"Total parameters: {record['total_parameters'] / 1e9:.2f}B" in outcome.log

@@ -1,0 +1,138 @@
+"""`qcompile judge`: the B-board as the organisers run it, on a package or a compiled model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from qcompile.errors import PackageError
+from qcompile.evaluate.settings import token_limits
+from qcompile.evaluate.submission import write_json
+from qcompile.evaluate.templates import Templates
+
+_DEFAULT_MAX_NEW_TOKENS = 1024
+
+
+def _lengths(_: click.Context, parameter: click.Parameter, text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isascii() and word.isdigit() and 0 < int(word) <= 1 << 17 for word in words):
+        raise click.BadParameter("numbers from 1 to 131072 with commas between them, such as 1,8,32", param=parameter)
+    return [int(word) for word in words]
+
+
+@click.command("judge")
+@click.argument("package", metavar="ZIP_OR_DIR", type=click.Path(path_type=Path))
+@click.option("--cases", multiple=True, metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Each a test file.")
+@click.option("--matrix", "has_matrix", is_flag=True, help="Concurrencies x input lengths x output lengths.")
+@click.option("--concurrency", default="1,8,32", show_default=True, callback=_lengths, help="Of the matrix.")
+@click.option("--input-lengths", default="64,256", show_default=True, callback=_lengths, help="Of the matrix.")
+@click.option("--output-lengths", default="32,128", show_default=True, callback=_lengths, help="Of the matrix.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The original model: measure every step from it.")
+@click.option("--step-cases", type=click.IntRange(1), default=16, show_default=True, help="Questions of each step.")
+@click.option("--baseline", type=click.FloatRange(0), help="tokens/s for 0 points  [default: the original model's]")
+@click.option(
+    "--best", type=click.FloatRange(0, min_open=True), help="tokens/s for 100  [default: the best of this run]"
+)
+@click.option("--clean", "is_clean", is_flag=True, help="In a clean room, from the package's own wheels.")
+@click.option("--wheels", type=click.Path(path_type=Path, exists=True, file_okay=False), help="clean: this machine's.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts computed together.")
+@click.option("--max-new-tokens", multiple=True, metavar="N|TYPE=N", help="Tokens of an answer  [default: 1024]")
+@click.option("--templates", metavar="FILE.toml", type=click.Path(path_type=Path), help="Your own prompt templates.")
+@click.option("--threads", type=click.IntRange(1), help="Computing threads  [default: physical cores].")
+@click.option("--time-limit", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Minutes.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write everything as JSON.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with the charts.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything but the cases as JSON.")
+def command(package: Path, *, output: Path | None, html: Path | None, as_json: bool, **options: Any) -> None:
+    """Judge a contest zip, its folder, or a compiled model as the organisers do.
+
+    --batch-size, --max-new-tokens, --templates and --threads hold for a compiled model; a zip has its own.
+    """
+    from qcompile.package.board import render, write_page
+
+    if not options["cases"] and not options["has_matrix"]:
+        raise click.UsageError("give --cases FILE, --matrix, or both")
+    if not package.exists():
+        raise PackageError(f"{package}: there is no such file or folder")
+    console = Console(stderr=True)
+    with console.status("judging") as status:
+        board = _measure(package, options, lambda text: status.update(escape(text)))
+    record = board.record()
+    if output is not None:
+        write_json(output, record, indent=1)
+    if html is not None:
+        write_page(board, html)
+    if as_json:
+        click.echo(json.dumps({k: v for k, v in record.items() if k != "cases"}, ensure_ascii=False, indent=2))
+    else:
+        Console(highlight=False).print(render(board))
+    for path in (output, html):
+        if path is not None:
+            click.echo(f"{path}: written", err=True)
+    if board.findings:
+        raise click.exceptions.Exit(1)
+
+
+def _measure(package: Path, options: dict[str, Any], say: Callable[[str], None]) -> Any:
+    """Measure what was asked for; returns the board."""
+    from qcompile.package.board import Board
+    from qcompile.package.compiled_in import compiled_model
+    from qcompile.package.judging import judge_package, score_of
+    from qcompile.package.matrix import measure_matrix
+
+    board = Board(package.name)
+    limits = token_limits(options["max_new_tokens"], _DEFAULT_MAX_NEW_TOKENS)
+    if options["cases"]:
+        judged = judge_package(_request(package, options, limits), say)
+        board.score, board.cases = score_of(judged), judged.records
+        board.notes += judged.notes
+        board.findings += judged.findings
+        if options["checkpoint"] is not None:
+            board.steps = _steps(judged.cases, options, max(limits.values()), say)
+    if options["has_matrix"]:
+        lengths = (options["concurrency"], options["input_lengths"], options["output_lengths"])
+        with compiled_model(package) as directory:
+            board.cells = measure_matrix(directory, *lengths, options["threads"], say)
+    board.name_ends(options["baseline"], options["best"])
+    if board.score is not None and board.baseline is None:
+        board.notes.append(
+            "performance is not scored: name a baseline with --baseline, or measure one with --checkpoint"
+        )
+    return board
+
+
+def _steps(cases: list[Any], options: dict[str, Any], max_new_tokens: int, say: Callable[[str], None]) -> list[Any]:
+    from qcompile.package.steps import choose_cases, measure_steps
+
+    return measure_steps(
+        options["checkpoint"],
+        choose_cases(cases, options["step_cases"]),
+        Templates.load(options["templates"]),
+        max_new_tokens=max_new_tokens,
+        batch_size=options["batch_size"],
+        threads=options["threads"],
+        say=say,
+    )
+
+
+def _request(package: Path, options: dict[str, Any], limits: dict[str, int]) -> Any:
+    from qcompile.package.contest_zip import ContestRequest
+    from qcompile.package.judging import JudgeRequest
+
+    settings = {"max_new_tokens": limits, "batch_size": options["batch_size"], "threads": options["threads"]}
+    settings |= {"budget_s": options["time_limit"] * 60}
+    contest = ContestRequest(package, package, Templates.load(options["templates"]), settings)
+    return JudgeRequest(
+        package,
+        options["cases"],
+        contest,
+        is_clean=options["is_clean"],
+        wheels=options["wheels"],
+        limit_s=options["time_limit"] * 60,
+    )
