@@ -34,6 +34,7 @@ class PatchedDecoder:
         self._layers = pack_layers(model)
         self._head_dim = self._inner.layers[0].self_attn.head_dim
         self._cos, self._sin = _rotary_tables(self._inner.rotary_emb, model.config.max_position_embeddings)
+        self._dtype = self._layers[0].down.dtype
         self._cache_name = cache_argument(self._inner)
         self._capture = capture or (capture_cuda if use_graph and self._cos.is_cuda else None)
         self._graphs: WeakKeyDictionary[Any, DecodeGraph] = WeakKeyDictionary()
@@ -59,15 +60,27 @@ class PatchedDecoder:
 
         self._require_possible(input_ids, inputs_embeds, others)
         hidden = self._inner.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if hidden.device != self._cos.device or hidden.dtype != self._dtype:
+            raise KernelError(
+                f"patched model: it was patched in {self._dtype} on {self._cos.device} and is given {hidden.dtype} on "
+                f"{hidden.device}; move a model first, then patch it"
+            )
         use_cache = self._config.use_cache if use_cache is None else use_cache
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
             cache = _new_cache(self._config)
         batch, length = hidden.shape[:2]
         seen = 0 if cache is None else cache.get_seq_length()
+        if isinstance(seen, int):
+            self._reach(seen + length)
         where = attended(batch, length, seen, attention_mask, position_ids, hidden.device)
         hidden = self._run(hidden, where, cache, seen)
         return BaseModelOutputWithPast(last_hidden_state=hidden, **{self._cache_name: cache if use_cache else None})
+
+    def _reach(self, rows: int) -> None:
+        """Lengthen the rotary tables, past max_position_embeddings if the caller goes there, as the model itself would."""
+        if rows > len(self._cos):
+            self._cos, self._sin = _rotary_tables(self._inner.rotary_emb, 2 * rows)
 
     def _require_possible(self, input_ids: Any, inputs_embeds: Any, others: dict[str, Any]) -> None:
         if (input_ids is None) == (inputs_embeds is None):
@@ -92,6 +105,7 @@ class PatchedDecoder:
             if not layer.is_initialized:
                 empty = hidden.new_empty((len(hidden), self._config.num_key_value_heads, 0, self._head_dim))
                 layer.lazy_initialization(empty, empty)
+        self._reach(static[0].keys.shape[2])
         if not isinstance(seen, torch.Tensor) or not seen.is_cuda:
             _require_room(int(seen) + hidden.shape[1], static[0].keys.shape[2])
         if self._capture is not None and where.starts is not None and hidden.shape[1] == 1:

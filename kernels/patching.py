@@ -15,7 +15,8 @@ def patch(model: Model, *, graph: bool = True) -> Model:
 
     QKV and gate/up are packed (parameters become views into the packed weights). On CUDA and NPU the kernels run; on the CPU
     their references. With a ``StaticCache`` (``generate(..., cache_implementation="static")``) keys and values are written in
-    place and, on CUDA, the decode step is captured in a graph. For inference only: the operators have no derivatives.
+    place and, on CUDA, the decode step is captured in a graph. For inference only: the operators have no derivatives. Move or
+    cast a model first, then patch it.
 
     Args:
         model: The model, in one dtype on one device; changed in place.

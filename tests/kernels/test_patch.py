@@ -147,6 +147,17 @@ def test_a_graph_keeps_results_apart() -> None:
     assert second.tolist() == [6.0, 8.0]
 
 
+def test_past_max_position_embeddings_it_goes_on_as_before(load: Callable[..., Any]) -> None:
+    model, ids = load(), tokens(1, 5)
+    model.config.max_position_embeddings = 8
+    model.generation_config.disable_compile = True
+    for cache in ("dynamic", "static"):
+        options = {"do_sample": False, "max_new_tokens": 10, "cache_implementation": cache}
+        want = model.generate(ids, **options)
+        assert torch.equal(patch(model).generate(ids, **options), want)
+        unpatch(model)
+
+
 def test_weights_are_packed_but_stored_once_and_unpatch_undoes_it(load: Callable[..., Any]) -> None:
     model, ids = load(), tokens(1, 4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -203,6 +214,10 @@ def test_what_a_patched_model_does_not_give(load: Callable[..., Any]) -> None:
         model(tokens(1, 5), **small)
     with pytest.raises(KernelError, match=r"positions has values .* 9999"):
         model(ids, position_ids=torch.full((1, 4), 9999))
+    with pytest.raises(
+        KernelError, match=r"patched in torch\.float32 on cpu and is given torch\.float16 on cpu; move a model first"
+    ):
+        model(inputs_embeds=torch.ones(1, 2, model.config.hidden_size, dtype=torch.float16))
     model.train()
     with pytest.raises(KernelError, match="training mode"):
         model(ids)
