@@ -70,10 +70,16 @@ class _Angles:
         (ids,) = self.inputs
         dtype = np.dtype(np.int64) if ids.dtype is None else ids.dtype.numpy()
         stand_ins = {ids: ir.Value(name=ids.name, type=ids.type, shape=ir.Shape([None, None]))}
+        # bfloat16 is nothing that a NumPy program can be given
+        widens = any(v.dtype == ir.DataType.BFLOAT16 for v in self.outputs)
         for index, value in enumerate(self._constants):
-            stand_ins[value] = ir.Value(name=f"c{index}", const_value=value.const_value)
+            tensor = value.const_value
+            if widens and tensor is not None and tensor.dtype == ir.DataType.BFLOAT16:
+                tensor = ir.tensor(tensor.numpy().astype(np.float32))
+            stand_ins[value] = ir.Value(name=f"c{index}", const_value=tensor)
         graph = self.nodes[0].graph
-        model_bytes = model_of(self.nodes, self.outputs, stand_ins, {} if graph is None else graph.opset_imports)
+        imports = {} if graph is None else graph.opset_imports
+        model_bytes = model_of(self.nodes, self.outputs, stand_ins, imports, widens=widens)
         arrays = run_session(self._sessions, model_bytes, {str(ids.name): positions[None].astype(dtype)})
         return [x.astype(np.float32).reshape(len(positions), -1) for x in arrays]
 

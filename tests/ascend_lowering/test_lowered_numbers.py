@@ -13,8 +13,8 @@ from qcompile.ascend.reference import reference_model
 from qcompile.export.export_checkpoint import export_checkpoint
 from qcompile.runtime.errors import SessionError
 from qcompile.verify import compare_directories
-from tests.ascend_lowering.lowered import fuse_tiny, fused_logits, lower_tiny, reference_session
-from tests.optimized import optimize_tiny
+from tests.ascend_lowering.lowered import BUCKETS, AscendOptions, fuse_tiny, fused_logits, lower_tiny, reference_session
+from tests.optimized import export_tiny, optimize_tiny
 from tests.tiny_checkpoints import random_tensors, tiny_config, write_safetensors, write_tiny_checkpoint
 
 MODELS = {
@@ -43,6 +43,17 @@ def test_same_tokens_as_the_fused_graph(name: str, target: str, tmp_path: Path) 
     assert agreement.mean_kl < 1e-5
     assert agreement.same_tokens >= agreement.num_tokens - 1  # float16 may break a tie
     assert agreement.max_logit_difference < 0.05
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_model_exported_in_bfloat16(dtype: str, tmp_path: Path) -> None:
+    """ONNX Runtime cannot run the source itself; the same weights in float32 are what it is compared with."""
+    source = export_tiny(tmp_path, dtype="bf16")
+    report = optimize_tiny(source, tmp_path / "out", target="ascend910b4", ascend=AscendOptions(BUCKETS, dtype))
+    assert not report.warnings
+    agreement = compare_directories(fuse_tiny(tmp_path), tmp_path / "out", num_tokens=12)
+    assert agreement.mean_kl < 1e-3
+    assert agreement.same_tokens >= agreement.num_tokens - 3
 
 
 def test_rows_of_different_lengths_in_one_batch(tmp_path: Path) -> None:
