@@ -1,10 +1,15 @@
 """A recipe for `qcompile optimize`: a TOML file that says what the command line can say.
 
-The keys are passes, skip, target, verify, strict and surgery; [quantize] has those of `qcompile.quantize_options`:
+The keys are passes, skip, target, verify, strict and surgery; the table [quantize] has those of `qcompile.quantize_options`:
 
     passes = ["fuse", "int4"]
     [quantize]
     group_size = 64
+    [ascend]
+    batch = [1, 4]
+    attention = "pfa"
+
+[ascend] has batch, kv_len and prefill_len (lists), dtype, attention, plugins, top_k and keep_logits.
 """
 
 from __future__ import annotations
@@ -13,6 +18,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from qcompile.ascend.buckets import BucketOptions, lengths
+from qcompile.ascend.lowering.lower import AscendOptions
+from qcompile.ascend.plugins import parse_plugins
 from qcompile.errors import PassError
 from qcompile.pipeline import OptimizeOptions
 from qcompile.quantize_options import options_from
@@ -23,6 +31,8 @@ else:
     import tomli as tomllib
 
 _MAX_BYTES = 1 << 20
+_SHAPES = {"batch": "batches", "kv_len": "kv_lens", "prefill_len": "prefill_lens"}
+_ASCEND: dict[str, type] = {"dtype": str, "attention": str, "top_k": int, "keep_logits": bool, "plugins": str}
 _LISTS, _TEXTS, _FLAGS = ("passes", "skip"), ("target", "verify", "surgery"), ("strict",)
 
 
@@ -42,7 +52,40 @@ def load_optimize_recipe(path: Path) -> OptimizeOptions:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise PassError(f"{path}: is not TOML: {error}") from None
     quantize = options_from(record.pop("quantize", {}), str(path))
-    return OptimizeOptions(quantize=quantize, **{key: _checked(key, value, path) for key, value in record.items()})
+    ascend = _ascend(record.pop("ascend", {}), path)
+    checked = {key: _checked(key, value, path) for key, value in record.items()}
+    return OptimizeOptions(quantize=quantize, ascend=ascend, **checked)
+
+
+def _ascend(table: Any, path: Path) -> AscendOptions:
+    """Read the table [ascend].
+
+    Raises:
+        PassError: It has a key that is unknown or of the wrong type.
+        ShapeError: A length is none.
+    """
+    if not isinstance(table, dict):
+        raise PassError(f"{path}: ascend = {table!r}; wanted a table")
+    shapes: dict[str, tuple[int, ...]] = {}
+    rest: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in _SHAPES and isinstance(value, list) and all(type(n) is int for n in value):
+            shapes[_SHAPES[key]] = lengths(f"{path}: {key}", ",".join(map(str, value)))
+        elif key in _ASCEND and type(value) is _ASCEND[key]:
+            rest[key] = parse_plugins(str(value)) if key == "plugins" else value
+        elif key in (*_SHAPES, *_ASCEND):
+            raise PassError(f"{path}: [ascend] {key} = {value!r}; wanted {_wanted(key)}")
+        else:
+            raise PassError(f"{path}: unknown key '{key}' in [ascend]; there are: {', '.join((*_SHAPES, *_ASCEND))}")
+    return AscendOptions(buckets=BucketOptions(**shapes), **rest)
+
+
+def _wanted(key: str) -> str:
+    return (
+        "a list of whole numbers"
+        if key in _SHAPES
+        else {str: "a text", int: "a whole number"}.get(_ASCEND[key], "true or false")
+    )
 
 
 def _checked(key: str, value: Any, path: Path) -> Any:
@@ -57,4 +100,6 @@ def _checked(key: str, value: Any, path: Path) -> Any:
     known = (*_LISTS, *_TEXTS, *_FLAGS)
     if key in known:
         raise PassError(f"{path}: {key} = {value!r}; wanted {'true or false' if key in _FLAGS else 'a text'}")
-    raise PassError(f"{path}: unknown key '{key}'; there are: {', '.join(known)}, and the table [quantize]")
+    raise PassError(
+        f"{path}: unknown key '{key}'; there are: {', '.join(known)}, and the tables [quantize] and [ascend]"
+    )

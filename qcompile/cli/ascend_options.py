@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from qcompile.ascend.buckets import lengths
-from qcompile.ascend.lowering.lower import ATTENTIONS, AscendOptions
+from qcompile.ascend.lowering.lower import ATTENTIONS, MAX_TOP_K, AscendOptions
 from qcompile.ascend.plugins import PLUGINS, parse_plugins
 
 _BUCKETS = {"batch": "batches", "kv_len": "kv_lens", "prefill_len": "prefill_lens"}
@@ -24,7 +24,7 @@ def ascend_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--keep-logits", is_flag=True, default=None, help="Ascend: return the logits too."),
         click.option(
             "--top-k",
-            type=click.IntRange(0, 1024),
+            type=click.IntRange(0, MAX_TOP_K),
             help=f"Ascend: logits returned for sampling, 0 for greedy only.  [default: {defaults.top_k}]",
         ),
         click.option(

@@ -5,8 +5,10 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from qcompile.ascend.buckets import BucketOptions
+from qcompile.ascend.lowering.lower import AscendOptions
 from qcompile.cli.main import cli
-from qcompile.errors import PassError, QuantError
+from qcompile.errors import PassError, QuantError, ShapeError
 from qcompile.optimize_recipe import load_optimize_recipe
 from qcompile.pipeline import OptimizeOptions
 from qcompile.quantize_options import LayerOptions, QuantizeOptions, parse_layer
@@ -77,6 +79,15 @@ def test_recipe_and_command_line_make_the_same_model(exported, tmp_path):
     assert json.loads(first.stdout)["target"] == "ort"
 
 
+def test_a_recipe_for_ascend(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        "target = 'ascend910b4'\n[ascend]\nbatch = [4, 1]\nkv_len = [128]\ndtype = 'bf16'\nattention = 'pfa'\ntop_k = 8"
+    )
+    options = load_optimize_recipe(path)
+    assert options.ascend == AscendOptions(BucketOptions((1, 4), (128,)), "bf16", 8, attention="pfa")
+
+
 def test_the_command_line_overrides_a_recipe(exported, tmp_path):
     (tmp_path / "recipe.toml").write_text(RECIPE)
     arguments = ("--recipe", tmp_path / "recipe.toml", "--group-size", "32", "--layer", "lm_head:bits=8,symmetric=true")
@@ -103,12 +114,17 @@ def test_the_command_line_overrides_a_recipe(exported, tmp_path):
         ("[quantize]\nlayer = 3", "is not a list of tables"),
         ("quantize = 3", "is not a table"),
         ("passes = [", "is not TOML"),
+        ("ascend = 3", "wanted a table"),
+        ("[ascend]\nbatch = 4", "batch = 4; wanted a list of whole numbers"),
+        ("[ascend]\nbatch = [0]", "batch 0: numbers from 1 to"),
+        ("[ascend]\ntop_k = 'all'", "top_k = 'all'; wanted a whole number"),
+        ("[ascend]\nkv = [1]", "unknown key 'kv' in [ascend]"),
     ],
 )
 def test_a_damaged_recipe_is_told_in_one_line(tmp_path, text, message):
     path = tmp_path / "recipe.toml"
     path.write_text(text)
-    with pytest.raises((PassError, QuantError)) as caught:
+    with pytest.raises((PassError, QuantError, ShapeError)) as caught:
         load_optimize_recipe(path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)

@@ -28,6 +28,7 @@ from qcompile.passes.rope_table import RopeTable, tabulate
 from qcompile.runtime.manifest import FileEntry, GraphEntry, GraphIO, ModelShape
 
 Report = Callable[[str, int, int], None]
+MAX_TOP_K = 1024
 ATTENTIONS = ("matmul", "pfa")
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
@@ -193,6 +194,8 @@ def _size_bytes(value: ir.Value) -> int:
 def _checked_type(options: AscendOptions, chip: Chip) -> ir.DataType:
     if options.dtype not in _TYPES:
         raise UnsupportedOpError(f"--ascend-dtype {options.dtype}: wanted one of {', '.join(_TYPES)}")
+    if not 0 <= options.top_k <= MAX_TOP_K:
+        raise UnsupportedOpError(f"--top-k {options.top_k}: wanted 0 to {MAX_TOP_K}")
     if options.attention not in ATTENTIONS:
         raise UnsupportedOpError(f"--attention {options.attention}: wanted one of {', '.join(ATTENTIONS)}")
     if options.dtype.replace("fp", "f") not in chip.floats:
