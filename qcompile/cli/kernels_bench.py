@@ -16,6 +16,7 @@ from qcompile.kernels import OPERATORS
 from qcompile.kernels.bench.shapes import MODELS, PHASES, TINY, TINY_PHASES
 
 _DTYPES = ("fp16", "bf16")
+_COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 _DECODE_MODELS = ("0.5B", "3B")
 _DECODE_BATCHES = (1, 16)
 
@@ -25,6 +26,13 @@ _DECODE_BATCHES = (1, 16)
 @click.option("--models", multiple=True, type=click.Choice(list(MODELS)), help="Sizes of Qwen2.5; all when not given.")
 @click.option("--phases", multiple=True, type=click.Choice(list(PHASES)), help="All when not given.")
 @click.option("--dtype", type=click.Choice(_DTYPES), default="fp16", show_default=True, help="Of activations.")
+@click.option(
+    "--compile-mode",
+    type=click.Choice(_COMPILE_MODES),
+    default=_COMPILE_MODES[0],
+    show_default=True,
+    help="Of torch.compile; max-autotune searches for minutes at each matrix product.",
+)
 @click.option("--decode/--no-decode", default=True, show_default=True, help="Also tokens/s of whole models.")
 @click.option("--new-tokens", type=click.IntRange(16, 2048), default=136, show_default=True, help="Of the decode runs.")
 @click.option("--dry-run", is_flag=True, help="Every case once at tiny sizes, on any device: numbers right? No times.")
@@ -96,21 +104,28 @@ def _dry_run(options: dict[str, Any]) -> dict[str, Any]:
     return {"is_dry_run": True, "device": device.type, "kernels": rows, "decode": variants, "wrong": wrong}
 
 
+def _gpu() -> Any:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise KernelError("kernels bench: no CUDA device here; --dry-run checks every case at tiny sizes on the CPU")
+    return torch.device("cuda")
+
+
 def _measure(options: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from qcompile.kernels.bench import report
     from qcompile.kernels.bench.runner import measure, measure_ceilings
 
-    if not torch.cuda.is_available():
-        raise KernelError("kernels bench: no CUDA device here; --dry-run checks every case at tiny sizes on the CPU")
-    device = torch.device("cuda")
+    device = _gpu()
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[options["dtype"]]
     ceilings = measure_ceilings(dtype)
     console = Console(highlight=False, stderr=options["as_json"])
     results: dict[str, Any] = {
         "machine": report.machine(),
         "dtype": options["dtype"],
+        "compile_mode": options["compile_mode"],
         "ceilings": {
             "copy_gb_per_s": ceilings.copy / 1e3,
             "rates_t_per_s": {name: rate / 1e6 for name, rate in ceilings.rates.items()},
@@ -119,7 +134,7 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
         "decode": [],
     }
     for _, case in _cases(options, device):
-        row = measure(case, ceilings, dtype)
+        row = measure(case, ceilings, dtype, options["compile_mode"])
         results["kernels"].append(row)
         console.print(
             f"{row['operator']:22} {row['case']:28} {row['us']['kernel']:9.1f} us  {row['fraction']:4.0%} of the floor  "

@@ -8,9 +8,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from qcompile.cli import kernels_bench
 from qcompile.cli.main import cli
 from qcompile.kernels import OPERATORS
-from qcompile.kernels.bench import report, runner
+from qcompile.kernels.bench import report, runner, timing
 from qcompile.kernels.bench.cases import Setting
 from qcompile.kernels.bench.shapes import MODELS, PHASES, TINY, TINY_PHASES
 from qcompile.kernels.bench.timing import input_sets
@@ -42,6 +43,38 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "no CUDA device here; --dry-run" in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_run_with_the_clock_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the GPU's clock: cases, rivals, floors, decode variants, page and JSON. Sizes are tiny."""
+    calls: list[str] = []
+
+    def once(function: Any, sets: Any) -> float:
+        function(*sets[0])
+        calls.append("timed")
+        return 2.0
+
+    monkeypatch.setattr(kernels_bench, "_gpu", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(timing, "time_us", once)
+    monkeypatch.setattr(timing, "input_sets", lambda size_bytes: 2)
+    monkeypatch.setattr(timing, "copy_bytes_per_us", lambda: 1e6)
+    monkeypatch.setattr(timing, "operations_per_us", lambda dtype: 1e6)
+    monkeypatch.setitem(MODELS, "0.5B", TINY)
+    monkeypatch.setitem(PHASES, "decode b1", TINY_PHASES["decode"])
+    output, page = tmp_path / "raw.json", tmp_path / "page.md"
+    command = ["kernels", "bench", "--models", "0.5B", "--phases", "decode b1", "--new-tokens", "16"]
+    done = CliRunner().invoke(cli, [*command, "--output", str(output), "--markdown", str(page)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    results = json.loads(output.read_text(encoding="utf-8"))
+    assert {row["operator"] for row in results["kernels"]} == set(OPERATORS)
+    assert all(row["is_right"] and row["fraction"] == row["floor_us"] / 2.0 for row in results["kernels"])
+    assert len(calls) == sum(len(row["us"]) for row in results["kernels"])
+    assert [(row["model"], row["batch"]) for row in results["decode"]] == [("0.5B", 1), ("0.5B", 16)]
+    assert set(results["decode"][0]["variants"]) == {"eager", "torch.compile", "patched", "patched + graph"}
+    text = page.read_text(encoding="utf-8")
+    assert text.count("\n| ") >= len(results["kernels"]) + 8
+    assert results["machine"]["torch"] in text
 
 
 def test_an_unknown_operator_is_a_usage_error() -> None:
@@ -106,6 +139,7 @@ def test_the_page_marks_what_fell_short() -> None:
     results = {
         "machine": {"device": "example"},
         "dtype": "fp16",
+        "compile_mode": "default",
         "ceilings": {"copy_gb_per_s": 1.0, "rates_t_per_s": {"fp16": 1.0}},
         "kernels": [row(10.0, 0.9), row(13.0, 0.7), row(10.0, 0.5, size_bytes=1000), row(10.0, 0.95, is_right=False)],
         "decode": [
