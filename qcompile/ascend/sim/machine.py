@@ -94,6 +94,7 @@ class Machine:
         self.handles = Handles()
         self.reports: list[Misuse] = []
         self.traffic: Counter[str] = Counter()
+        self.runs: Counter[str] = Counter()  # by file
         self.is_initialized = self.is_finalized = False
         self.users_of_device = 0  # set_device less reset_device
         self._thread = threading.local()
@@ -121,6 +122,7 @@ class Machine:
         left = sum(allocation.size_bytes for allocation in self.device.live())
         return {
             "traffic": dict(self.traffic),
+            "runs": dict(self.runs),
             "leaked_device_bytes": left,
             "misuse": [vars(report) for report in self.reports],
         }

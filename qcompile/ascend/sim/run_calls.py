@@ -165,4 +165,5 @@ class RunCalls:
         for output, (address, _) in zip(outputs, made, strict=True):
             self._copier.bytes_at(address, output.size, "device")[:] = output
         self._machine.traffic["executions"] += 1
+        self._machine.runs[model.file.path.name] += 1
         return 0
