@@ -32,6 +32,12 @@ _lock = threading.Lock()
 _shares: "WeakKeyDictionary[ModuleType, _Share]" = WeakKeyDictionary()
 
 
+@atexit.register
+def _finalize_all() -> None:
+    for acl in list(_shares):
+        finalize_acl(acl)
+
+
 def take_acl() -> Any:
     """Return the initialized module `acl`; give it back with `release_acl`.
 
@@ -53,8 +59,6 @@ def take_acl() -> Any:
             if code not in (0, _REPEATED):
                 raise SessionError(f"acl.init: {code}, {meaning(code)}: {acl.get_recent_err_msg() or 'no message'}")
             share.is_ready, share.is_ours = True, code == 0
-            if share.is_ours:
-                atexit.register(finalize_acl, acl)
         share.users += 1
     return acl
 

@@ -351,7 +351,6 @@ MISUSES: dict[str, tuple[str, Wrong, int]] = {
         lambda p: p.acl.mdl.set_dynamic_batch_size(p.model, p.inputs, 0, 2),
         100019,
     ),
-    "a gear of no size": ("wrong-gear", lambda p: p.acl.mdl.set_dynamic_batch_size(p.model, p.inputs, 0, 0), 145013),
     "reset with memory left": ("device-leak", reset_with_memory, 148051),
     "finalize with memory left": ("device-leak", finalize_with_memory, 148051),
     "finalize twice": ("repeated-finalize", lambda p: twice(lambda: p.acl.finalize()), 100037),

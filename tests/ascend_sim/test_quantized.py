@@ -1,4 +1,4 @@
-"""Quantized graphs through the stand-in and the ACL session: int8 codes, packed scales and all, the numbers of the definitions."""
+"""Quantized graphs through the stand-in and the ACL session: int8 codes, packed scales, the numbers of the definitions."""
 
 from pathlib import Path
 
@@ -40,6 +40,6 @@ def test_quantized_graphs_give_what_their_definitions_give(exported: Path, schem
             rows.append(np.concatenate([scores.values.copy() for scores in found if scores is not None]))
             session.close()
     assert rows[0].shape == (6, 512)
-    # the device's copy multiplies by weights that are not repacked: sums in another order, one unit of float16 below 8
-    np.testing.assert_allclose(rows[1], rows[0], atol=2**-8)
+    # without repacked weights (see Workshop) sums come in another order: a unit of float16 between 8 and 16
+    np.testing.assert_allclose(rows[1], rows[0], atol=2**-7)
     assert_clean(machine)

@@ -21,7 +21,9 @@ from qcompile.ascend.chips import cann_version, chip_named
 from qcompile.ascend.legality.check import check_model
 from qcompile.ascend.legality.finding import Effect, Finding
 from qcompile.ascend.legality.onnx_file import read_onnx
-from qcompile.ascend.shapes import parse_input_shapes
+from qcompile.ascend.legality.view import GraphView
+from qcompile.ascend.shapes import Shape, parse_input_shapes
+from qcompile.ascend.sim.gears import Dims, GearError, gears_of
 from qcompile.ascend.sim.model_file import compile_graph
 from qcompile.errors import QCompileError
 
@@ -33,11 +35,11 @@ _SUCCESS = "ATC run success, welcome to the next use."
 _FAILURE = "ATC run failed, Please check the detail log, Try 'atc --help' for more information"
 _ONNX = "5"
 _LOG_LEVELS = {"null", "debug", "info", "warning", "error"}
-_GEARS = ("dynamic_batch_size", "dynamic_image_size", "dynamic_dims")
 # What is honoured, and what only says how a real compiler would work.
 _HONOURED = {
     "mode", "framework", "model", "output", "soc_version", "input_format", "input_shape", "precision_mode",
-    "precision_mode_v2", "op_precision_mode", "external_weight", "host_env_os", "host_env_cpu", "log", *_GEARS,
+    "precision_mode_v2", "op_precision_mode", "external_weight", "host_env_os", "host_env_cpu", "log",
+    "dynamic_batch_size", "dynamic_image_size", "dynamic_dims",
 }  # fmt: skip
 _IGNORED = {
     "op_select_implmode", "optypelist_for_implmode", "modify_mixlist", "keep_dtype", "customize_dtypes", "deterministic",
@@ -83,12 +85,13 @@ def _compile(arguments: Sequence[str]) -> list[str]:
         raise AtcError(
             "E10001", f"Value [{flags['soc_version']}] for parameter [--soc_version] is invalid. Reason: {error}"
         ) from None
-    _require_inputs(flags, model)
+    shapes, gears = _require_inputs(flags, model)
     warnings = _check(flags, model, chip.name)
     output = Path(f"{flags['output']}.om")
     try:
         command = shlex.join(["atc", *arguments])
-        compile_graph(model, output, chip.name, command, outside=flags.get("external_weight", "0") != "0")
+        outside = flags.get("external_weight", "0") != "0"
+        compile_graph(model, output, chip.name, command, outside=outside, shapes=shapes, gears=gears)
     except (QCompileError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise AtcError("E13004", f"Failed to write file[{output}]: {reason}") from None
@@ -118,24 +121,31 @@ def _require(flags: Mapping[str, str]) -> None:
         raise AtcError("E10010", f"Value [{flags['log']}] for parameter [--log] is invalid.")
     if "precision_mode" in flags and "precision_mode_v2" in flags:
         raise AtcError("E10047", "[--precision_mode] and [--precision_mode_v2] cannot be configured together.")
-    if any(name in flags for name in _GEARS):
-        raise AtcError("E10055", "the simulated compiler makes no gears; build one .om per shape")
 
 
-def _require_inputs(flags: Mapping[str, str], model: Path) -> None:
+def _require_inputs(flags: Mapping[str, str], model: Path) -> tuple[dict[str, Shape], tuple[tuple[Dims, ...], ...]]:
+    """Check the shapes that are given; returns those of the inputs, and of all inputs in every gear."""
     try:
-        inputs = {value.name for value in read_onnx(model).proto.graph.input}
+        view = GraphView(read_onnx(model))
     except QCompileError as error:
         raise AtcError("E16004", f"The model {model} has no graph: {error}") from None
+    known: dict[str, Shape] = {value.name: value.shape or () for value in view.inputs}
     for name, shape in parse_input_shapes(flags.get("input_shape", "")).items():
-        if name not in inputs:
+        if name not in known:
             raise AtcError(
                 "E10016",
                 f"Opname {name} specified in --input_shape is not found in the model. Confirm whether this node name "
                 "exists, or the node is not split with the specified delimiter ';'.",
             )
-        if any(size is None for size in shape):
+        known[name] = shape
+    try:
+        gears = gears_of(flags, list(known.values()))
+    except GearError as error:
+        raise AtcError(*error.args) from None
+    for name, shape in known.items():
+        if not gears and any(size is None for size in shape):
             raise AtcError("E10011", f"Shape of input {name} is invalid: a dimension is not a positive number.")
+    return known, gears
 
 
 def _check(flags: Mapping[str, str], model: Path, soc_version: str) -> list[str]:

@@ -15,6 +15,7 @@ class DataBuffer:
 
 @dataclass
 class Dataset:
-    """Handles of data buffers, in the order of a model's inputs or outputs."""
+    """Handles of data buffers, in the order of a model's inputs or outputs, and the gear chosen for them (-1: none)."""
 
     buffers: list[int] = field(default_factory=list)
+    gear: int = -1

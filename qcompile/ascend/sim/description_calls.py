@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qcompile.ascend.om_reader import OmModel, OmPort
+from qcompile.ascend.om_reader import OmPort
 from qcompile.ascend.sim.execution import port_bytes
 from qcompile.ascend.sim.loaded import LoadedModel, LoadedModels
 from qcompile.ascend.sim.machine import GE_MODEL_ID, INVALID_PARAM, Machine
@@ -80,21 +80,46 @@ class DescriptionCalls:
     def get_output_dims(self, handle: int, index: int) -> tuple[dict[str, Any], int]:
         return _dims(self._port(handle, index, "get_output_dims", inputs=False)), 0
 
+    def get_input_index_by_name(self, handle: int, name: str) -> tuple[int, int]:
+        names = [port.name for port in self._ports(handle, "get_input_index_by_name", inputs=True)]
+        if name in names:
+            return names.index(name), 0
+        return 0, self._machine.error(INVALID_PARAM, f"no input '{name}'")
+
+    def get_cur_output_dims(self, handle: int, index: int) -> tuple[dict[str, Any], int]:
+        port = self._port(handle, index, "get_cur_output_dims", inputs=False)
+        model = self._model(handle)
+        if model is not None and model.current >= 0:
+            port = model.variants[model.current].outputs[index]
+        return _dims(port), 0
+
     def get_dynamic_batch(self, handle: int) -> tuple[dict[str, Any], int]:
-        self._ports(handle, "get_dynamic_batch", inputs=True)
-        return {"batchCount": 0, "batch": []}, 0
+        model = self._model(handle)
+        sizes = [] if model is None or not model.has_gears else [v.inputs[0].shape[0] for v in model.variants]
+        return {"batchCount": len(sizes), "batch": sizes}, 0
 
     def get_input_dynamic_gear_count(self, handle: int, index: int) -> tuple[int, int]:
         del index
-        self._ports(handle, "get_input_dynamic_gear_count", inputs=True)
-        return 0, 0
+        model = self._model(handle)
+        return (0 if model is None or not model.has_gears else len(model.variants)), 0
+
+    def get_input_dynamic_dims(self, handle: int, index: int, count: int) -> tuple[list[dict[str, Any]], int]:
+        del index
+        model = self._model(handle)
+        if model is None or not model.has_gears or count < len(model.variants):
+            return [], self._machine.misuse("wrong-gear", "get_input_dynamic_dims", INVALID_PARAM, f"{count} gears")
+        return [{"name": "", "dimCount": len(v.dims), "dims": v.dims} for v in model.variants], 0
+
+    def _model(self, handle: int) -> LoadedModel | None:
+        description = self._machine.handles.get(handle, Description)
+        return None if description is None else description.model
 
     def _ports(self, handle: int, call: str, *, inputs: bool) -> tuple[OmPort, ...]:
         description = self._machine.handles.get(handle, Description)
         if description is None or description.model is None:
             self._machine.misuse("unknown-description", call, INVALID_PARAM, "no description, or an empty one")
             return ()
-        model: OmModel = description.model.file.model
+        model: LoadedModel = description.model
         return model.inputs if inputs else model.outputs
 
     def _port(self, handle: int, index: int, call: str, *, inputs: bool) -> OmPort:

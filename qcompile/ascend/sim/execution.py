@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from qcompile.ascend.om_reader import OmPort
 from qcompile.ascend.reference import WideWeights, reference_model
+from qcompile.ascend.sim.gears import Variant, with_shapes
 from qcompile.ascend.sim.model_file import SimulatedFile
 from qcompile.errors import GraphError
 from qcompile.tensors import MappedTensor, pieces_of
@@ -103,27 +104,50 @@ class Workshop:
 
 
 def run_once(
-    session: ort.InferenceSession, file: SimulatedFile, inputs: Mapping[str, npt.NDArray[np.uint8]]
+    session: ort.InferenceSession, path: Path, variant: Variant, inputs: Mapping[str, npt.NDArray[np.uint8]]
 ) -> list[npt.NDArray[np.uint8]]:
     """Run a model on the bytes of its inputs; returns the bytes of its outputs, in order.
 
     Raises:
         GraphError: It fails.
     """
+    made = []
+    for port, output in zip(variant.outputs, _outputs(session, path, variant, inputs), strict=True):
+        with np.errstate(over="ignore", invalid="ignore"):
+            typed = np.ascontiguousarray(output.astype(element_type(port), copy=False))
+        made.append(typed.reshape(-1).view(np.uint8))
+    return made
+
+
+def variants_of(session: ort.InferenceSession, file: SimulatedFile) -> tuple[Variant, ...]:
+    """Return what goes in and out in every gear; open shapes of outputs are found by running each once, on zeros.
+
+    Raises:
+        GraphError: A gear cannot be run.
+    """
+    model = file.model
+    if not model.gears and all(size >= 0 for port in model.outputs for size in port.shape):
+        return (Variant(model.inputs, model.outputs),)
+    found = []
+    for shapes in model.gears or [tuple(port.shape for port in model.inputs)]:
+        variant = Variant(with_shapes(model.inputs, shapes), model.outputs)
+        zeros = {port.name: np.zeros(port_bytes(port), np.uint8) for port in variant.inputs}
+        outputs = _outputs(session, file.path, variant, zeros)
+        found.append(Variant(variant.inputs, with_shapes(model.outputs, [output.shape for output in outputs])))
+    return tuple(found)
+
+
+def _outputs(
+    session: ort.InferenceSession, path: Path, variant: Variant, inputs: Mapping[str, npt.NDArray[np.uint8]]
+) -> list[npt.NDArray[Any]]:
     known = {value.name for value in session.get_inputs()}
     feeds = {}
-    for port in file.model.inputs:
+    for port in variant.inputs:
         array = inputs[port.name].view(element_type(port)).reshape(port.shape)
         if port.name in known:
             feeds[port.name] = array.astype(np.float32) if port.dtype in _HALVES else array
-    names = [port.name.rsplit(":", 1)[-1] for port in file.model.outputs]
+    names = [port.name.rsplit(":", 1)[-1] for port in variant.outputs]
     try:
-        outputs = session.run(names, feeds)
+        return [np.asarray(output) for output in session.run(names, feeds)]
     except Exception as error:
-        raise GraphError(f"{file.path}: failed while it ran: {error}") from None
-    made = []
-    for port, output in zip(file.model.outputs, outputs, strict=True):
-        with np.errstate(over="ignore", invalid="ignore"):
-            typed = np.ascontiguousarray(np.asarray(output).astype(element_type(port), copy=False))
-        made.append(typed.reshape(-1).view(np.uint8))
-    return made
+        raise GraphError(f"{path}: failed while it ran: {error}") from None

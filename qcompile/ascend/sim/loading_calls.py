@@ -10,7 +10,7 @@ import numpy as np
 
 from qcompile.ascend.om_layout import HEADER_BYTES, read_header
 from qcompile.ascend.sim.copies import Copier
-from qcompile.ascend.sim.execution import Workshop
+from qcompile.ascend.sim.execution import Workshop, variants_of
 from qcompile.ascend.sim.loaded import LoadedModel, LoadedModels
 from qcompile.ascend.sim.machine import (
     GE_DATA_SIZE,
@@ -136,7 +136,8 @@ class LoadingCalls:
         code = code or self._weights(file, config, owned)
         if not code:
             try:
-                model = LoadedModel(file, self._workshop.prepare(file), work, owned)
+                session = self._workshop.prepare(file)
+                model = LoadedModel(file, session, variants_of(session, file), work, owned)
             except (GraphError, OSError) as error:
                 code = self._machine.error(GE_LOAD, str(error))
         if code:

@@ -20,6 +20,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from qcompile.ascend.om_layout import WEIGHTS_DATA, find_partition
 from qcompile.ascend.om_reader import OmModel, OmPort, read_om
 from qcompile.ascend.om_writer import OmGraph, OmOp, write_om
+from qcompile.ascend.shapes import Shape
+from qcompile.ascend.sim.gears import SELECTOR, Dims, with_shapes
 from qcompile.errors import GraphError
 from qcompile.model_reader import load_model
 from qcompile.tensors import DataFile, MappedTensor, pieces_of
@@ -57,7 +59,16 @@ class SimulatedFile:
     inside_bytes: int
 
 
-def compile_graph(source: Path, output: Path, soc_version: str, command: str, *, outside: bool) -> None:
+def compile_graph(
+    source: Path,
+    output: Path,
+    soc_version: str,
+    command: str,
+    *,
+    outside: bool,
+    shapes: Mapping[str, Shape] | None = None,
+    gears: tuple[tuple[Dims, ...], ...] = (),
+) -> None:
     """Write the simulated .om of a graph.
 
     Args:
@@ -66,6 +77,8 @@ def compile_graph(source: Path, output: Path, soc_version: str, command: str, *,
         soc_version: Chip it is for.
         command: The compiler's command line, which ATC notes in the file.
         outside: Whether weights go to files beside it.
+        shapes: Of the inputs where they are not those of the graph; None for an open dimension.
+        gears: Shapes of all inputs in every gear.
 
     Raises:
         AtcError: The disk is full, or the directory cannot be written.
@@ -73,6 +86,12 @@ def compile_graph(source: Path, output: Path, soc_version: str, command: str, *,
         GraphError: The graph cannot be read.
     """
     model = load_model(source)
+    for number, node in enumerate(model.graph):
+        node.name = node.name or f"{node.op_type}_{number}"  # as ATC's parser does
+    for value in model.graph.inputs:
+        given = (shapes or {}).get(value.name or "")
+        if given is not None:
+            value.shape = ir.Shape(given)
     inside = output.with_name(f".{output.name}.weights")
     try:
         with inside.open("wb") as stream:
@@ -97,7 +116,7 @@ def compile_graph(source: Path, output: Path, soc_version: str, command: str, *,
         write_om(
             output,
             output.stem,
-            [_operators(model)],
+            _with_gears(_operators(model), gears),
             platform_version=PLATFORM,
             soc_version=soc_version,
             attributes={
@@ -208,8 +227,27 @@ def _operators(model: ir.Model) -> OmGraph:
     return OmGraph(graph.name or "graph", tuple(ops))
 
 
+def _with_gears(graph: OmGraph, gears: tuple[tuple[Dims, ...], ...]) -> list[OmGraph]:
+    """Add what ATC adds for gears: the input that selects one, and a graph per gear with its shapes."""
+    if not gears:
+        return [graph]
+    data = [op for op in graph.ops if op.type == "Data"]
+    num_open = sum(size < 0 for op in data for size in op.outputs[0].shape)
+    selector = OmOp("Data", SELECTOR, outputs=(OmPort("", "i32", (num_open,), "ND"),), attributes={"index": len(data)})
+    names = tuple(f"gear_{index}" for index in range(len(gears)))
+    case = OmOp("Case", "gears", (f"{SELECTOR}:0",), subgraphs=names)
+    others = []
+    for name, shapes in zip(names, gears, strict=True):
+        ops = [
+            OmOp("Data", op.name, outputs=with_shapes(op.outputs, [shape]), attributes={"index": index})
+            for index, (op, shape) in enumerate(zip(data, shapes, strict=True))
+        ]
+        others.append(OmGraph(name, tuple(ops)))
+    return [OmGraph(graph.name, (*graph.ops, selector, case)), *others]
+
+
 def _port(value: ir.Value) -> OmPort:
-    shape = tuple(int(d) for d in value.shape) if value.shape is not None else ()  # type: ignore[arg-type]
+    shape = tuple(d if isinstance(d, int) else -1 for d in value.shape) if value.shape is not None else ()
     return OmPort(value.name or "", _TYPES.get(value.dtype or ir.DataType.UNDEFINED, "undefined"), shape, "ND")
 
 

@@ -8,8 +8,10 @@ from qcompile.ascend.om_reader import OmPort
 from qcompile.ascend.sim.copies import Copier
 from qcompile.ascend.sim.datasets import DataBuffer, Dataset
 from qcompile.ascend.sim.execution import port_bytes, run_once
+from qcompile.ascend.sim.gears import SELECTOR, Variant, chosen_by_batch
 from qcompile.ascend.sim.loaded import LoadedModel, LoadedModels
 from qcompile.ascend.sim.machine import (
+    GE_DIMS,
     GE_GEAR,
     GE_MODEL_ID,
     GE_PARAM,
@@ -76,19 +78,46 @@ class RunCalls:
         return 0
 
     def set_dynamic_batch_size(self, number: int, dataset: int, index: int, batch: int) -> int:
-        del dataset, index
-        return self._gear("set_dynamic_batch_size", number, batch)
+        call = "set_dynamic_batch_size"
+        model, code = self._geared(call, number, dataset, index)
+        if model is None:
+            return code
+        if not isinstance(batch, int) or batch <= 0:
+            return self._machine.misuse("wrong-gear", call, GE_GEAR, f"batch {batch!r}")
+        gear = chosen_by_batch(model.variants, [port.shape for port in model.file.model.inputs], batch)
+        return self._choose(call, model, dataset, gear, f"batch {batch}")
 
     def set_input_dynamic_dims(self, number: int, dataset: int, index: int, dims: dict[str, Any]) -> int:
-        del dataset, index
-        return self._gear("set_input_dynamic_dims", number, dims)
+        call = "set_input_dynamic_dims"
+        model, code = self._geared(call, number, dataset, index)
+        if model is None:
+            return code
+        wanted = list(dims.get("dims", []))
+        if dims.get("dimCount") != len(wanted) or len(wanted) != len(model.variants[0].dims):
+            message = f"{len(wanted)} dimensions, all inputs together have {len(model.variants[0].dims)}"
+            return self._machine.misuse("wrong-gear", call, GE_DIMS, message)
+        gear = next((i for i, variant in enumerate(model.variants) if variant.dims == wanted), None)
+        return self._choose(call, model, dataset, gear, f"dimensions {wanted}")
 
-    def _gear(self, call: str, number: int, wanted: object) -> int:
-        if number not in self._loaded.models:
-            return self._machine.misuse("unknown-model", call, GE_MODEL_ID, f"model {number!r}")
-        if not isinstance(wanted, dict) and (not isinstance(wanted, int) or wanted <= 0):
-            return self._machine.misuse("wrong-gear", call, GE_GEAR, f"{wanted!r}")
-        return self._machine.misuse("wrong-gear", call, NOT_DYNAMIC, "the model has one shape, no gears")
+    def _geared(self, call: str, number: int, dataset: int, index: int) -> tuple[LoadedModel | None, int]:
+        machine, model = self._machine, self._loaded.models.get(number)
+        if model is None:
+            return None, machine.misuse("unknown-model", call, GE_MODEL_ID, f"model {number!r}")
+        if not model.has_gears:
+            return None, machine.misuse("wrong-gear", call, NOT_DYNAMIC, "the model has one shape, no gears")
+        if machine.handles.get(dataset, Dataset) is None:
+            return None, machine.misuse("unknown-dataset", call, INVALID_PARAM, "no data set, or a destroyed one")
+        if index != len(model.inputs) - 1:
+            message = f"index {index!r} is not that of {SELECTOR}"
+            return None, machine.misuse("wrong-gear-input", call, GE_PARAM, message)
+        return model, 0
+
+    def _choose(self, call: str, model: LoadedModel, dataset: int, gear: int | None, what: str) -> int:
+        if gear is None:
+            return self._machine.misuse("wrong-gear", call, GE_GEAR, f"no gear has {what}")
+        self._machine.handles.get(dataset, Dataset).gear = gear
+        model.current = gear
+        return 0
 
     def _checked(self, call: str, number: int, inputs: int, outputs: int) -> tuple[int, Any, list[tuple[int, int]]]:
         """Check a run; returns code, what runs it, and the bytes it touches."""
@@ -100,10 +129,10 @@ class RunCalls:
             code = machine.misuse(kind, call, GE_MODEL_ID, f"model {number!r}")
         if code or model is None:
             return code, None, []
-        given, code = self._buffers(call, inputs, model.file.model.inputs, INPUT_MISMATCH)
+        given, code = self._buffers(call, inputs, model.inputs, INPUT_MISMATCH)
         made: list[DataBuffer] = []
         if not code:
-            made, code = self._buffers(call, outputs, model.file.model.outputs, OUTPUT_MISMATCH)
+            made, code = self._buffers(call, outputs, model.outputs, OUTPUT_MISMATCH)
         if not code:
             code = self._overlap(call, model, given, made)
         if code:
@@ -111,7 +140,9 @@ class RunCalls:
         # addresses as they are now: what update_data_buffer changes later is for the next run
         places = [[(b.address, b.size_bytes) for b in group] for group in (given, made)]
         ranges = [(address, address + size) for group in places for address, size in group]
-        return 0, lambda: self._run(call, model, *places), ranges
+        gear = machine.handles.get(inputs, Dataset).gear
+        variant = model.variants[gear if gear >= 0 else model.largest]
+        return 0, lambda: self._run(call, model, variant, *places), ranges
 
     def _buffers(
         self, call: str, handle: int, ports: tuple[OmPort, ...], mismatch: int
@@ -143,21 +174,28 @@ class RunCalls:
         others = [(b.address, b.address + b.size_bytes) for b in given] + [(model.work[0], sum(model.work))]
         for index, (start, end) in enumerate(spans):
             if any(start < stop and begin < end for begin, stop in others + spans[:index]):
-                name = model.file.model.outputs[index].name
+                name = model.outputs[index].name
                 return self._machine.misuse("output-overlaps", call, GE_PARAM, f"'{name}' overlaps another buffer")
         return 0
 
-    def _run(self, call: str, model: LoadedModel, given: list[tuple[int, int]], made: list[tuple[int, int]]) -> int:
+    def _run(
+        self,
+        call: str,
+        model: LoadedModel,
+        variant: Variant,
+        given: list[tuple[int, int]],
+        made: list[tuple[int, int]],
+    ) -> int:
         for address, size in (*given, *made):
             code = self._copier.check_device(call, address, size)
             if code:
                 return KERNEL_FAILED
         inputs = {
             port.name: self._copier.bytes_at(address, port_bytes(port), "device")
-            for port, (address, _) in zip(model.file.model.inputs, given, strict=True)
+            for port, (address, _) in zip(variant.inputs, given, strict=False)  # the selector is not the graph's
         }
         try:
-            outputs = run_once(model.session, model.file, inputs)
+            outputs = run_once(model.session, model.file.path, variant, inputs)
         except GraphError as error:
             return self._machine.error(KERNEL_FAILED, str(error))
         address, size = model.work
