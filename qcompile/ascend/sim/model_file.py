@@ -94,25 +94,7 @@ def compile_graph(
             value.shape = ir.Shape(given)
     inside = output.with_name(f".{output.name}.weights")
     try:
-        with inside.open("wb") as stream:
-            for value in model.graph.initializers.values():
-                tensor = value.const_value
-                if tensor is None or tensor.nbytes <= _SMALL_BYTES:
-                    continue
-                if outside:
-                    place, offset = _write_weight(tensor, output.parent), 0
-                else:
-                    place, offset = _INSIDE, stream.tell()
-                    for _, piece in pieces_of(tensor):
-                        stream.write(piece().data)
-                value.const_value = ir.ExternalTensor(
-                    place,
-                    offset,
-                    tensor.nbytes,
-                    tensor.dtype,
-                    shape=ir.Shape(tensor.shape.numpy()),
-                    name=value.name or "",
-                )
+        _place_weights(model, inside, output.parent if outside else None)
         write_om(
             output,
             output.stem,
@@ -130,6 +112,25 @@ def compile_graph(
         )
     finally:
         inside.unlink(missing_ok=True)
+
+
+def _place_weights(model: ir.Model, inside: Path, directory: Path | None) -> None:
+    """Write the weights to files of their own below a directory, or else one after another; the graph then refers to them."""
+    with inside.open("wb") as stream:
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes <= _SMALL_BYTES:
+                continue
+            if directory is not None:
+                place, offset = _write_weight(tensor, directory), 0
+            else:
+                place, offset = _INSIDE, stream.tell()
+                for _, piece in pieces_of(tensor):
+                    stream.write(piece().data)
+            shape = ir.Shape(tensor.shape.numpy())
+            value.const_value = ir.ExternalTensor(
+                place, offset, tensor.nbytes, tensor.dtype, shape=shape, name=value.name or ""
+            )
 
 
 def open_simulated(path: Path) -> SimulatedFile:
