@@ -34,7 +34,7 @@ def patch(model: Model, *, graph: bool = True) -> Model:
     target: Any = model
     decoder = PatchedDecoder(target, graph)
     generation = getattr(target, "generation_config", None)
-    setattr(target, _MARK, getattr(generation, "disable_compile", None))
+    setattr(target, _MARK, (vars(target.model).get("forward"), getattr(generation, "disable_compile", None)))
     if generation is not None:
         generation.disable_compile = True  # generate() would compile the step over a StaticCache a second time
     target.model.forward = decoder.forward
@@ -50,8 +50,11 @@ def unpatch(model: Model) -> Model:
     target: Any = model
     if not hasattr(target, _MARK):
         raise KernelError("unpatch: the model is not patched")
-    if getattr(target, "generation_config", None) is not None:
-        target.generation_config.disable_compile = getattr(target, _MARK)
+    forward, disable_compile = getattr(target, _MARK)
     delattr(target, _MARK)
+    if getattr(target, "generation_config", None) is not None:
+        target.generation_config.disable_compile = disable_compile
     del target.model.forward
+    if forward is not None:  # a hook of accelerate's, say
+        target.model.forward = forward
     return model

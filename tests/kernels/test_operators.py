@@ -76,6 +76,49 @@ def test_the_cpu_and_the_kernel_agree(name: str) -> None:
             assert torch.allclose(one.double(), other.double(), rtol=2e-3, atol=2e-5)
 
 
+def misaligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values one element after an aligned address."""
+    flat = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:]
+    return flat.view(tensor.shape).copy_(tensor)
+
+
+def launched(name: str, arguments: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+    results = getattr(registered, name).launch(*arguments)
+    return results if isinstance(results, tuple) else (results,)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_memory_that_is_not_aligned_is_taken(name: str) -> None:
+    given = EXAMPLES[name]()
+    copies = tuple(misaligned(one) if isinstance(one, torch.Tensor) else one for one in given)
+    for one, other in zip(launched(name, given), launched(name, copies), strict=True):
+        assert torch.allclose(one.double(), other.double(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_tensor_must_be_on_the_same_device(name: str) -> None:
+    given = EXAMPLES[name]()
+    tensors = [index for index, one in enumerate(given) if isinstance(one, torch.Tensor)]
+    for index in tensors if len(tensors) > 1 else ():
+        moved = (*given[:index], given[index].to("meta"), *given[index + 1 :])
+        with pytest.raises(KernelError, match=f"{name}: tensors on different devices .*meta"):
+            launched(name, moved)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_no_operator_takes_an_empty_tensor(name: str) -> None:
+    given = EXAMPLES[name]()
+    with pytest.raises(KernelError, match=f"{name}: .*empty"):
+        launched(name, (given[0][:0], *given[1:]))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_no_operator_takes_complex_numbers(name: str) -> None:
+    given = EXAMPLES[name]()
+    with pytest.raises(KernelError, match=f"{name}: .*(complex64|mixed dtypes)"):
+        launched(name, (given[0].to(torch.complex64), *given[1:]))
+
+
 def test_defaults() -> None:
     x, weight = fresh(2, 8), fresh(5, 8)
     assert torch.allclose(torch.ops.qcompile.matmul_bias_residual(x, weight), x @ weight.T, atol=1e-5)

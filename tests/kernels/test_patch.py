@@ -174,6 +174,13 @@ def test_weights_are_packed_but_stored_once_and_unpatch_undoes_it(load: Callable
     assert_same(model(ids).logits, want)
 
 
+def test_a_forward_that_somebody_else_put_there_comes_back(load: Callable[..., Any]) -> None:
+    model = load()
+    hook = model.model.forward
+    model.model.forward = hook
+    assert unpatch(patch(model)).model.forward is hook
+
+
 def test_what_it_does_not_take(load: Callable[..., Any]) -> None:
     model = load()
     with pytest.raises(
