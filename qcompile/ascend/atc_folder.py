@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -53,7 +54,10 @@ def _is_empty(path: Path) -> bool:
 def _fill(build: Build, folder: Path) -> None:
     names = {name for job in build.jobs for name in (job.graph, *job.data)}
     if build.manifest is not None:
-        names |= {MANIFEST_NAME, *_plain_files(build.manifest)}
+        names |= _plain_files(build.manifest)
+        manifest = json.loads((build.directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+        text = json.dumps(atc_manifest.uncompiled(manifest), indent=1, ensure_ascii=False)
+        (folder / MANIFEST_NAME).write_text(f"{text}\n", encoding="utf-8")
     for name in sorted(names):
         _link_or_copy(build.directory / name, folder / name)
     (folder / _FINISH_NAME).write_text(Path(atc_manifest.__file__).read_text(encoding="utf-8"), encoding="utf-8")

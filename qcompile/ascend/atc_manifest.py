@@ -42,7 +42,8 @@ def finish(directory: str, build: dict[str, Any]) -> list[str]:
         record = read_record(directory, name)
         if record is None:
             raise ValueError(f"{directory}: no finished .om for {source['name']}")
-        graph["onnx"] = source  # the runtime ignores it
+        if "onnx" not in graph:  # the runtime ignores both
+            graph["onnx"], graph["onnx_data"] = source, graph.get("data") or []
         graph["file"] = file_entry(directory, record["om"])
         graph["data"] = [file_entry(directory, weight) for weight in record["weights"]]
         listed.append(record["om"])
@@ -58,6 +59,17 @@ def finish(directory: str, build: dict[str, Any]) -> list[str]:
         if os.path.exists(temporary):
             os.remove(temporary)
     return listed
+
+
+def uncompiled(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what a manifest said before `finish`: its graphs are the .onnx files again."""
+    graphs = []
+    for graph in manifest["graphs"]:
+        kept = {key: value for key, value in graph.items() if key not in {"onnx", "onnx_data"}}
+        if "onnx" in graph:
+            kept.update(file=graph["onnx"], data=graph.get("onnx_data", []))
+        graphs.append(kept)
+    return {**{key: value for key, value in manifest.items() if key != "build"}, "graphs": graphs}
 
 
 def read_record(directory: str, name: str) -> dict[str, Any] | None:

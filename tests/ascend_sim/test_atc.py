@@ -169,6 +169,22 @@ def test_json_and_another_directory(compiled_om: Path, tmp_path: Path) -> None:
     assert Manifest.load(tmp_path / "out").build["simulated"] is True
 
 
+def test_a_folder_for_cann_knows_nothing_of_the_simulation(
+    compiled_om: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
+    code, _, errors = simulated(compiled_om, "-o", tmp_path / "folder")
+    assert code == 3, errors
+    manifest = Manifest.load(tmp_path / "folder")
+    assert manifest.build == {}
+    for entry in manifest.graphs:
+        assert entry.file.name.endswith(".onnx")
+        for file in (entry.file, *entry.data):
+            check_file(tmp_path / "folder", file)
+    assert list((tmp_path / "folder").glob("**/*.om")) == []
+
+
 def test_a_single_graph(tmp_path: Path) -> None:
     path = saved(norm_model(), tmp_path, "norm.onnx")
     code, _, errors = simulated(path, "--simulate", "--soc-version", "Ascend910B4")
