@@ -53,7 +53,7 @@ class Board:
         else:
             name = next((name for name in (BASELINE, UNFUSED) if name in measured), None)
             self.baseline = (name, measured[name]) if name is not None else None
-        if self.score is not None:
+        if self.score is not None and self.score["speed"]["tokens_per_s"] is not None:
             measured[SUBMITTED] = self.score["speed"]["tokens_per_s"]
         if best is not None:
             self.best = ("given", best)
@@ -82,9 +82,9 @@ class Board:
         total = None if None in known else sum(WEIGHTS[name] * (points[name] or 0.0) for name in WEIGHTS)
         return {**points, "total": None if total is None else round(total, 2)}
 
-    def _performance(self, speed: float) -> float | None:
+    def _performance(self, speed: float | None) -> float | None:
         """Min-max between baseline and best; below the baseline 0."""
-        if self.baseline is None or self.best is None:
+        if speed is None or self.baseline is None or self.best is None:
             return None
         low, high = self.baseline[1], self.best[1]
         if speed < low:
@@ -134,7 +134,7 @@ def write_page(board: Board, path: Path) -> None:
     points = board.points
     cards = [(name, _shown(points[name])) for name in ("total", *WEIGHTS)] if board.score else []
     if board.score:
-        cards.append(("tokens/s", f"{board.score['speed']['tokens_per_s']:.1f}"))
+        cards.append(("tokens/s", _figure(board.score["speed"]["tokens_per_s"])))
     notes = [*(f"found: {line}" for line in board.findings), *board.notes]
     ChartFile("qcompile judge", board.name, cards, _plots(board), _tables(board), notes).write(path)
 
@@ -178,7 +178,7 @@ def _tables(board: Board) -> list[Table]:
         )
         speed = board.score["speed"]
         spread = speed["duration_ms"] or {}
-        row = [f"{speed['tokens']:,}", f"{speed['seconds']:.1f}", f"{speed['tokens_per_s']:.1f}"]
+        row = [f"{speed['tokens']:,}", _figure(speed["seconds"]), _figure(speed["tokens_per_s"])]
         row += [f"{spread[name]:.0f}" if spread else "" for name in ("median", "p95", "max")]
         columns = ("tokens", "seconds", "tokens/s", "ms a case, median", "p95", "max")
         tables.append(Table("Speed", columns, [row]))
@@ -227,6 +227,10 @@ def _cell_row(cell: Cell) -> list[str]:
 
 def _percent(share: float | None) -> float | None:
     return None if share is None else round(100 * share, 2)
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1f}"
 
 
 def _shown(points: float | None) -> str:

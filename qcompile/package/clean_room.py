@@ -78,9 +78,19 @@ class CleanRoom:
         """Run the package in this process's own environment, which has what it needs."""
         self.python = Path(sys.executable)
 
-    def run_judge(self, tests: Sequence[Path], timeout_s: float, *, is_isolated: bool = True) -> Outcome:
-        """Construct once, call once per test file; killed when it takes longer than it may."""
-        return self.run(_JUDGE, [str(self.package), *map(str, tests)], timeout_s, is_isolated=is_isolated)
+    def run_judge(
+        self, tests: Sequence[Path], timeout_s: float, *, is_isolated: bool = True, simulated: Sequence[str] = ()
+    ) -> Outcome:
+        """Construct once, call once per test file; killed when it takes longer than it may.
+
+        Args:
+            tests: The files.
+            timeout_s: For everything.
+            is_isolated: Without network and root.
+            simulated: Chip and CANN of the simulated device, where the package's .om files are for it.
+        """
+        arguments = [str(self.package), *map(str, tests), *(["--simulate", *simulated] if simulated else [])]
+        return self.run(_JUDGE, arguments, timeout_s, is_isolated=is_isolated)
 
     def run(self, child: Path, arguments: Sequence[str], timeout_s: float, *, is_isolated: bool = True) -> Outcome:
         """Run one of our programs in the room: it gets a report, a folder for answers, and the arguments."""

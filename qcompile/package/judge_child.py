@@ -3,7 +3,8 @@
     python judge_child.py REPORT.jsonl ANSWERS_FOLDER PACKAGE_FOLDER TEST.json ...
 
 Runs in the package's own environment: standard library only, Python 3.9. With --isolate it first takes away the network
-(a network namespace of its own in which only the loopback is up).
+(a network namespace of its own in which only the loopback is up). With --simulate CHIP CANN the module `acl` is qcompile's
+simulated device, for .om files that were compiled for it.
 """
 
 import ctypes
@@ -14,8 +15,9 @@ import struct
 import sys
 import time
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Iterator, List
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 0x1
@@ -63,11 +65,31 @@ def isolate_if_asked(report: Report, arguments: List[str]) -> None:
         report.write("isolation", network=isolate(), is_root=os.geteuid() == 0)
 
 
+@contextmanager
+def device_for(arguments: List[str]) -> Iterator[None]:
+    """Put the simulated device in the place of `acl`, when asked; needs qcompile in this environment."""
+    if "--simulate" not in arguments:
+        yield
+        return
+    from qcompile.ascend.sim.acl_module import simulated_acl
+
+    place = arguments.index("--simulate")
+    chip, cann = arguments[place + 1 : place + 3]
+    del arguments[place : place + 3]
+    with simulated_acl(chip, cann=cann, threads=os.cpu_count() or 1):
+        yield
+
+
 def main(arguments: List[str]) -> None:
     """Run the three steps; whatever the package does is in the report."""
     report = Report(arguments[0])
     isolate_if_asked(report, arguments)
-    answers, package, tests = Path(arguments[1]), Path(arguments[2]), arguments[3:]
+    with device_for(arguments):
+        judge(report, Path(arguments[1]), Path(arguments[2]), arguments[3:])
+
+
+def judge(report: Report, answers: Path, package: Path, tests: List[str]) -> None:
+    """Construct, and call get_results once per test file."""
     os.chdir(package)
     sys.path.insert(0, str(package))
     stage, start = "import", time.perf_counter()
@@ -85,7 +107,7 @@ def main(arguments: List[str]) -> None:
             seconds = time.perf_counter() - start
             stage = "result"
             text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-            (answers / f"{number}.json").write_text(text, encoding="utf-8")
+            (answers / "{}.json".format(number)).write_text(text, encoding="utf-8")
             report.write("answered", number=number, seconds=seconds, kind=type(result).__name__)
     except BaseException as error:
         report.write(

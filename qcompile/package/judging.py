@@ -26,6 +26,7 @@ from qcompile.runtime.manifest import MANIFEST_NAME, Manifest
 from qcompile.runtime.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
+_LOG_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Judged:
         notes: What a reader must know.
         findings: What was wrong with the form.
         log: The end of what was printed.
+        simulated: Chip and CANN of the simulated device that ran it; its times are nobody's.
     """
 
     cases: list[Case]
@@ -76,6 +78,7 @@ class Judged:
     notes: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     log: str = ""
+    simulated: tuple[str, ...] = ()
 
     @property
     def tokens_per_s(self) -> float:
@@ -105,7 +108,8 @@ def judge_package(request: JudgeRequest, say: Say = lambda _: None) -> Judged:
             path.write_text(json.dumps([question_of(case) for case in file], ensure_ascii=False), encoding="utf-8")
             tests.append(path)
         say(f"answering {len(cases)} questions in {len(tests)} files")
-        outcome = room.run_judge(tests, request.limit_s, is_isolated=request.is_clean)
+        judged.simulated = () if request.is_clean else _simulated(room.package)
+        outcome = room.run_judge(tests, request.limit_s, is_isolated=request.is_clean, simulated=judged.simulated)
         judged.log = outcome.log
         judged.notes += outcome.notes
         judged.findings += [str(one) for one in explain(outcome, str(room.package), len(files), request.limit_s)]
@@ -115,6 +119,10 @@ def judge_package(request: JudgeRequest, say: Say = lambda _: None) -> Judged:
         constructed = outcome.event("constructed")
         judged.construct_s = constructed["seconds"] if constructed else 0.0
         _count_tokens(judged, room.package)
+    if judged.findings:
+        judged.notes += judged.log.splitlines()[-_LOG_LINES:]
+    if judged.simulated:
+        judged.notes.append(f"simulated {' with CANN '.join(judged.simulated)}: it proves function, not speed")
     say(f"judging {len(cases)} answers")
     judged.records = [_verdict(case, judged.contents.get(case.id)) for case in cases]
     return judged
@@ -137,15 +145,30 @@ def score_of(judged: Judged) -> dict[str, Any]:
     return {
         "all": shares(judged.records),
         "by_type": {name: shares([r for r in judged.records if r["type"] == name]) for name in types},
-        "speed": {
-            "tokens": judged.num_tokens,
-            "seconds": round(sum(judged.file_seconds), 3),
-            "seconds_per_file": [round(seconds, 3) for seconds in judged.file_seconds],
-            "construct_seconds": round(judged.construct_s, 3),
-            "tokens_per_s": round(judged.tokens_per_s, 2),
-            "duration_ms": spread_of(list(judged.durations_ms.values()), 1) if judged.durations_ms else None,
-        },
+        "speed": _speed(judged),
     }
+
+
+def _speed(judged: Judged) -> dict[str, Any]:
+    """Tokens and seconds; without seconds where the device was simulated."""
+    speed: dict[str, Any] = {
+        "tokens": judged.num_tokens,
+        "seconds": round(sum(judged.file_seconds), 3),
+        "seconds_per_file": [round(seconds, 3) for seconds in judged.file_seconds],
+        "construct_seconds": round(judged.construct_s, 3),
+        "tokens_per_s": round(judged.tokens_per_s, 2),
+        "duration_ms": spread_of(list(judged.durations_ms.values()), 1) if judged.durations_ms else None,
+    }
+    if judged.simulated:
+        return {name: value if name == "tokens" else None for name, value in speed.items()}
+    return speed
+
+
+def _simulated(package: Path) -> tuple[str, ...]:
+    """Chip and CANN when the package's first rung was compiled for the simulated device."""
+    folders = compiled_folders(package)
+    build = Manifest.load(folders[0]).build if folders else {}
+    return (str(build.get("soc_version")), str(build.get("cann_version"))) if build.get("simulated") else ()
 
 
 def _prepare(room: CleanRoom, request: JudgeRequest, judged: Judged, say: Say) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from qcompile.benchmark.cases import Case, prompts_of
 from qcompile.benchmark.run import run_in_process
+from qcompile.errors import PackageError
 from qcompile.quality.documents import built_in_documents
 from qcompile.runtime.host import default_threads
 from qcompile.runtime.manifest import Manifest
@@ -54,8 +55,11 @@ def measure_matrix(
 
     Raises:
         ManifestError: The directory is damaged or is none.
+        PackageError: It is compiled for an NPU.
     """
     manifest = Manifest.load(directory)
+    if manifest.target.startswith("ascend"):
+        raise PackageError(f"{directory}: compiled for {manifest.target}; times need the device, and none is here")
     tokenizer = Tokenizer(directory, manifest)
     ids = [i for document in built_in_documents() for i in tokenizer.encode(document.text or "")]
     cells = []

@@ -12,6 +12,7 @@ from qcompile.cli.main import cli
 from qcompile.evaluate.cases import Case
 from qcompile.package import steps as steps_module
 from qcompile.package.board import Board, write_page
+from qcompile.package.judging import Judged, score_of
 from qcompile.package.matrix import Cell
 from qcompile.package.steps import BASELINE, UNFUSED, Step, choose_cases, measure_steps
 from tests.package.made_packages import make_package, make_zip
@@ -172,3 +173,15 @@ def test_every_step_answers_the_same_questions(tmp_path: Path, monkeypatch: pyte
     assert [job["batch_size"] for job in jobs] == [1, 1, 1, 1, 4]
     assert len({json.dumps(job["conversations"]) for job in jobs}) == 1
     assert [command[0] for command in commands] == ["export", "optimize", "optimize"]
+
+
+def test_times_of_the_simulated_device_are_nobodys() -> None:
+    judged = Judged([], num_tokens=50, file_seconds=[2.0], construct_s=1.0, durations_ms={"a": 3.0})
+    assert score_of(judged)["speed"]["tokens_per_s"] == 25.0
+    judged.simulated = ("Ascend910B4", "8.1")
+    speed = score_of(judged)["speed"]
+    assert speed.pop("tokens") == 50
+    assert set(speed.values()) == {None}
+    made = Board("zip", score_of(judged))
+    made.name_ends(1.0, 100.0)
+    assert made.points["performance"] is None
