@@ -15,7 +15,7 @@ from qcompile.kernel_check.operators import Operator, read_operators
 from qcompile.kernels.tile_table import KernelTable
 from qcompile.report.numbers import printable
 
-_WIDTH = 120
+_WIDTH = 156
 _COLUMNS = ("kernel", "core", "types", "tiles", "refused tile")
 
 
@@ -40,7 +40,7 @@ def command(folder: Path | None, as_json: bool) -> None:
 def _table(operator: Operator) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 2))
     for column in _COLUMNS:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=True)
     for kernel in operator.kernels:
         tiles = ["\n".join(tile.label for tile in kernel.tiles if tile.expect == e) for e in ("ok", "overflow")]
         table.add_row(*(Text(cell) for cell in (kernel.function, kernel.core, " ".join(kernel.variants), *tiles)))

@@ -13,10 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcompile.errors import KernelError
+from qcompile.kernels.tile_table import ROOT
 
 PINS = {"triton-ascend": "3.2.0", "ascendnpu-ir": "1.2.0"}
 VARIABLE = "QCOMPILE_KERNELS_PYTHON"
-CURE = f"run `make kernels-env` in the source tree, or set {VARIABLE} to the Python of such an environment"
+REQUIREMENTS = ROOT / "environment.txt"
+CURE = (
+    f"run `make kernels-env` in the source tree; or pip install -r {REQUIREMENTS} into an environment of Python 3.10 or 3.11 "
+    f"made for it, and set {VARIABLE} to its Python"
+)
 _TIMEOUT_S = 60
 _ASK = (
     "import importlib.metadata as m, importlib.util as u, json\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,4 +68,5 @@ def _summary(readme: Path) -> str:
         return ""
     text = decode_utf8(read_bounded(readme, _LIMIT_BYTES, "too long to list", KernelError), str(readme), KernelError)
     lines = (line.strip() for line in text.splitlines())
-    return next((line for line in lines if line and not line.startswith("#")), "")
+    first = next((line for line in lines if line and not line.startswith("#")), "")
+    return ", ".join(re.split(r"\s{3,}", first))  # formulas are laid out in columns
