@@ -19,6 +19,7 @@ from qcompile.package.service.bodies import MAX_BODY_BYTES
 
 _STATUS = {"invalid_request": 400, "not_ready": 503, "failed": 500}
 _PATHS = ("/", "/predict")
+_MAX_DISCARDED_BYTES = 16 << 20
 _IDLE_S = 60.0  # a client that sends nothing
 
 
@@ -54,6 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isascii() or not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
             self.close_connection = True
+            self._discard(int(length) if length.isdigit() and len(length) <= 9 else 0)
             message = f"a body with a Content-Length of at most {MAX_BODY_BYTES} bytes is wanted"
             self._send(413 if length.isdigit() else 411, {"error": {"message": message, "type": "invalid_request"}})
             return
@@ -68,6 +70,12 @@ class Handler(BaseHTTPRequestHandler):
         """Log to stdout, as ModelArts wants it."""
         sys.stdout.write(f"{self.address_string()} {format % arguments}\n")
         sys.stdout.flush()
+
+    def _discard(self, length: int) -> None:
+        """Read a body that is too large and forget it: a client still writing would not read the answer."""
+        left = min(length, _MAX_DISCARDED_BYTES)
+        while left > 0:
+            left -= len(self.rfile.read(min(left, 1 << 16))) or left
 
     def _send(self, status: int, record: Dict[str, Any]) -> None:
         content = json.dumps(record, ensure_ascii=False).encode("utf-8")
