@@ -5,6 +5,7 @@ from typing import List, Sequence
 
 from .session import Session
 
+MIN_CHUNK = 2  # tokens of a prompt that are computed together at the least, where it has so many
 _MIN_COPIED_PREFIX = 16  # a shorter prefix in another slot is sooner computed than copied
 _FIRST_CAPACITY = 1024
 _LOGGED_CAPACITY = 4096  # beyond this a growth is worth saying
@@ -55,7 +56,9 @@ class KVCache:
 
         Args:
             slot: The slot to fill; every slot from `num_busy` on is free.
-            prompt_ids: At least the last one is left to compute: its scores are wanted.
+            prompt_ids: At least the last one is left to compute: its scores are wanted. Where there are two, two are
+                left: kernels sum in another order for a single token (attention for S = 1 is another one), and an
+                answer must not depend on what happened to be cached.
             num_busy: Slots in use.
 
         Returns:
@@ -64,7 +67,7 @@ class KVCache:
         if not self._reuse_prefixes:
             self._tokens[slot] = []
             return 0
-        limit = len(prompt_ids) - 1
+        limit = max(len(prompt_ids) - MIN_CHUNK, 0)
         lengths = [min(limit, _common_prefix(tokens, prompt_ids)) for tokens in self._tokens]
         best = max(range(len(lengths)), key=lambda s: (lengths[s], s == slot))
         if lengths[best] <= lengths[slot]:

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Deque, List, Optional, Tuple
 
-from .kv_cache import KVCache
+from .kv_cache import MIN_CHUNK, KVCache
 from .sequence import Sequence
 
 
@@ -87,6 +87,9 @@ class Scheduler:
         start, end = sequence.num_cached, len(sequence.prompt_ids)
         if self._can_extend:
             end = min(end, start + self._prefill_chunk)
+            left = len(sequence.prompt_ids) - end
+            if 0 < left < MIN_CHUNK < end - start:
+                end -= MIN_CHUNK - left
         return Chunk(sequence, start, end) if end - start <= budget or not self._can_extend else None
 
     def start_decoding(self, sequence: Sequence) -> None:
