@@ -16,6 +16,23 @@ from qcompile.kernels.packed_layers import PackedLayer, pack_layers
 _OPS = torch.ops.qcompile
 
 
+class _Underivable(torch.autograd.Function):
+    """The identity, which refuses to go back: gradients of the last layer alone would look like training."""
+
+    @staticmethod
+    def forward(context: Any, hidden: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        """Return hidden; parameter makes the result part of a graph when it is trained."""
+        del context, parameter
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> Any:
+        """Refuse."""
+        raise KernelError(
+            "patched model: the kernels have no derivatives; call qcompile.kernels.unpatch(model) to train"
+        )
+
+
 class PatchedDecoder:
     """Computes what ``model.model.forward`` computes.
 
@@ -39,7 +56,6 @@ class PatchedDecoder:
         self._capture = capture or (capture_cuda if use_graph and self._cos.is_cuda else None)
         self._graphs: WeakKeyDictionary[Any, DecodeGraph] = WeakKeyDictionary()
 
-    @torch.no_grad()
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -74,7 +90,10 @@ class PatchedDecoder:
         if isinstance(seen, int):
             self._reach(seen + length)
         where = attended(batch, length, seen, attention_mask, position_ids, hidden.device)
-        hidden = self._run(hidden, where, cache, seen)
+        with torch.no_grad():
+            hidden = self._run(hidden, where, cache, seen)
+        if torch.is_grad_enabled():
+            hidden = _Underivable.apply(hidden, self._inner.norm.weight)
         return BaseModelOutputWithPast(last_hidden_state=hidden, **{self._cache_name: cache if use_cache else None})
 
     def _reach(self, rows: int) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from qcompile.errors import KernelError
+from qcompile.errors import ArtifactError, KernelError
 from qcompile.kernels import OPERATORS
 from qcompile.kernels.bench.shapes import MODELS, PHASES, TINY, TINY_PHASES
+from qcompile.weights_writer import write_failure
 
 _DTYPES = ("fp16", "bf16")
 _COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
@@ -44,6 +45,9 @@ def command(**options: Any) -> None:
     unknown = [name for name in options["operators"] if name not in OPERATORS]
     if unknown:
         raise click.BadParameter(f"'{unknown[0]}' is no operator; there are {', '.join(OPERATORS)}")
+    for path in (options["output"], options["markdown"]):
+        if path is not None and not path.parent.is_dir():  # seen now, not after an hour of measuring
+            raise ArtifactError(f"{path}: there is no folder {path.parent}; make it first")
     results = _dry_run(options) if options["dry_run"] else _measure(options)
     text = json.dumps(results, indent=1)
     if options["output"] is not None:
@@ -168,6 +172,8 @@ def _write(path: Path, text: str) -> None:
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(write_failure(path, error)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

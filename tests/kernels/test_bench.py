@@ -78,6 +78,13 @@ def test_a_whole_run_with_the_clock_replaced(tmp_path: Path, monkeypatch: pytest
     assert results["machine"]["torch"] in text
 
 
+def test_where_it_cannot_write_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["kernels", "bench", "--dry-run", "--output", str(tmp_path / "no" / "raw.json")])
+    assert done.exit_code == 1
+    assert "there is no folder" in done.output
+    assert "right" not in done.output
+
+
 def test_an_unknown_operator_is_a_usage_error() -> None:
     done = CliRunner().invoke(cli, ["kernels", "bench", "softmax"])
     assert done.exit_code == 2

@@ -225,6 +225,8 @@ def test_what_a_patched_model_does_not_give(load: Callable[..., Any]) -> None:
         KernelError, match=r"patched in torch\.float32 on cpu and is given torch\.float16 on cpu; move a model first"
     ):
         model(inputs_embeds=torch.ones(1, 2, model.config.hidden_size, dtype=torch.float16))
+    with pytest.raises(KernelError, match=r"no derivatives; call qcompile\.kernels\.unpatch"):
+        model(ids).logits.sum().backward()
     model.train()
     with pytest.raises(KernelError, match="training mode"):
         model(ids)
