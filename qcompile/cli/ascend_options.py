@@ -11,9 +11,19 @@ import click
 from qcompile.ascend.buckets import lengths
 from qcompile.ascend.lowering.lower import ATTENTIONS, MAX_TOP_K, AscendOptions
 from qcompile.ascend.plugins import PLUGINS, parse_plugins
+from qcompile.errors import UnsupportedOpError
 
 _BUCKETS = {"batch": "batches", "kv_len": "kv_lens", "prefill_len": "prefill_lens"}
 _FIELDS = {"ascend_dtype": "dtype", "top_k": "top_k", "keep_logits": "keep_logits", "attention": "attention"}
+
+
+def plugin_names(context: click.Context, parameter: click.Parameter, text: str | None) -> frozenset[str] | None:
+    """Read the names of --plugins; a wrong one is an error of usage."""
+    del context, parameter
+    try:
+        return None if text is None else parse_plugins(text)
+    except UnsupportedOpError as error:
+        raise click.BadParameter(str(error).removeprefix("--plugins ")) from None
 
 
 def ascend_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,6 +45,7 @@ def ascend_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--plugins",
             metavar="NAME,...",
+            callback=plugin_names,
             help=f"Ascend: use kernels/plugins: all, {', '.join(PLUGINS)}.  [default: none]",
         ),
         click.option(
@@ -57,7 +68,7 @@ def take_ascend_options(given: dict[str, Any], base: AscendOptions) -> AscendOpt
     }
     rest = {field: value for name, field in _FIELDS.items() if (value := given.pop(name)) is not None}
     if (plugins := given.pop("plugins")) is not None:
-        rest["plugins"] = parse_plugins(plugins)
+        rest["plugins"] = plugins
     return replace(base, buckets=replace(base.buckets, **shapes), **rest)
 
 

@@ -15,8 +15,9 @@ from qcompile.ascend.inputs import onnx_graphs
 from qcompile.ascend.legality.check import check_model
 from qcompile.ascend.legality.finding import Effect, Finding, Report
 from qcompile.ascend.legality.rule import AtcOptions
-from qcompile.ascend.plugins import PLUGINS, parse_plugins
+from qcompile.ascend.plugins import PLUGINS
 from qcompile.ascend.shapes import parse_input_shapes
+from qcompile.cli.ascend_options import plugin_names
 from qcompile.report.numbers import printable
 
 _SHOWN = 3
@@ -41,7 +42,11 @@ _WORDS = {
 @click.option("--precision-mode", default="", metavar="MODE", help="As ATC takes it.")
 @click.option("--precision-mode-v2", default="", metavar="MODE", help="As ATC takes it.")
 @click.option(
-    "--plugins", default="", metavar="NAME,...", help=f"Parser plugins installed there: all, {', '.join(PLUGINS)}."
+    "--plugins",
+    default="",
+    callback=plugin_names,
+    metavar="NAME,...",
+    help=f"Parser plugins installed there: all, {', '.join(PLUGINS)}.",
 )
 @click.option("--all", "show_all", is_flag=True, help="List every node, not the first three of a kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -53,7 +58,7 @@ def command(
     dynamic_dims: str,
     precision_mode: str,
     precision_mode_v2: str,
-    plugins: str,
+    plugins: frozenset[str],
     show_all: bool,
     as_json: bool,
 ) -> None:
@@ -66,7 +71,7 @@ def command(
         precision_mode_v2=precision_mode_v2,
         input_shapes=parse_input_shapes(input_shape),
         dynamic_dims=dynamic_dims,
-        plugins=parse_plugins(plugins),
+        plugins=plugins,
     )
     chip, release = chip_named(target), cann_version(cann)
     reports = [check_model(path, chip, release, options) for path in onnx_graphs(model)]

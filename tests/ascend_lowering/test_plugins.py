@@ -114,7 +114,7 @@ def test_the_commands(fused: Path, tmp_path: Path) -> None:
     assert atc.exit_code == 0, atc.output
     assert "needs the parser plugins rms-norm, swiglu" in atc.output
     wrong = CliRunner().invoke(cli, ["check", str(out), "--target", "ascend910b4", "--plugins", "swigloo"])
-    assert wrong.exit_code == 1
+    assert wrong.exit_code == 2
     assert "there is no such plugin; wanted all, or some of rms-norm, swiglu, rotary, attention" in wrong.output
 
 

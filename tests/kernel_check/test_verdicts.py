@@ -88,13 +88,13 @@ def test_a_crash_or_a_hang_costs_its_own_kernel_only(one_kernel: OneKernel, envi
     one_kernel("e_good", COPY)
     one_kernel("f_hang", COPY, head="import time\ntime.sleep(999)")
     one_kernel("g_noisy", COPY, head="print('hello')")
-    results = results_of(folder, environment, time_limit_s=3)
+    results = results_of(folder, environment, time_limit_s=8)
     verdicts = {name: result.verdict for name, result in results.items()}
     bad = {"b_crash", "d_exit", "f_hang"}
     assert verdicts == {name: "frontend" if name in bad else "ok" for name in verdicts}
     assert "ended with signal 6" in results["b_crash"].reason
     assert "ended with exit code 3: enough" in results["d_exit"].reason
-    assert "not done after 3 s" in results["f_hang"].reason
+    assert "not done after 8 s" in results["f_hang"].reason
 
 
 def test_a_stated_budget_is_kept_to(one_kernel: OneKernel, environment: KernelsEnv) -> None:
