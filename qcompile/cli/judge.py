@@ -58,6 +58,8 @@ def command(package: Path, *, output: Path | None, html: Path | None, as_json: b
 
     if not options["cases"] and not options["has_matrix"]:
         raise click.UsageError("give --cases FILE, --matrix, or both")
+    if options["checkpoint"] is not None and not options["cases"]:
+        raise click.UsageError("--checkpoint measures its steps on questions: give --cases FILE too")
     if not package.exists():
         raise PackageError(f"{package}: there is no such file or folder")
     console = Console(stderr=True)

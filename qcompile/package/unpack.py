@@ -33,7 +33,8 @@ def check_zip(path: Path) -> tuple[list[zipfile.ZipInfo], list[Finding]]:
             entries = archive.infolist()
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         kind = _kind_of(path)
-        return [], [Finding(name, f"not a zip file{kind}: {error}", f"make it with `zip -r {name} *`", UNZIP)]
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        return [], [Finding(name, f"not a readable zip file{kind}: {reason}", f"make it with `zip -r {name} *`", UNZIP)]
     return entries, [*_size_findings(name, entries, path), *_entry_findings(entries)]
 
 
@@ -59,8 +60,11 @@ def unpack(path: Path, entries: Sequence[zipfile.ZipInfo], folder: Path) -> list
 
 
 def _kind_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        magic = stream.read(8)
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(8)
+    except OSError:
+        return ""
     kinds = {b"\x1f\x8b": "gzip", b"Rar!": "RAR", b"7z\xbc\xaf": "7z", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
     return next((f" but {kind}" for start, kind in kinds.items() if magic.startswith(start)), "")
 
