@@ -53,7 +53,8 @@ async def _answer(
     make_reply: Callable[[list[list[int]]], Reply],
 ) -> Response:
     async def begin() -> Response:
-        prompts = await asyncio.to_thread(encode)  # a long prompt takes a second: others go on meanwhile
+        # a long prompt takes a second: others go on meanwhile
+        prompts = await asyncio.get_running_loop().run_in_executor(service.prompt_readers, encode)
         generation.submit(prompts, _sampling(service, parsed), parsed.num_choices)
         reply = make_reply(prompts)
         return await (_stream if parsed.stream else _collect)(service, generation, reply)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -16,6 +17,7 @@ from qcompile.serve.engine_thread import EngineThread
 from qcompile.serve.metrics import ServerMetrics
 from qcompile.serve.settings import ServeSettings
 
+_NUM_READERS = 2
 _SEED_STEP = 0x9E3779B97F4A7C15  # odd: the seeds of 2**64 choices all differ
 
 
@@ -28,6 +30,8 @@ class Service:
         self.settings = settings
         self.metrics = metrics
         self.admission = Admission(thread.engine.max_batch_size, settings.max_queue)
+        # few threads: each keeps the memory that the longest prompt it has read took
+        self.prompt_readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="prompts")
 
 
 class Generation:
@@ -102,6 +106,7 @@ class Generation:
         limit = settings.deadline_s if self._has_begun else min(settings.max_wait_s, settings.deadline_s)
         left = self._arrival + limit - perf_counter()
         if left > 0 and not self._arrived.empty():
+            await asyncio.sleep(0)  # others have their turn, and a client that left is noticed
             return self._arrived.get_nowait()  # waiting with a limit costs a task
         try:
             return await asyncio.wait_for(self._arrived.get(), max(0.0, left))

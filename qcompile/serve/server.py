@@ -116,6 +116,7 @@ class Server:
                 await serving
         finally:
             await asyncio.to_thread(thread.stop)
+            service.prompt_readers.shutdown(wait=False, cancel_futures=True)
 
     async def _drain(self, service: Service, server: uvicorn.Server) -> None:
         """Refuse what is new, finish what was taken."""
