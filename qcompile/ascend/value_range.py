@@ -23,6 +23,7 @@ from qcompile.functions import DOMAIN
 FLOAT16_MAX = 65504.0
 # Half of it: other text than the profile's may reach twice as far.
 TOO_LARGE = FLOAT16_MAX / 2
+_LARGEST = float(np.finfo(np.float32).max)
 _PRODUCTS = {"MatMul", "Linear", "SwiGlu"}
 _SETTINGS = CalibrationSettings(num_tokens=384, row_length=128, with_hessians=False)
 
@@ -93,7 +94,7 @@ def profile(model: ir.Model, text: TextSource, say: Callable[[str, int, int], No
     def visit(row: int, value: ir.Value, array: Array) -> None:
         del row
         seen = float(np.abs(array).max(initial=0.0))
-        largest[value] = max(largest[value], seen if np.isfinite(seen) else np.inf)
+        largest[value] = max(largest[value], seen if np.isfinite(seen) else _LARGEST)  # JSON has no infinity
 
     def watch(what: str, done: int, total: int) -> None:
         say("measuring ranges", done, total)
