@@ -54,9 +54,8 @@ def test_a_broken_plan_is_noticed(store: CompiledStore, monkeypatch: pytest.Monk
         for mutation in places[:: max(1, len(places) // OF_A_KIND)][:OF_A_KIND]:
             monkeypatch.setattr(stand_in, "broken", mutation.text)
             noticed[kind].append(is_noticed(placing))
-    assert all(any(seen) for seen in noticed.values()), noticed
-    everything = [seen for kind in KINDS for seen in noticed[kind]]
-    assert sum(everything) >= 0.8 * len(everything), noticed
+    # of three places of each kind in an address, one lies in memory that is free
+    assert all(2 * sum(seen) > len(seen) for seen in noticed.values()), noticed
 
 
 def is_noticed(placing: operator_runs.Placing) -> bool:
