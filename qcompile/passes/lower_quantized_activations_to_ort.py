@@ -6,6 +6,9 @@
                                     y     = MatMulIntegerToFloat(codes, W, 1, s, 128) * step    back to x's rows
     LinearW8A8Static(x, W, s, t)    y     = MatMulIntegerToFloat(QuantizeLinear(x, t, 128), W, t, s, 128)
 
+What tells QuantizeLinear and the last Reshape how many rows there are comes from the token ids where x has one row per token:
+these nodes are the same for all Linears of a model, and the pass that merges equal nodes leaves one of each.
+
 QuantizeLinear along axis 0 divides, rounds, clips and narrows in one pass over x, and MatMulIntegerToFloat applies the
 weights' scales while it writes: spelled in single operators the same takes a quarter longer. Activations must be uint8:
 int8 times int8 has no fast kernel and is 100 times slower.
@@ -14,6 +17,8 @@ A row of zeros has step 0: whatever its codes are, they are multiplied by 0 agai
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -37,15 +42,26 @@ class LowerQuantizedActivationsToOrt(Pass):
 
     def call(self, context: PassContext, result: PassResult) -> None:
         """Lower each, proved against the function; keep the function where the proof fails."""
-        kernels = {LINEAR_W8A8.name: _dynamic, LINEAR_W8A8_STATIC.name: _static}
         for node in list(context.model.graph):
-            if node.domain == DOMAIN and node.op_type in kernels:
-                lower(context, result, node, kernels[node.op_type], first_columns, MAX_RELATIVE_ERROR)
+            if node.domain != DOMAIN or node.op_type not in (LINEAR_W8A8.name, LINEAR_W8A8_STATIC.name):
+                continue
+            make = _static if node.op_type == LINEAR_W8A8_STATIC.name else partial(_dynamic, ids=_ids_of(context, node))
+            lower(context, result, node, make, first_columns, MAX_RELATIVE_ERROR)
         if result.rewrites:
             finish_rewrites(context)
 
 
-def _dynamic(node: ir.Node, graph: ir.Graph) -> Kernel:
+def _ids_of(context: PassContext, node: ir.Node) -> ir.Value | None:
+    """Return the token ids [B, S] if x is [B, S, M]: what counts rows is then the same for all Linears, and merged to one."""
+    ids = next((v for v in context.model.graph.inputs if v.name == "input_ids"), None)
+    seen = context.analysis.specs(_input(node, 0))
+    wanted = context.analysis.specs(ids) if ids is not None else None
+    if seen is None or wanted is None:
+        return None
+    return ids if all(a.shape[:-1] == b.shape for a, b in zip(seen, wanted, strict=True)) else None
+
+
+def _dynamic(node: ir.Node, graph: ir.Graph, ids: ir.Value | None) -> Kernel:
     x, weight = _input(node, 0), _input(node, 1)
     num_inputs, num_outputs = matrix_shape(weight)
     wide, source = _widened(node)
@@ -54,15 +70,16 @@ def _dynamic(node: ir.Node, graph: ir.Graph) -> Kernel:
     largest = ir.node("ReduceMax", [magnitude.outputs[0], _vector(graph, "axes", -1)], {"keepdims": 1})
     step = ir.node("Div", [largest.outputs[0], named_constant(graph, "code.127.0", np.array(127, np.float32))])
     steps = ir.node("Reshape", [step.outputs[0], _vector(graph, "shape", -1)])
-    count = ir.node("Shape", [steps.outputs[0]])
+    flat = [] if ids is None else [ir.node("Reshape", [ids, _vector(graph, "shape", -1)])]
+    count = ir.node("Shape", [steps.outputs[0] if ids is None else flat[0].outputs[0]])
     middles = ir.node("Expand", [_middle(graph), count.outputs[0]])
     codes = ir.node("QuantizeLinear", [rows.outputs[0], steps.outputs[0], middles.outputs[0]], {"axis": 0})
     product = _product(node, graph, codes, named_constant(graph, "step.1", np.array(1, np.float32)))
     scaled = ir.node("Mul", [product.outputs[0], step.outputs[0]])
-    leading = ir.node("Shape", [x], {"start": 0, "end": -1})
+    leading = ir.node("Shape", [x], {"start": 0, "end": -1}) if ids is None else ir.node("Shape", [ids])
     shape = ir.node("Concat", [leading.outputs[0], _vector(graph, "dim", num_outputs)], {"axis": 0})
     back = ir.node("Reshape", [scaled.outputs[0], shape.outputs[0]])
-    quantizing = [rows, magnitude, largest, step, steps, count, middles, codes]
+    quantizing = [rows, magnitude, largest, step, steps, *flat, count, middles, codes]
     return _narrowed(node, [*wide, *quantizing, product, scaled, leading, shape, back])
 
 
