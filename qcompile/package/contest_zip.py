@@ -176,6 +176,8 @@ def _notes(request: ContestRequest, kinds: Sequence[str], size_bytes: int) -> li
         notes.append(f"the judge takes the name {ZIP_NAME}; rename {request.output.name} before you upload it")
     if size_bytes > MAX_ZIP_BYTES:
         notes.append(f"{size_bytes / (1 << 30):.1f} GiB; the judge takes 10: leave out --checkpoint, or quantize")
+    if Manifest.load(request.model).build.get("simulated"):
+        notes.append("its .om files are for the simulated device, which `judge` uses; no NPU runs them")
     if kinds == ["acl"]:
         notes.append("no fallback: where the .om does not run every answer is empty; add --cpu-model DIR")
     if kinds == ["onnxruntime"]:

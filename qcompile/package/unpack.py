@@ -34,7 +34,14 @@ def check_zip(path: Path) -> tuple[list[zipfile.ZipInfo], list[Finding]]:
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         kind = _kind_of(path)
         reason = error.strerror or error if isinstance(error, OSError) else error
-        return [], [Finding(name, f"not a readable zip file{kind}: {reason}", f"make it with `zip -r {name} *`", UNZIP)]
+        return [], [
+            Finding(
+                name,
+                f"not a readable zip file{kind}: {reason}",
+                "make it with `zip -r competition_submission.zip *`",
+                UNZIP,
+            )
+        ]
     return entries, [*_size_findings(name, entries, path), *_entry_findings(entries)]
 
 
