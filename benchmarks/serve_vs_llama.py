@@ -71,7 +71,6 @@ def main() -> None:
         results = measure(peers, options)
         memory = {peer.name: {"ready_s": round(peer.ready_s, 2), "rss_mb": round(peer.rss_mb())} for peer in peers}
     report = {"cpu": cpu(), "threads": options.threads, "tokens": options.tokens, "servers": memory, "results": results}
-    print_table(results)
     line = json.dumps(report, ensure_ascii=False)
     if options.json is not None:
         options.json.write_text(line + "\n", encoding="utf-8")
@@ -131,6 +130,7 @@ def measure(peers: list[Peer], options: argparse.Namespace) -> list[dict[str, An
                         asyncio.run(traffic(peer, clients, options.answers, options.tokens, label, kind))
                     )
             results.append({"kind": kind, "clients": clients, "tokens_per_s": rounded(speeds)})
+            print_row(results[-1])
     return results
 
 
@@ -181,17 +181,16 @@ def cpu() -> str:
     return names[0] if names else platform.processor()
 
 
-def print_table(results: list[dict[str, Any]]) -> None:
-    """Print medians, with lowest and highest."""
-    print(f"{'traffic':18} {'clients':>7}   {'qcompile tokens/s':>24}   {'llama.cpp tokens/s':>24}   ratio")
-    for result in results:
-        cells, medians = [], []
-        for turns in result["tokens_per_s"].values():
-            medians.append(statistics.median(turns))
-            cells.append(f"{medians[-1]:>8.1f} ({min(turns):.1f} to {max(turns):.1f})")
-        print(
-            f"{result['kind']:18} {result['clients']:>7}   {cells[0]:>24}   {cells[1]:>24}   {medians[0] / medians[1]:.2f}"
-        )
+def print_row(result: dict[str, Any]) -> None:
+    """Print medians, with lowest and highest, as soon as they are there."""
+    cells, medians = [], []
+    for name, turns in result["tokens_per_s"].items():
+        medians.append(statistics.median(turns))
+        cells.append(f"{name} {medians[-1]:>7.1f} tokens/s ({min(turns):.1f} to {max(turns):.1f})")
+    ratio = medians[0] / medians[1]
+    print(
+        f"{result['kind']:18} {result['clients']:>3} clients   {cells[0]:<42} {cells[1]:<42} {ratio:.2f}x", flush=True
+    )
 
 
 if __name__ == "__main__":
