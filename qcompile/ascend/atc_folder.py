@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from qcompile.ascend import atc_manifest
-from qcompile.ascend.atc_jobs import Build
+from qcompile.ascend.atc_jobs import Build, Job
 from qcompile.errors import AtcError
 from qcompile.runtime.manifest import MANIFEST_NAME, Manifest
 from qcompile.staging import claim_staging, discard_stale, release_staging
@@ -89,11 +89,18 @@ def _move(staged: Path, final: Path) -> None:
 
 
 def build_script(build: Build) -> str:
-    """Return build_om.sh."""
+    """Return build_om.sh; unless a host CPU was asked for, it compiles for the machine that it runs on."""
     text = resources.files("qcompile.ascend").joinpath(SCRIPT_NAME).read_text(encoding="utf-8")
-    lines = [shlex.join(["build", job.name, job.key, *job.arguments]) for job in build.jobs]
+    lines = [_line(job, build.host_cpu) for job in build.jobs]
+    cpu = build.host_cpu if build.is_host_cpu_given else '"$(uname -m)"'
     memory = max(job.memory_bytes for job in build.jobs) >> 20
-    replaced = {"SOC": build.chip.name, "CPU": build.host_cpu, "MEMORY": str(memory), "JOBS": "\n".join(lines)}
+    replaced = {"SOC": build.chip.name, "CPU": cpu, "MEMORY": str(memory), "JOBS": "\n".join(lines)}
     for word, value in replaced.items():
         text = text.replace(f"@{word}@", value)
     return text
+
+
+def _line(job: Job, host_cpu: str) -> str:
+    words = ["build", job.name, job.key, *job.arguments]
+    composed = f"--host_env_cpu={host_cpu}"
+    return " ".join('--host_env_cpu="$host_cpu"' if word == composed else shlex.quote(word) for word in words)

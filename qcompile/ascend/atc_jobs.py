@@ -83,6 +83,7 @@ class Build:
     host_cpu: str
     jobs: tuple[Job, ...]
     manifest: Manifest | None
+    is_host_cpu_given: bool = False
 
 
 def plan_build(
@@ -112,7 +113,7 @@ def plan_build(
     _refuse_what_does_not_fit(jobs, chip)
     if manifest is not None:
         _check_tokenizer(directory, manifest)
-    return Build(directory, chip, cpu, jobs, manifest)
+    return Build(directory, chip, cpu, jobs, manifest, bool(host_cpu))
 
 
 def _job(view: GraphView, invocation: Invocation, hashes: dict[Path, str] | None) -> Job:

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Compiles the graphs of this folder with CANN's ATC, for @SOC@ on linux @CPU@. Made by qcompile.
+# Compiles the graphs of this folder with CANN's ATC, for @SOC@. Made by qcompile.
 #
 #   bash build_om.sh
 #
 # Finished graphs are kept: after an interruption, run it again. Logs: atc_build/NAME/atc.log.
 set -uo pipefail
+host_cpu=@CPU@  # where the .om files will run
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 
 if ! command -v atc >/dev/null 2>&1; then
@@ -54,4 +55,4 @@ build() {  # NAME KEY ARGUMENTS...
 }
 
 @JOBS@
-python3 finish_manifest.py soc_version=@SOC@ host_cpu=@CPU@
+python3 finish_manifest.py soc_version=@SOC@ host_cpu="$host_cpu"

@@ -178,6 +178,16 @@ def test_without_cann_there_is_a_folder_and_exit_code_3(model, no_cann, tmp_path
     assert "is in the way" in str(refused.exception)
 
 
+def test_the_folder_compiles_for_the_machine_that_builds_it(model, no_cann, tmp_path):
+    script = tmp_path / "model-for-atc" / "build_om.sh"
+    assert run(model).exit_code == 3
+    text = script.read_text()
+    assert 'host_cpu="$(uname -m)"' in text
+    assert text.count(' --host_env_cpu="$host_cpu"') == 2
+    assert run(model, "--host-cpu", "aarch64").exit_code == 3
+    assert "host_cpu=aarch64" in script.read_text()
+
+
 def test_the_folder_builds_where_cann_is(model, no_cann, tmp_path, monkeypatch):
     assert run(model, "--host-cpu", "aarch64").exit_code == 3
     folder = tmp_path / "moved"

@@ -1,6 +1,6 @@
 """What quantization does to the real model, on the built-in text: the figures that take minutes and not hours.
 
-Figures on 20,000 tokens of the reference text are in docs/quantization_graph.md; `benchmarks/quality_table.py` makes them.
+Figures on the reference text are in docs/quantization_graph.md; `benchmarks/quality_table.py` makes them.
 """
 
 from pathlib import Path
