@@ -26,6 +26,36 @@ from qcompile.weights import rows_of
 DOMAIN = "npu_reference"
 
 # Letters: x [.., D], gamma [D]; rotary x [B,S,N,d], cos and sin [B,S,1,d]; rows R, inputs M, outputs N, blocks G.
+# What both attention operators share: the query heads of a group in the rows of one product, by_head [B,H,S,T] ...
+_GROUPED_SCORES = """\
+      first = Constant <value = int64[1] {0}> ()
+      rest = Constant <value = int64[1] {-1}> ()
+      heads_0 = Constant <value_int: int = @num_heads> ()
+      kv_heads_0 = Constant <value_int: int = @num_key_value_heads> ()
+      heads = Unsqueeze (heads_0, first)
+      kv_heads = Unsqueeze (kv_heads_0, first)
+      batch = Shape <start = 0, end = 1> (query)
+      new = Shape <start = 2, end = 3> (query)
+      size = Shape <start = 3> (query)
+      total = Shape <start = 2, end = 3> (key)
+      group_shape = Concat <axis = 0> (batch, kv_heads, rest, size)
+      grouped = Reshape (query, group_shape)
+      columns = Transpose <perm = [0, 1, 3, 2]> (key)
+      products = MatMul (grouped, columns)
+      score_shape = Concat <axis = 0> (batch, heads, new, total)
+      by_head = Reshape (products, score_shape)
+"""
+# ... and from unmasked [B,H,S,T], their scaled and shifted products, to mixed and the shape [B,H,S,d]
+_MASKED_MIX = """\
+      is_masked = Cast <to = 9> (atten_mask)
+      lowest = Constant <value = float {-3.4e38}> ()
+      scores = Where (is_masked, lowest, unmasked)
+      shares = Softmax <axis = -1> (scores)
+      share_shape = Concat <axis = 0> (batch, kv_heads, rest, total)
+      shares_grouped = Reshape (shares, share_shape)
+      mixed = MatMul (shares_grouped, value)
+      mixed_shape = Concat <axis = 0> (batch, heads, new, size)
+"""
 _BODIES = {
     # y = x / sqrt(mean(x^2) + 1e-6) * gamma; the mean and the root in float32, whatever epsilon the node says
     "NPURmsNorm": """
@@ -56,34 +86,14 @@ _BODIES = {
     "NPUPromptFlashAttention": """
     NPUPromptFlashAttention <num_heads, num_key_value_heads, scale_value>
     (query, key, value, pse_shift, atten_mask) => (y) {
-      first = Constant <value = int64[1] {0}> ()
-      rest = Constant <value = int64[1] {-1}> ()
-      heads_0 = Constant <value_int: int = @num_heads> ()
-      kv_heads_0 = Constant <value_int: int = @num_key_value_heads> ()
-      heads = Unsqueeze (heads_0, first)
-      kv_heads = Unsqueeze (kv_heads_0, first)
-      batch = Shape <start = 0, end = 1> (query)
-      new = Shape <start = 2, end = 3> (query)
-      size = Shape <start = 3> (query)
-      total = Shape <start = 2, end = 3> (key)
-      group_shape = Concat <axis = 0> (batch, kv_heads, rest, size)
-      grouped = Reshape (query, group_shape)
-      columns = Transpose <perm = [0, 1, 3, 2]> (key)
-      products = MatMul (grouped, columns)
-      score_shape = Concat <axis = 0> (batch, heads, new, total)
-      by_head = Reshape (products, score_shape)
-      factor = Constant <value_float: float = @scale_value> ()
+"""
+    + _GROUPED_SCORES
+    + """      factor = Constant <value_float: float = @scale_value> ()
       scaled = Mul (by_head, factor)
-      shifted = Add (scaled, pse_shift)
-      is_masked = Cast <to = 9> (atten_mask)
-      lowest = Constant <value = float {-3.4e38}> ()
-      scores = Where (is_masked, lowest, shifted)
-      shares = Softmax <axis = -1> (scores)
-      share_shape = Concat <axis = 0> (batch, kv_heads, rest, total)
-      shares_grouped = Reshape (shares, share_shape)
-      mixed = MatMul (shares_grouped, value)
-      mixed_shape = Concat <axis = 0> (batch, heads, new, size)
-      mixed_by_head = Reshape (mixed, mixed_shape)
+      unmasked = Add (scaled, pse_shift)
+"""
+    + _MASKED_MIX
+    + """      mixed_by_head = Reshape (mixed, mixed_shape)
       y = Transpose <perm = [0, 2, 1, 3]> (mixed_by_head)
     }""",
     # The operators of the plugins (qcompile.ascend.plugins). NPURmsNorm with the node's own epsilon
@@ -127,33 +137,13 @@ _BODIES = {
     # NPUPromptFlashAttention without pse_shift; y [B,H,S,d], turned to [B,S,H,d] behind it where the layout says so
     "NPUFusedInferAttentionScore": """
     NPUFusedInferAttentionScore <num_heads, num_key_value_heads, scale> (query, key, value, atten_mask) => (y) {
-      first = Constant <value = int64[1] {0}> ()
-      rest = Constant <value = int64[1] {-1}> ()
-      heads_0 = Constant <value_int: int = @num_heads> ()
-      kv_heads_0 = Constant <value_int: int = @num_key_value_heads> ()
-      heads = Unsqueeze (heads_0, first)
-      kv_heads = Unsqueeze (kv_heads_0, first)
-      batch = Shape <start = 0, end = 1> (query)
-      new = Shape <start = 2, end = 3> (query)
-      size = Shape <start = 3> (query)
-      total = Shape <start = 2, end = 3> (key)
-      group_shape = Concat <axis = 0> (batch, kv_heads, rest, size)
-      grouped = Reshape (query, group_shape)
-      columns = Transpose <perm = [0, 1, 3, 2]> (key)
-      products = MatMul (grouped, columns)
-      score_shape = Concat <axis = 0> (batch, heads, new, total)
-      by_head = Reshape (products, score_shape)
-      factor = Constant <value_float: float = @scale> ()
-      scaled = Mul (by_head, factor)
-      is_masked = Cast <to = 9> (atten_mask)
-      lowest = Constant <value = float {-3.4e38}> ()
-      scores = Where (is_masked, lowest, scaled)
-      shares = Softmax <axis = -1> (scores)
-      share_shape = Concat <axis = 0> (batch, kv_heads, rest, total)
-      shares_grouped = Reshape (shares, share_shape)
-      mixed = MatMul (shares_grouped, value)
-      mixed_shape = Concat <axis = 0> (batch, heads, new, size)
-      y = Reshape (mixed, mixed_shape)
+"""
+    + _GROUPED_SCORES
+    + """      factor = Constant <value_float: float = @scale> ()
+      unmasked = Mul (by_head, factor)
+"""
+    + _MASKED_MIX
+    + """      y = Reshape (mixed, mixed_shape)
     }""",
     # Per row: step = max|x| / 127, y = round(x / step)
     "NPUDynamicQuant": """

@@ -57,6 +57,16 @@ class Report:
         with open(self._path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps({"event": event, **facts}, default=str) + "\n")
 
+    def write_error(self, stage: str, error: BaseException) -> None:
+        """Append what is being handled, with its traceback."""
+        self.write(
+            "error",
+            stage=stage,
+            type=type(error).__name__,
+            message=str(error)[:2000],
+            traceback=traceback.format_exc()[-8000:],
+        )
+
 
 def isolate_if_asked(report: Report, arguments: List[str]) -> None:
     """Take away the network when the arguments say so, and report how that went."""
@@ -110,13 +120,7 @@ def judge(report: Report, answers: Path, package: Path, tests: List[str]) -> Non
             (answers / "{}.json".format(number)).write_text(text, encoding="utf-8")
             report.write("answered", number=number, seconds=seconds, kind=type(result).__name__)
     except BaseException as error:
-        report.write(
-            "error",
-            stage=stage,
-            type=type(error).__name__,
-            message=str(error)[:2000],
-            traceback=traceback.format_exc()[-8000:],
-        )
+        report.write_error(stage, error)
         raise SystemExit(3) from None
     report.write("done")
 

@@ -11,7 +11,6 @@ import json
 import logging
 import sys
 import time
-import traceback
 import types
 from pathlib import Path
 from typing import Any
@@ -95,13 +94,7 @@ def main(arguments: list[str]) -> None:
             (answers / f"{number}.json").write_text(json.dumps(answer, ensure_ascii=False), encoding="utf-8")
             report.write("answered", number=number, kind=kind, seconds=seconds)
     except BaseException as error:
-        report.write(
-            "error",
-            stage=stage,
-            type=type(error).__name__,
-            message=str(error)[:2000],
-            traceback=traceback.format_exc()[-8000:],
-        )
+        report.write_error(stage, error)
         raise SystemExit(3) from None
     report.write("done")
 
