@@ -16,7 +16,7 @@ from qcompile.kernels.tile_table import table
 
 _Launcher = TypeVar("_Launcher", bound=Callable[..., Any])
 _INTERPRETED_PROGRAMS = 3  # few and odd, so that programs walk over several tiles and end unevenly
-_ELEMENTS_A_THREAD = 16
+_MANY_ROWS = 1024
 _MAX_ROW = 1 << 16
 
 
@@ -71,20 +71,13 @@ def from_table(
     return Launch(dict(table(operator, function).pick(VARIANTS[dtype], exactly, **wanted).constants))
 
 
-def rows_in_registers(operator: str, num_rows: int, num_cols: int) -> Launch:
-    """A GPU tile of whole rows, 16 elements a thread: enough bytes in flight, and loads of 16 bytes."""
+def row_in_registers(operator: str, num_rows: int, num_cols: int) -> Launch:
+    """A GPU tile of one whole row: 16 elements a thread, or 8 where rows are few and the latency of one counts."""
     if num_cols > _MAX_ROW:
         raise fail(operator, f"rows of {num_cols} elements; this operator takes at most {_MAX_ROW}")
     block_cols = power_of_two(num_cols)
-    block_rows = max(1, min(power_of_two(num_rows), 2048 // block_cols))
-    warps = max(1, min(16, block_rows * block_cols // (32 * _ELEMENTS_A_THREAD)))
-    return Launch({"BLOCK_ROWS": block_rows, "BLOCK_COLS": block_cols}, {"num_warps": warps})
-
-
-def row_in_registers(operator: str, num_cols: int) -> Launch:
-    """A GPU tile of one row, for the kernels that take rows one at a time."""
-    tile = rows_in_registers(operator, 1, num_cols)
-    return Launch({"BLOCK_COLS": tile.constants["BLOCK_COLS"]}, tile.gpu_options)
+    elements = 16 if num_rows >= _MANY_ROWS else 8
+    return Launch({"BLOCK_COLS": block_cols}, {"num_warps": max(1, min(16, block_cols // (32 * elements)))})
 
 
 def gpu_processors(tensor: torch.Tensor) -> int:

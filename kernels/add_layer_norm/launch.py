@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, rows_in_registers
+from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, row_in_registers
 
 NAME = "add_layer_norm"
 
@@ -70,4 +70,4 @@ def choose(x: torch.Tensor, num_rows: int, num_cols: int) -> Launch:
     """The tile for the device of x."""
     if x.device.type == "npu":
         return from_table(NAME, "add_layer_norm_kernel", x.dtype, BLOCK_COLS=num_cols)
-    return rows_in_registers(NAME, num_rows, num_cols)
+    return row_in_registers(NAME, num_rows, num_cols).replace(BLOCK_ROWS=1)

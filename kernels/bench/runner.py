@@ -85,7 +85,7 @@ def measure(case: Case, ceilings: Ceilings, dtype: torch.dtype, compile_mode: st
     if case.vendor is not None:
         functions["vendor"] = case.vendor[1]
     sets = [case.make() for _ in range(timing.input_sets(case.size_bytes))]
-    times = {name: timing.time_us(function, sets) for name, function in functions.items()}
+    times = timing.times_us(functions, sets)
     floor = ceilings.floor_us(case)
     return {
         "operator": case.operator,

@@ -1,7 +1,8 @@
-"""Time on a GPU: a captured graph over several input sets, replayed; and the two ceilings everything is held against."""
+"""Time on a GPU: captured graphs over several input sets, replayed in turns; and the two ceilings all is held against."""
 
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ import torch
 _COPY_BYTES = 1 << 30
 _CACHE_BYTES = 256 << 20  # more than any GPU's second-level cache: input sets together exceed it
 _MAX_SETS = 64
-_REPEATS = 20
+_ROUNDS = 20
+_WARM_UP_SECONDS = 0.05  # a GPU that waited for a compiler has lowered its clocks
 _MATRIX = 8192
 
 
@@ -18,8 +20,25 @@ def input_sets(size_bytes: int) -> int:
     return max(1, min(_MAX_SETS, -(-_CACHE_BYTES // max(size_bytes, 1))))
 
 
-def time_us(function: Callable[..., Any], sets: Sequence[tuple[Any, ...]]) -> float:
-    """Microseconds a call: the median of replays of a graph that calls the function once on every input set."""
+def times_us(functions: Mapping[str, Callable[..., Any]], sets: Sequence[tuple[Any, ...]]) -> dict[str, float]:
+    """Microseconds a call of each function: the median over rounds in which every function's graph is replayed once.
+
+    A graph calls its function once on every input set. In turns, so that a change of the machine's pace meets all alike.
+    """
+    captured = {name: _capture(function, sets) for name, function in functions.items()}
+    begin = time.monotonic()
+    while time.monotonic() - begin < _WARM_UP_SECONDS:
+        for graph, _ in captured.values():
+            graph.replay()
+        torch.cuda.synchronize()
+    times: dict[str, list[float]] = {name: [] for name in captured}
+    for _ in range(_ROUNDS):
+        for name, (graph, _) in captured.items():
+            times[name].append(_replay_us(graph) / len(sets))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _capture(function: Callable[..., Any], sets: Sequence[tuple[Any, ...]]) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -30,31 +49,32 @@ def time_us(function: Callable[..., Any], sets: Sequence[tuple[Any, ...]]) -> fl
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = [function(*arguments) for arguments in sets]  # kept, so that each has memory of its own
-    for _ in range(3):
-        graph.replay()
-    times = []
-    for _ in range(_REPEATS):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) * 1000.0 / len(sets))
-    del results
-    return statistics.median(times)
+    return graph, results
+
+
+def _replay_us(graph: torch.cuda.CUDAGraph) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) * 1000.0
 
 
 def copy_bytes_per_us() -> float:
-    """Bytes read plus bytes written a microsecond by a large device-to-device copy."""
-    source = torch.randint(0, 127, (_COPY_BYTES,), dtype=torch.int8, device="cuda")
+    """Bytes read plus bytes written a microsecond by a large device-to-device copy: the driver's or a kernel's, the faster."""
+    source = torch.randint(0, 127, (_COPY_BYTES // 4,), dtype=torch.int32, device="cuda")
     target = torch.empty_like(source)
-    return 2 * _COPY_BYTES / time_us(lambda: target.copy_(source), [()])
+    copies = {"driver": lambda: target.copy_(source), "kernel": lambda: torch.bitwise_not(source, out=target)}
+    return 2 * _COPY_BYTES / min(times_us(copies, [()]).values())
 
 
 def operations_per_us(dtype: torch.dtype) -> float:
     """Multiplications and additions a microsecond of the library's plain product, 8192 on a side."""
     if dtype == torch.int8:
         left, right = (torch.randint(-127, 128, (_MATRIX, _MATRIX), dtype=dtype, device="cuda") for _ in range(2))
-        return 2 * _MATRIX**3 / time_us(lambda: torch._int_mm(left, right.T), [()])
-    left, right = (torch.randn(_MATRIX, _MATRIX, dtype=dtype, device="cuda") for _ in range(2))
-    return 2 * _MATRIX**3 / time_us(lambda: left @ right.T, [()])
+        product: Callable[[], Any] = lambda: torch._int_mm(left, right.T)  # noqa: E731
+    else:
+        left, right = (torch.randn(_MATRIX, _MATRIX, dtype=dtype, device="cuda") for _ in range(2))
+        product = lambda: left @ right.T  # noqa: E731
+    return 2 * _MATRIX**3 / times_us({"product": product}, [()])["product"]

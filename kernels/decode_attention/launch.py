@@ -8,6 +8,8 @@ from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid,
 NAME = "decode_attention"
 _MAX_SPLITS = 32
 _GPU_BLOCK_T = 64
+_NPU_CORES = 20
+_SMALL_HEAD = 64  # two programs of this fit a multiprocessor without sharing its bandwidth
 _MIN_HEAD_DIM = 16  # the smallest inner size of tl.dot
 
 
@@ -129,6 +131,6 @@ def choose_merge(q: torch.Tensor, splits: int, head_dim: int) -> Launch:
 
 
 def count_splits(q: torch.Tensor, rows: int, capacity: int, block_t: int) -> int:
-    """As many parts as give every core two tiles, but no part shorter than a block."""
-    cores = 20 if q.device.type == "npu" else gpu_processors(q)
-    return max(1, min(_MAX_SPLITS, -(-2 * cores // rows), -(-capacity // block_t)))
+    """As many parts as give every core work at once and none a second turn, but no part shorter than a block."""
+    slots = 2 * _NPU_CORES if q.device.type == "npu" else gpu_processors(q) * (2 if q.shape[-1] <= _SMALL_HEAD else 1)
+    return max(1, min(_MAX_SPLITS, slots // rows, -(-capacity // block_t)))

@@ -4,11 +4,13 @@ import torch
 
 from qcompile.kernels import arguments as check
 from qcompile.kernels.gemv_int4.reference import GROUPS
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two
+from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid, on_its_device, power_of_two
 
 NAME = "gemv_int4"
 MAX_ROWS = 16
-_GPU_WORDS = 256  # a row of the tile; with four rows 128 threads have two loads of 16 bytes each in flight
+_GPU_WORDS = 128  # a row of the tile: 16 bytes a thread
+_MANY_OUT = 3072
+_DOT_INNER = 16  # of tl.dot, at least; smaller groups go row by row
 
 
 def validate(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> int:
@@ -57,16 +59,21 @@ def launch(
     Raises:
         KernelError: Arguments that the kernel does not take.
     """
-    from qcompile.kernels.gemv_int4.kernel import gemv_int4_kernel
+    from qcompile.kernels.gemv_int4.kernel import gemv_int4_kernel, gemv_int4_rows_kernel
 
     group = validate(x, weight, scale, bias)
     check.launchable(NAME, x)
     rows = check.as_rows(NAME, "x", x)
     num_rows, (num_out, num_groups) = rows.shape[0], scale.shape
-    tile = (tile or choose(x, num_groups, group)).replace(HAS_BIAS=int(bias is not None))
+    tile = (tile or choose(x, num_rows, num_out, num_groups, group)).replace(HAS_BIAS=int(bias is not None))
     out = torch.empty((*x.shape[:-1], num_out), dtype=x.dtype, device=x.device)
-    num_tiles = num_rows * -(-num_out // tile.constants["BLOCK_N"])
-    gemv_int4_kernel[grid(x, num_tiles)](
+    num_tiles = -(-num_out // tile.constants["BLOCK_N"])
+    if "BLOCK_M" in tile.constants:
+        kernel, programs = gemv_int4_rows_kernel, (num_tiles,)
+    else:
+        walks = not tile.constants["STAGES"]
+        kernel, programs = gemv_int4_kernel, grid(x, num_rows * num_tiles) if walks else (num_rows * num_tiles,)
+    kernel[programs](
         rows,
         weight,
         scale,
@@ -81,9 +88,16 @@ def launch(
     return out
 
 
-def choose(x: torch.Tensor, num_groups: int, group: int) -> Launch:
-    """The tile for the device of x."""
+def choose(x: torch.Tensor, num_rows: int, num_out: int, num_groups: int, group: int) -> Launch:
+    """The tile for the device of x; measured on an H100 (kernels/RESULTS.md)."""
     if x.device.type == "npu":
         return from_table(NAME, "gemv_int4_kernel", x.dtype, {"GROUP": group})
+    if num_rows > 1 and group // 8 >= _DOT_INNER:
+        block_n = 32 if num_out >= 32 * gpu_processors(x) else 16
+        at_once = {"BLOCK_M": 16, "BLOCK_N": block_n, "BLOCK_G": 4, "GROUP": group}
+        return Launch(at_once, {"num_warps": 4, "num_stages": 3})
     block_groups = min(power_of_two(num_groups), _GPU_WORDS // (group // 8))
-    return Launch({"BLOCK_N": 4, "BLOCK_G": block_groups, "GROUP": group, "SPREAD_X": 1}, {"num_warps": 4})
+    return Launch(
+        {"BLOCK_N": 4 if num_out >= _MANY_OUT else 2, "BLOCK_G": block_groups, "GROUP": group, "STAGES": 3},
+        {"num_warps": 1},
+    )

@@ -1,7 +1,7 @@
-"""Weight-only int8 product for a few rows, on the vector cores: one source for NPU and GPU.
+"""Weight-only int8 product for a few rows: one source for NPU and GPU, and one more for several rows on a GPU.
 
-No tl.dot: Ascend's cube core takes no int8 weights beside fp16 activations, so the compiler would write the widened weights to
-memory and read them again, which is the traffic that int8 is to save.
+No tl.dot on an NPU: Ascend's cube core takes no int8 weights beside fp16 activations, so the compiler would write the widened
+weights to memory and read them again, which is the traffic that int8 is to save.
 """
 
 import triton
@@ -9,46 +9,97 @@ import triton.language as tl
 
 
 @triton.jit
-def gemv_int8_kernel(
-    x_ptr,
-    weight_ptr,
-    scale_ptr,
-    bias_ptr,
-    out_ptr,
-    n_rows,
-    n_out,
-    n_in,
-    x_stride,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SPREAD_X: tl.constexpr,
-):
-    """out[m, n] = scale[n] * sum_k x[m, k] * weight[n, k] + bias[n].
+def products(x_tile, weight_tile, in_n, local_n, k, n_in, left):
+    """x * weight for BLOCK_N rows of weights and BLOCK_K columns, of which `left` are there."""
+    in_k = k < left
+    weight = tl.load(weight_tile + (local_n[:, None] * n_in + k), mask=in_k & in_n[:, None], other=0)
+    x = tl.load(x_tile + k, mask=in_k, other=0.0)
+    return weight.to(tl.float32) * x.to(tl.float32)
 
-    Rows m of one n-block follow each other: they share the weights in the cache. SPREAD_X is for GPUs: every thread loads the
-    x it needs (from the first-level cache), so that the threads need not exchange it through shared memory, with barriers.
-    """
+
+# fmt: off
+@triton.jit
+def gemv_tile(
+    tile, x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_in, x_stride,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, STAGES: tl.constexpr,
+):
+    # fmt: on
+    """BLOCK_N results of one row of x. Rows of one n-block follow each other: they share the weights in the cache."""
     k = tl.arange(0, BLOCK_K)[None, :]
     local_n = tl.arange(0, BLOCK_N)
-    for tile in range(tl.program_id(0), tl.cdiv(n_out, BLOCK_N) * n_rows, tl.num_programs(0)):
-        block_n = tile // n_rows
-        row = tl.cast(tile % n_rows, tl.int64)
-        n = block_n * BLOCK_N + local_n
-        weight_tile = weight_ptr + tl.cast(block_n, tl.int64) * BLOCK_N * n_in
-        total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+    block_n = tile // n_rows
+    row = tl.cast(tile % n_rows, tl.int64)
+    n = block_n * BLOCK_N + local_n
+    in_n = n < n_out
+    weight_tile = weight_ptr + tl.cast(block_n, tl.int64) * BLOCK_N * n_in
+    x_row = x_ptr + row * x_stride
+    total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+    if STAGES:
+        for start in tl.range(0, n_in, BLOCK_K, num_stages=STAGES):
+            total += products(x_row + start, weight_tile + start, in_n, local_n, k, n_in, n_in - start)
+    else:
         for start in range(0, n_in, BLOCK_K):
-            in_k = k < n_in - start
-            mask = in_k & (n[:, None] < n_out)
-            weight = tl.load(weight_tile + start + (local_n[:, None] * n_in + k), mask=mask, other=0)
-            x_tile = x_ptr + row * x_stride + start
-            if SPREAD_X:
-                x = tl.load(x_tile + tl.broadcast_to(k, (BLOCK_N, BLOCK_K)), mask=mask, other=0.0)
-            else:
-                x = tl.load(x_tile + k, mask=in_k, other=0.0)
-            total += weight.to(tl.float32) * x.to(tl.float32)
-        in_n = n < n_out
-        out = tl.sum(total, axis=1) * tl.load(scale_ptr + n, mask=in_n, other=0.0).to(tl.float32)
-        if HAS_BIAS:
-            out += tl.load(bias_ptr + n, mask=in_n, other=0.0).to(tl.float32)
-        tl.store(out_ptr + row * n_out + n, out.to(out_ptr.dtype.element_ty), mask=in_n)
+            total += products(x_row + start, weight_tile + start, in_n, local_n, k, n_in, n_in - start)
+    out = tl.sum(total, axis=1) * tl.load(scale_ptr + n, mask=in_n, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        out += tl.load(bias_ptr + n, mask=in_n, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * n_out + n, out.to(out_ptr.dtype.element_ty), mask=in_n)
+
+
+# fmt: off
+@triton.jit
+def gemv_int8_kernel(
+    x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_in, x_stride,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, STAGES: tl.constexpr,
+):
+    # fmt: on
+    """out[m, n] = scale[n] * sum_k x[m, k] * weight[n, k] + bias[n].
+
+    STAGES is for GPUs: so many tiles are on their way to shared memory at a time, and there is a program for each tile. It is 0
+    on an NPU, whose compiler overlaps by itself, and whose programs walk over tiles. (Around the staged loop that walk costs a
+    GPU half as many registers again.)
+    """
+    if STAGES:
+        gemv_tile(
+            tl.program_id(0), x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_in, x_stride,
+            BLOCK_N, BLOCK_K, HAS_BIAS, STAGES,
+        )  # fmt: skip
+    else:
+        for tile in range(tl.program_id(0), tl.cdiv(n_out, BLOCK_N) * n_rows, tl.num_programs(0)):
+            gemv_tile(
+                tile, x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_in, x_stride,
+                BLOCK_N, BLOCK_K, HAS_BIAS, STAGES,
+            )  # fmt: skip
+
+
+# fmt: off
+@triton.jit
+def gemv_int8_rows_kernel(
+    x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_in, x_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr,
+):
+    # fmt: on
+    """The same for up to BLOCK_M rows at once, on a GPU's matrix units: weights are read once whatever the number of rows.
+
+    A batched product: each of PARTS warps has its own slice of K, and the slices are summed once at the end. With BLOCK_N rows
+    of weights alone the few programs would have too few bytes on their way.
+    """
+    part, k = tl.arange(0, PARTS)[:, None, None], tl.arange(0, BLOCK_K)
+    m, local_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    n = tl.program_id(0) * BLOCK_N + local_n
+    in_n = n < n_out
+    weight_tile = weight_ptr + tl.cast(tl.program_id(0), tl.int64) * BLOCK_N * n_in
+    weight_k, x_k = part * BLOCK_K + k[None, None, :], part * BLOCK_K + k[None, :, None]
+    total = tl.zeros((PARTS, BLOCK_N, BLOCK_M), dtype=tl.float32)
+    for start in range(0, n_in, BLOCK_K * PARTS):
+        left = n_in - start
+        weight_mask = (weight_k < left) & in_n[None, :, None]
+        weight = tl.load(weight_tile + start + (local_n[None, :, None] * n_in + weight_k), mask=weight_mask, other=0)
+        x_mask = (x_k < left) & (m[None, None, :] < n_rows)
+        x = tl.load(x_ptr + start + (m[None, None, :] * x_stride + x_k), mask=x_mask, other=0.0)
+        total = tl.dot(weight.to(x.dtype), x, total, input_precision="ieee")
+    out = tl.sum(total, axis=0) * tl.load(scale_ptr + n, mask=in_n, other=0.0)[:, None]
+    if HAS_BIAS:
+        out += tl.load(bias_ptr + n, mask=in_n, other=0.0).to(tl.float32)[:, None]
+    mask = in_n[:, None] & (m[None, :] < n_rows)
+    tl.store(out_ptr + (m[None, :] * n_out + n[:, None]), out.to(out_ptr.dtype.element_ty), mask=mask)

@@ -6,9 +6,8 @@ from qcompile.kernels import arguments as check
 from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two
 
 NAME = "gemv_int8"
-MAX_ROWS = (
-    16  # the weights are read once a row, from the cache after the first: more rows are work for a matrix product
-)
+MAX_ROWS = 16  # more are work for a matrix product
+_MANY_OUT = 3072
 
 
 def validate(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -49,16 +48,21 @@ def launch(
     Raises:
         KernelError: Arguments that the kernel does not take.
     """
-    from qcompile.kernels.gemv_int8.kernel import gemv_int8_kernel
+    from qcompile.kernels.gemv_int8.kernel import gemv_int8_kernel, gemv_int8_rows_kernel
 
     validate(x, weight, scale, bias)
     check.launchable(NAME, x)
     rows = check.as_rows(NAME, "x", x)
     num_rows, (num_out, num_in) = rows.shape[0], weight.shape
-    tile = (tile or choose(x, num_in)).replace(HAS_BIAS=int(bias is not None))
+    tile = (tile or choose(x, num_rows, num_out, num_in)).replace(HAS_BIAS=int(bias is not None))
     out = torch.empty((*x.shape[:-1], num_out), dtype=x.dtype, device=x.device)
-    num_tiles = num_rows * -(-num_out // tile.constants["BLOCK_N"])
-    gemv_int8_kernel[grid(x, num_tiles)](
+    num_tiles = -(-num_out // tile.constants["BLOCK_N"])
+    if "BLOCK_M" in tile.constants:
+        kernel, programs = gemv_int8_rows_kernel, (num_tiles,)
+    else:
+        walks = not tile.constants["STAGES"]
+        kernel, programs = gemv_int8_kernel, grid(x, num_rows * num_tiles) if walks else (num_rows * num_tiles,)
+    kernel[programs](
         rows,
         weight,
         scale,
@@ -73,8 +77,11 @@ def launch(
     return out
 
 
-def choose(x: torch.Tensor, num_in: int) -> Launch:
-    """The tile for the device of x; on a GPU 128 threads with two loads of 16 bytes each in flight."""
+def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int) -> Launch:
+    """The tile for the device of x; measured on an H100 (kernels/RESULTS.md)."""
     if x.device.type == "npu":
         return from_table(NAME, "gemv_int8_kernel", x.dtype, BLOCK_N=16)
-    return Launch({"BLOCK_N": 4, "BLOCK_K": min(power_of_two(num_in), 1024), "SPREAD_X": 1}, {"num_warps": 4})
+    if num_rows > 1:
+        return Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "PARTS": 4}, {"num_warps": 4, "num_stages": 3})
+    block_k, stages = (512, 5) if num_out >= _MANY_OUT else (1024, 3)  # few programs want more bytes each
+    return Launch({"BLOCK_N": 4, "BLOCK_K": min(power_of_two(num_in), block_k), "STAGES": stages}, {"num_warps": 4})

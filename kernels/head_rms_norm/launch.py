@@ -3,9 +3,10 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, rows_in_registers
+from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two, row_in_registers
 
 NAME = "head_rms_norm"
+_GPU_BLOCK = 1024  # 128 threads with eight elements
 
 
 def validate(x: torch.Tensor, gamma: torch.Tensor) -> None:
@@ -43,7 +44,7 @@ def launch(x: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None
     check.launchable(NAME, x)
     tokens = check.as_tokens(NAME, "x", x)
     heads, head_dim = x.shape[-2:]
-    tile = tile or choose(x, heads, head_dim)
+    tile = tile or choose(x, tokens.shape[0], heads, head_dim)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     num_tiles = tokens.shape[0] * -(-heads // tile.constants["BLOCK_ROWS"])
     head_rms_norm_kernel[grid(x, num_tiles)](
@@ -52,8 +53,14 @@ def launch(x: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None
     return y
 
 
-def choose(x: torch.Tensor, heads: int, head_dim: int) -> Launch:
+def choose(x: torch.Tensor, num_tokens: int, heads: int, head_dim: int) -> Launch:
     """The tile for the device of x."""
     if x.device.type == "npu":
         return from_table(NAME, "head_rms_norm_kernel", x.dtype, BLOCK_COLS=head_dim)
-    return rows_in_registers(NAME, heads, head_dim)
+    block_cols = power_of_two(head_dim)
+    if block_cols > _GPU_BLOCK:  # a whole row of the hidden size
+        return row_in_registers(NAME, num_tokens * heads, head_dim).replace(BLOCK_ROWS=1)
+    block_rows = min(power_of_two(heads), _GPU_BLOCK // block_cols)
+    return Launch(
+        {"BLOCK_ROWS": block_rows, "BLOCK_COLS": block_cols}, {"num_warps": max(1, block_rows * block_cols // 256)}
+    )

@@ -3,11 +3,12 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, row_in_registers
+from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two
 
 NAME = "quantize_per_token"
 _NPU_ROW = 8192  # the longest row that stays in the unified buffer; longer ones are read twice
-_GPU_ROW = 32768
+_GPU_ROW = 16384  # longer ones are read twice, the second time from the cache: fewer registers, more rows at a time
+_GPU_BLOCK = 8192  # of long rows
 
 
 def validate(x: torch.Tensor) -> None:
@@ -56,4 +57,7 @@ def choose(x: torch.Tensor, num_cols: int, long_rows: bool) -> Launch:
     if x.device.type == "npu":
         function = "quantize_long_rows_kernel" if long_rows else "quantize_per_token_kernel"
         return from_table(NAME, function, x.dtype, BLOCK_COLS=1 if long_rows else num_cols)
-    return row_in_registers(NAME, 4096 if long_rows else num_cols)
+    if long_rows:
+        return Launch({"BLOCK_COLS": min(power_of_two(num_cols), _GPU_BLOCK)}, {"num_warps": 16})
+    block = power_of_two(num_cols)
+    return Launch({"BLOCK_COLS": block}, {"num_warps": max(1, min(8, block // 1024))})

@@ -121,4 +121,6 @@ def choose(q: torch.Tensor, heads: int, head_dim: int) -> Launch:
     if q.device.type == "npu":
         return from_table(NAME, "rope_cache_kernel", q.dtype, {"HALF": head_dim // 2})
     block = min(power_of_two(heads), max(1, 2048 // head_dim))
-    return Launch({"BLOCK_HEADS": block, "HALF": head_dim // 2}, {"num_warps": max(1, min(4, block * head_dim // 512))})
+    return Launch(
+        {"BLOCK_HEADS": block, "HALF": head_dim // 2}, {"num_warps": max(1, min(4, block * head_dim // 1024))}
+    )

@@ -14,8 +14,10 @@ from rich.console import Console
 from qcompile.errors import ArtifactError, KernelError
 from qcompile.kernels import OPERATORS
 from qcompile.kernels.bench.shapes import MODELS, PHASES, TINY, TINY_PHASES
+from qcompile.text_file import decode_utf8, read_bounded
 from qcompile.weights_writer import write_failure
 
+_LIMIT_BYTES = 16 << 20
 _DTYPES = ("fp16", "bf16")
 _COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 _DECODE_MODELS = ("0.5B", "3B")
@@ -37,6 +39,11 @@ _DECODE_BATCHES = (1, 16)
 @click.option("--decode/--no-decode", default=True, show_default=True, help="Also tokens/s of whole models.")
 @click.option("--new-tokens", type=click.IntRange(16, 2048), default=136, show_default=True, help="Of the decode runs.")
 @click.option("--dry-run", is_flag=True, help="Every case once at tiny sizes, on any device: numbers right? No times.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the --output of a run that was cut off: what it has is not measured again.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the JSON to this file too.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the page with all tables to this file.")
@@ -48,6 +55,8 @@ def command(**options: Any) -> None:
     for path in (options["output"], options["markdown"]):
         if path is not None and not path.parent.is_dir():  # seen now, not after an hour of measuring
             raise ArtifactError(f"{path}: there is no folder {path.parent}; make it first")
+    if options["resume"] and options["output"] is None:
+        raise click.BadParameter("--resume goes on with the file of --output; name it")
     results = _dry_run(options) if options["dry_run"] else _measure(options)
     text = json.dumps(results, indent=1)
     if options["output"] is not None:
@@ -120,7 +129,7 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from qcompile.kernels.bench import report
-    from qcompile.kernels.bench.runner import measure, measure_ceilings
+    from qcompile.kernels.bench.runner import measure_ceilings
 
     device = _gpu()
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[options["dtype"]]
@@ -137,18 +146,50 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
         "kernels": [],
         "decode": [],
     }
-    for _, case in _cases(options, device):
-        row = measure(case, ceilings, dtype, options["compile_mode"])
+    if options["resume"]:
+        results = _resumed(options["output"], results)
+    if options["decode"]:  # first: a run that is cut off has these, and some of the many cases
+        _measure_decode(options, results, device, dtype, console)
+    _measure_cases(options, results, device, ceilings, console)
+    return results
+
+
+def _measure_cases(
+    options: dict[str, Any], results: dict[str, Any], device: Any, ceilings: Any, console: Console
+) -> None:
+    from qcompile.kernels.bench.runner import measure
+
+    there = {(row["operator"], row["case"]) for row in results["kernels"]}
+    for setting, case in _cases(options, device):
+        if (case.operator, case.label) in there:
+            continue
+        row = measure(case, ceilings, setting.dtype, options["compile_mode"])
         results["kernels"].append(row)
         console.print(
             f"{row['operator']:22} {row['case']:28} {row['us']['kernel']:9.1f} us  {row['fraction']:4.0%} of the floor  "
             f"torch.compile {row['us']['compile']:9.1f} us{'' if row['is_right'] else '  WRONG'}"
         )
         _save(options, results)
-    if options["decode"]:
-        _measure_decode(options, results, device, dtype, console)
-        _save(options, results)
-    return results
+
+
+def _resumed(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The results in a file, to be added to; its ceilings stay, as every row has the floor that it was measured with.
+
+    Raises:
+        ArtifactError: No such file, or what is in it was measured otherwise or elsewhere.
+    """
+    text = decode_utf8(
+        read_bounded(path, _LIMIT_BYTES, "that is no result of this command", ArtifactError), str(path), ArtifactError
+    )
+    try:
+        earlier = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: nothing to resume: {error}") from error
+    for name in ("machine", "dtype", "compile_mode"):
+        seen, wanted = (dict(one[name], date="") if name == "machine" else one[name] for one in (earlier, fresh))
+        if seen != wanted:
+            raise ArtifactError(f"{path}: measured with {name} {seen}, this is {wanted}; measure into another file")
+    return dict(earlier)
 
 
 def _measure_decode(
@@ -159,9 +200,12 @@ def _measure_decode(
     for name in (one for one in _DECODE_MODELS if not options["models"] or one in options["models"]):
         model = random_model(MODELS[name], device, dtype)
         for batch in _DECODE_BATCHES:
+            if (name, batch) in {(row["model"], row["batch"]) for row in results["decode"]}:
+                continue
             variants = measure_variants(model, batch, options["new_tokens"])
             row = {"model": name, "batch": batch, "weight_bytes": parameter_bytes(model), "variants": variants}
             results["decode"].append(row)
+            _save(options, results)
             for variant, result in variants.items():
                 console.print(f"{name} b{batch} {variant:16} {result['tokens_per_s']:8.0f} tokens/s")
 

@@ -45,37 +45,77 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_whole_run_with_the_clock_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything but the GPU's clock: cases, rivals, floors, decode variants, page and JSON. Sizes are tiny."""
+COMMAND = ["kernels", "bench", "--models", "0.5B", "--phases", "decode b1", "--new-tokens", "16"]
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Everything but the GPU and its clock, at tiny sizes; gathers the names of what would be timed."""
     pytest.importorskip("triton", reason="the page names its version")
     calls: list[str] = []
 
-    def once(function: Any, sets: Any) -> float:
-        function(*sets[0])
-        calls.append("timed")
-        return 2.0
+    def once(functions: dict[str, Any], sets: Any) -> dict[str, float]:
+        for name, function in functions.items():
+            function(*sets[0])
+            calls.append(name)
+        return dict.fromkeys(functions, 2.0)
 
     monkeypatch.setattr(kernels_bench, "_gpu", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(timing, "time_us", once)
+    monkeypatch.setattr(timing, "times_us", once)
     monkeypatch.setattr(timing, "input_sets", lambda size_bytes: 2)
     monkeypatch.setattr(timing, "copy_bytes_per_us", lambda: 1e6)
     monkeypatch.setattr(timing, "operations_per_us", lambda dtype: 1e6)
     monkeypatch.setitem(MODELS, "0.5B", TINY)
     monkeypatch.setitem(PHASES, "decode b1", TINY_PHASES["decode"])
+    return calls
+
+
+def test_a_whole_run_with_the_clock_replaced(tmp_path: Path, timed: list[str]) -> None:
+    """Cases, rivals, floors, decode variants, page and JSON."""
     output, page = tmp_path / "raw.json", tmp_path / "page.md"
-    command = ["kernels", "bench", "--models", "0.5B", "--phases", "decode b1", "--new-tokens", "16"]
-    done = CliRunner().invoke(cli, [*command, "--output", str(output), "--markdown", str(page)], catch_exceptions=False)
+    done = CliRunner().invoke(cli, [*COMMAND, "--output", str(output), "--markdown", str(page)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     results = json.loads(output.read_text(encoding="utf-8"))
     assert {row["operator"] for row in results["kernels"]} == set(OPERATORS)
     assert all(row["is_right"] and row["fraction"] == row["floor_us"] / 2.0 for row in results["kernels"])
-    assert len(calls) == sum(len(row["us"]) for row in results["kernels"])
+    assert len(timed) == sum(len(row["us"]) for row in results["kernels"])
     assert [(row["model"], row["batch"]) for row in results["decode"]] == [("0.5B", 1), ("0.5B", 16)]
     assert set(results["decode"][0]["variants"]) == {"eager", "torch.compile", "patched", "patched + graph"}
     text = page.read_text(encoding="utf-8")
     assert text.count("\n| ") >= len(results["kernels"]) + 8
     assert results["machine"]["torch"] in text
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, timed: list[str]) -> None:
+    output = tmp_path / "raw.json"
+    command = [*COMMAND, "--output", str(output)]
+    CliRunner().invoke(cli, command, catch_exceptions=False)
+    results = json.loads(output.read_text(encoding="utf-8"))
+    lost = results["kernels"].pop(3)
+    output.write_text(json.dumps(results), encoding="utf-8")
+    timed.clear()
+    CliRunner().invoke(cli, [*command, "--resume"], catch_exceptions=False)
+    resumed = json.loads(output.read_text(encoding="utf-8"))
+    assert len(timed) == len(lost["us"])
+    assert resumed["kernels"] == [*results["kernels"], resumed["kernels"][-1]]
+    assert (resumed["kernels"][-1]["operator"], resumed["kernels"][-1]["case"]) == (lost["operator"], lost["case"])
+    assert len(resumed["decode"]) == 2
+
+
+def test_what_cannot_be_resumed(tmp_path: Path, timed: list[str]) -> None:
+    output = tmp_path / "raw.json"
+    CliRunner().invoke(cli, [*COMMAND, "swiglu", "--no-decode", "--output", str(output)], catch_exceptions=False)
+    other = CliRunner().invoke(cli, [*COMMAND, "--dtype", "bf16", "--output", str(output), "--resume"])
+    assert other.exit_code == 1
+    assert "measured with dtype fp16, this is bf16" in other.output
+    output.write_text("{", encoding="utf-8")
+    broken = CliRunner().invoke(cli, [*COMMAND, "--output", str(output), "--resume"])
+    assert broken.exit_code == 1
+    assert "nothing to resume" in broken.output
+    unnamed = CliRunner().invoke(cli, [*COMMAND, "--resume"])
+    assert unnamed.exit_code == 2
+    assert timed.count("kernel") == 1
 
 
 def test_where_it_cannot_write_is_said_before_anything_is_measured(tmp_path: Path) -> None:

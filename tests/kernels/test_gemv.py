@@ -26,7 +26,7 @@ def test_gemv_int8(dtype: torch.dtype, shape: tuple[int, int, int], with_bias: b
     bias = fresh(num_out, dtype=dtype) if with_bias else None
     want = int8.reference(x, weight, scale, bias, torch.float64)
     assert_close(gemv_int8(apart(x), weight, scale, bias), want, dtype)
-    assert_close(gemv_int8(x, weight, scale, bias, Launch({"BLOCK_N": 8, "BLOCK_K": 32, "SPREAD_X": 0})), want, dtype)
+    assert_close(gemv_int8(x, weight, scale, bias, Launch({"BLOCK_N": 8, "BLOCK_K": 32, "STAGES": 0})), want, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -40,7 +40,7 @@ def test_gemv_int4(dtype: torch.dtype, shape: tuple[int, int, int], group: int, 
     bias = fresh(num_out, dtype=dtype) if with_bias else None
     want = int4.reference(x, int4.pack(q), scale, bias, torch.float64)
     assert_close(gemv_int4(apart(x), int4.pack(q), scale, bias), want, dtype)
-    small = Launch({"BLOCK_N": 8, "BLOCK_G": 2, "GROUP": group, "SPREAD_X": 0})
+    small = Launch({"BLOCK_N": 8, "BLOCK_G": 2, "GROUP": group, "STAGES": 0})
     assert_close(gemv_int4(x, int4.pack(q), scale, bias, small), want, dtype)
 
 

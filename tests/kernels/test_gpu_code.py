@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels for an H100, without a GPU: wide loads, no barriers in loops, matrix instructions."""
+"""What the compiler makes of the kernels for an H100, without a GPU: wide loads, asynchronous copies, matrix instructions."""
 
 import json
 import os
@@ -35,17 +35,17 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("operator", MEMORY_BOUND)
 def test_memory_is_moved_in_pieces_of_16_bytes(code: dict[str, dict[str, Any]], operator: str) -> None:
-    assert code[operator]["widest"] == 16
+    assert code[operator]["widest"] == 16 or code[operator]["async_16"]
     assert code[operator]["wide"] + code[operator]["async_16"] >= 2
 
 
 @pytest.mark.parametrize("operator", ["gemv_int8", "gemv_int4"])
-def test_the_inner_loop_of_a_weight_only_product_has_no_barrier(code: dict[str, dict[str, Any]], operator: str) -> None:
-    assert code[operator]["loop_barriers"] == 0
+def test_weight_only_products_have_several_tiles_on_their_way(code: dict[str, dict[str, Any]], operator: str) -> None:
+    assert code[operator]["async_16"] >= 2
 
 
-def test_without_that_it_would_have_some(code: dict[str, dict[str, Any]]) -> None:
-    assert code["gemv_int8, x not spread"]["loop_barriers"] > 0
+def test_without_stages_they_have_one(code: dict[str, dict[str, Any]]) -> None:
+    assert code["gemv_int8, one tile at a time"]["async_16"] == 0
 
 
 @pytest.mark.parametrize("operator", ["matmul_bias_residual", "matmul_int8"])

@@ -73,8 +73,8 @@ def test_every_qwen_has_its_tiles_on_an_npu(dtype: torch.dtype, sizes: tuple[int
     launchers = {name: importlib.import_module(f"qcompile.kernels.{name}.launch") for name in OPERATORS}
     for name in ("add_rms_norm", "add_layer_norm"):
         assert launchers[name].choose(x, 8, hidden).constants["BLOCK_COLS"] >= hidden
-    assert launchers["add_rms_norm_quantize"].choose(x, hidden).constants["BLOCK_COLS"] >= hidden
-    assert launchers["head_rms_norm"].choose(x, heads, head_dim).constants["BLOCK_COLS"] == head_dim
+    assert launchers["add_rms_norm_quantize"].choose(x, 8, hidden).constants["BLOCK_COLS"] >= hidden
+    assert launchers["head_rms_norm"].choose(x, 8, heads, head_dim).constants["BLOCK_COLS"] == head_dim
     assert launchers["rope_cache"].choose(x, heads, head_dim).constants["HALF"] == head_dim // 2
     assert launchers["swiglu"].choose(x, ffn).constants["BLOCK_COLS"] > 0
     assert launchers["quantize_per_token"].choose(x, hidden, False).constants["BLOCK_COLS"] >= hidden
@@ -82,8 +82,8 @@ def test_every_qwen_has_its_tiles_on_an_npu(dtype: torch.dtype, sizes: tuple[int
     for rows in (1, 17, 4096):
         assert launchers["matmul_bias_residual"].choose(x, rows, hidden).constants["BLOCK_M"] >= min(rows, 64)
         assert launchers["matmul_int8"].choose(x, rows, hidden, dtype).constants["BLOCK_M"] >= min(rows, 128)
-    assert launchers["gemv_int8"].choose(x, hidden).constants["BLOCK_K"] > 0
-    assert launchers["gemv_int4"].choose(x, hidden // 128, 128).constants["GROUP"] == 128
+    assert launchers["gemv_int8"].choose(x, 1, ffn, hidden).constants["BLOCK_K"] > 0
+    assert launchers["gemv_int4"].choose(x, 1, ffn, hidden // 128, 128).constants["GROUP"] == 128
     assert launchers["decode_attention"].choose(x, heads // kv_heads, head_dim).constants["D"] == head_dim
     splits = count_splits(x, kv_heads, 32768, 64)
     assert choose_merge(x, splits, head_dim).constants["BLOCK_S"] >= splits
