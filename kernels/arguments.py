@@ -112,6 +112,31 @@ def as_tokens(operator: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return as_rows(operator, name, tensor.as_strided((*lead, heads * head_dim), (*tensor.stride()[:-2], 1)))
 
 
+def residual_norm(
+    operator: str, x: torch.Tensor, residual: torch.Tensor, parameters: Mapping[str, torch.Tensor]
+) -> None:
+    """Require x and residual [..., D] and parameters [D] of one float dtype on one device."""
+    tensors = {"x": x, "residual": residual, **parameters}
+    one_device(operator, tensors)
+    dtype_of(operator, tensors)
+    not_empty(operator, tensors)
+    shape_of(operator, "residual", residual, x.shape, "..., D")
+    for name, tensor in parameters.items():
+        shape_of(operator, name, tensor, x.shape[-1:], "D")
+    contiguous(operator, parameters)
+    as_rows(operator, "x", x)
+    as_rows(operator, "residual", residual)
+
+
+def few_rows(operator: str, x: torch.Tensor, most: int) -> None:
+    """Require x [..., K] of so many rows at most."""
+    num_rows = as_rows(operator, "x", x).shape[0]
+    if num_rows > most:
+        raise fail(
+            operator, f"x has {num_rows} rows; this operator takes at most {most} (prefill: dequantize and multiply)"
+        )
+
+
 def cache_layout(operator: str, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
     """Require equal strides of both caches [B, K, T, d] and elements of a head side by side."""
     if k_cache.stride(-1) != 1 or k_cache.stride() != v_cache.stride():

@@ -14,16 +14,7 @@ def validate(x: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor, beta:
     Raises:
         KernelError: Naming the argument, what it is and what is wanted.
     """
-    tensors = {"x": x, "residual": residual, "gamma": gamma, "beta": beta}
-    check.one_device(NAME, tensors)
-    check.dtype_of(NAME, tensors)
-    check.not_empty(NAME, tensors)
-    check.shape_of(NAME, "residual", residual, x.shape, "..., D")
-    check.shape_of(NAME, "gamma", gamma, x.shape[-1:], "D")
-    check.shape_of(NAME, "beta", beta, x.shape[-1:], "D")
-    check.contiguous(NAME, {"gamma": gamma, "beta": beta})
-    check.as_rows(NAME, "x", x)
-    check.as_rows(NAME, "residual", residual)
+    check.residual_norm(NAME, x, residual, {"gamma": gamma, "beta": beta})
 
 
 @on_its_device

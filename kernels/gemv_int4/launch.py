@@ -38,11 +38,7 @@ def validate(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: t
     check.contiguous(NAME, {"weight": weight, "scale": scale} | ({} if bias is None else {"bias": bias}))
     if bias is not None:
         check.shape_of(NAME, "bias", bias, weight.shape[:1], "N")
-    num_rows = check.as_rows(NAME, "x", x).shape[0]
-    if num_rows > MAX_ROWS:
-        raise check.fail(
-            NAME, f"x has {num_rows} rows; this operator takes at most {MAX_ROWS} (prefill: dequantize and multiply)"
-        )
+    check.few_rows(NAME, x, MAX_ROWS)
     return int(num_in // scale.shape[1])
 
 
