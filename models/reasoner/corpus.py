@@ -103,8 +103,9 @@ def _ask_part(seed: int, *, count: int, split: str, hard_share: float, weights: 
 
 def asked(count: int, *, seed: int, hard_share: float, split: str = "train", weights: Any = None) -> Dataset:
     """Unsolved problems for reinforcement learning: the chat, and the problem as JSON for the rewards."""
-    ask = partial(_ask_part, count=_ASKED_PART, split=split, hard_share=hard_share, weights=weights)
-    parts = _in_processes(ask, [seed * 1000 + part for part in range(-(-count // _ASKED_PART))])
+    each = _ASKED_PART if split == "train" else _ASKED_PART // 16  # one problem in 600 is of a small split
+    ask = partial(_ask_part, count=each, split=split, hard_share=hard_share, weights=weights)
+    parts = _in_processes(ask, [seed * 1000 + part for part in range(-(-count // each))])
     columns = {name: [entry for part in parts for entry in part[name]] for name in parts[0]}
     return Dataset.from_dict({name: column[:count] for name, column in columns.items()})
 

@@ -23,7 +23,8 @@ def _text(completion: Any) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _problem(text: str) -> Problem:
+def problem_of(text: str) -> Problem:
+    """The problem that a row of `corpus.asked` carries as JSON."""
     record = json.loads(text)
     return Problem(**{**record, "tests": tuple(record["tests"])})
 
@@ -43,13 +44,13 @@ def is_well_formed(problem: Problem, text: str) -> bool:
 def format_reward(completions: list[Any], problem: list[str], **_: Any) -> list[float]:
     """1 when the text is well formed, else 0."""
     pairs = zip(completions, problem, strict=True)
-    return [float(is_well_formed(_problem(source), _text(completion))) for completion, source in pairs]
+    return [float(is_well_formed(problem_of(source), _text(completion))) for completion, source in pairs]
 
 
 def accuracy_reward(completions: list[Any], problem: list[str], **_: Any) -> list[float]:
     """1 when the text is well formed and its answer right, else 0; code runs in the sandbox."""
     pairs = [(source, _text(completion)) for completion, source in zip(completions, problem, strict=True)]
-    judged = judge({(source, text): _problem(source) for source, text in pairs})
+    judged = judge({(source, text): problem_of(source) for source, text in pairs})
     return [float(judged[pair]) for pair in pairs]
 
 

@@ -3,6 +3,7 @@
     python -m models.reasoner.schedule teach  --work W --out R --seconds 570   # student SFT, teacher SFT
     python -m models.reasoner.schedule finish --work W --out R --seconds 570   # distillation, GRPO
     python -m models.reasoner.schedule grpo   --work W --out R --seconds 400 --source DIR   # GRPO alone
+    python -m models.reasoner.schedule short  --work W --out R --seconds 570   # student SFT, then GRPO at once
 
 `finish` needs W as `teach` left it. A second process makes the training rows meanwhile. Weights leave in parts of 15 MiB
 (R/NAME.safetensors.0, .1), logs and scores as JSON, after every stage, so that an interruption loses no finished stage;
@@ -23,13 +24,14 @@ from typing import Any
 from models.reasoner.settings import Settings
 
 _FOLDERS = {
-    "student-sft": "sft", "teacher-sft": "teacher", "student-distill": "distill", "student-grpo": "grpo",
+    "student-sft": "sft", "teacher-sft": "teacher", "student-distill": "distill",
 }  # fmt: skip
+_GRPO = "student-grpo"
 _SUPERVISED = ("student-sft", "teacher-sft", "student-distill")
 _PART_BYTES = 15 << 20
 _STUDENT_S = 135  # of student SFT, with compiling
 _DISTILL_SHARE = 0.66
-_SCORE_S = 28  # to save, score and pack a model
+_SCORE_S = 40  # to save, score and pack a model
 _START = time.monotonic()
 
 
@@ -41,11 +43,11 @@ def _spent() -> float:
     return time.monotonic() - _START
 
 
-def make_rows(work: Path) -> None:
+def make_rows(work: Path, recipes: list[str]) -> None:
     """Write the rows of the supervised stages, in the order in which they are needed."""
     from models.reasoner import corpus
 
-    for recipe in _SUPERVISED:
+    for recipe in recipes:
         if (work / "rows" / recipe).exists():
             continue
         settings = Settings.load(recipe, [])
@@ -62,9 +64,9 @@ def make_rows(work: Path) -> None:
         _say(f"rows for {recipe}: {len(rows)}")
 
 
-def _start_rows(work: Path) -> "subprocess.Popen[bytes]":
+def _start_rows(work: Path, recipes: list[str]) -> "subprocess.Popen[bytes]":
     (work / "rows").mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "models.reasoner.schedule", "rows", "--work", str(work)]
+    command = [sys.executable, "-m", "models.reasoner.schedule", "rows", "--work", str(work), "--recipes", *recipes]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     return subprocess.Popen(["nice", "-n", "5", *command], env=environment, start_new_session=True)
 
@@ -84,7 +86,7 @@ def _stage(recipe: str, work: Path, overrides: list[str]) -> Path:
 
     from models.reasoner.train import train
 
-    out = work / _FOLDERS[recipe]
+    out = work / _FOLDERS.get(recipe, "grpo")
     model = train(Settings.load(recipe, overrides), out)
     gc.collect()
     if torch.cuda.is_available():
@@ -123,8 +125,9 @@ def pack(work: Path, out: Path, stages: tuple[str, ...]) -> None:
     for path in sorted(work.glob("*/steps.jsonl")):
         config = path.parent / "model" / "config.json"
         logs[path.parent.name] = {"steps": path.read_text(), "config": config.read_text() if config.exists() else ""}
-        for found in path.parent.glob("probe.json"):
-            logs[path.parent.name]["probe"] = found.read_text()
+        for name in ("probe.json", "validation.jsonl"):
+            if (path.parent / name).exists():
+                logs[path.parent.name][name.partition(".")[0]] = (path.parent / name).read_text()
     (out / "logs.json").write_text(json.dumps(logs))
 
 
@@ -139,8 +142,9 @@ def join(parts: Path, work: Path) -> None:
         content = b"".join(path.read_bytes() for path in sorted(parts.glob(f"{stage}.safetensors.*")))
         (directory / "model.safetensors").write_bytes(content)
         (directory / "config.json").write_text(logs[stage]["config"])
-        if "probe" in logs[stage]:
-            (directory.parent / "probe.json").write_text(logs[stage]["probe"])
+        for name in ("probe.json", "validation.jsonl"):
+            if name.partition(".")[0] in logs[stage]:
+                (directory.parent / name).write_text(logs[stage][name.partition(".")[0]])
         (directory.parent / "steps.jsonl").write_text(logs[stage]["steps"])
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             (directory / name).write_bytes((tokenizer / name).read_bytes())
@@ -148,7 +152,7 @@ def join(parts: Path, work: Path) -> None:
 
 def teach(work: Path, out: Path, seconds: float) -> None:
     """SFT of the student (the baseline of the results table), then of the teacher with the time that is left."""
-    producer = _start_rows(work)
+    producer = _start_rows(work, list(_SUPERVISED))
     results: dict[str, Any] = {}
     rows = _await_rows(work, "student-sft", producer)
     student = _stage("student-sft", work, [f"rows={rows}", f"limit_s={_STUDENT_S}"])
@@ -162,35 +166,54 @@ def teach(work: Path, out: Path, seconds: float) -> None:
 
 def finish(work: Path, out: Path, seconds: float) -> None:
     """Distillation of the student for two thirds of the time, then GRPO."""
-    producer = _start_rows(work)
+    producer = _start_rows(work, list(_SUPERVISED))
     results: dict[str, Any] = {}
     rows = _await_rows(work, "student-distill", producer)
     models = [f"model={work / 'sft' / 'model'}", f"teacher={work / 'teacher' / 'model'}", f"rows={rows}"]
     student = _stage("student-distill", work, [*models, f"limit_s={_DISTILL_SHARE * (seconds - _spent()) - _SCORE_S}"])
     pack(work, out, ("distill",))
     _score(student, results, out)
-    grpo(work, out, seconds, student, [], results)
+    grpo(work, out, seconds, student, _GRPO, [], results)
 
 
 def grpo(
-    work: Path, out: Path, seconds: float, source: Path, overrides: list[str], results: dict[str, Any] | None = None
+    work: Path,
+    out: Path,
+    seconds: float,
+    source: Path,
+    recipe: str,
+    overrides: list[str],
+    results: dict[str, Any] | None = None,
 ) -> None:
     """Reinforcement learning from a finished student, to the end of the time."""
     found = {} if results is None else results
     limit = seconds - _spent() - _SCORE_S
-    model = _stage("student-grpo", work, [f"model={source}", f"limit_s={limit}", *overrides])
+    model = _stage(recipe, work, [f"model={source}", f"limit_s={limit}", *overrides])
     pack(work, out, ("distill", "grpo") if (work / "distill" / "model").exists() else ("grpo",))
     _score(model, found, out)
+
+
+def short(work: Path, out: Path, seconds: float, recipe: str, overrides: list[str]) -> None:
+    """SFT of the student, then reinforcement learning from it without distillation."""
+    producer = _start_rows(work, ["student-sft"])
+    results: dict[str, Any] = {}
+    rows = _await_rows(work, "student-sft", producer)
+    student = _stage("student-sft", work, [f"rows={rows}", f"limit_s={_STUDENT_S}"])
+    pack(work, out, ("sft",))
+    _score(student, results, out)
+    grpo(work, out, seconds, student, recipe, overrides, results)
 
 
 def main() -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Train the bundled model within limited time.")
-    parser.add_argument("action", choices=("teach", "finish", "grpo", "rows", "join"))
+    parser.add_argument("action", choices=("teach", "finish", "grpo", "short", "rows", "join"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--seconds", type=float, default=570)
     parser.add_argument("--source", type=Path, help="grpo: the model to start from")
+    parser.add_argument("--recipe", default=_GRPO, help="grpo, short: the recipe of the stage grpo")
+    parser.add_argument("--recipes", nargs="*", default=list(_SUPERVISED), help="rows: for which recipes")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     options = parser.parse_args()
     for directory in (options.work, options.out):
@@ -199,8 +222,11 @@ def main() -> None:
     actions = {
         "teach": lambda: teach(options.work, options.out, options.seconds),
         "finish": lambda: finish(options.work, options.out, options.seconds),
-        "grpo": lambda: grpo(options.work, options.out, options.seconds, options.source, options.overrides),
-        "rows": lambda: make_rows(options.work),
+        "grpo": lambda: grpo(
+            options.work, options.out, options.seconds, options.source, options.recipe, options.overrides
+        ),
+        "short": lambda: short(options.work, options.out, options.seconds, options.recipe, options.overrides),
+        "rows": lambda: make_rows(options.work, options.recipes),
         "join": lambda: join(options.out, options.work),
     }
     try:

@@ -21,15 +21,19 @@ class Settings:
         rows: A dataset saved earlier by `corpus.solved`; empty makes the rows first.
         steps: Optimizer steps; the learning rate follows them, or the time limit when that comes first.
         batch_size: Sequences per device and forward pass.
-        accumulate: Forward passes per step; for GRPO the completions of a step are batch_size * accumulate.
+        accumulate: Forward passes per step; for GRPO the completions of a step are batch_size * accumulate, and those of
+            a rollout `minibatches` times as many.
         hard_share: Share of hard problems in the training data.
         lora_rank: 0 trains every weight; else LoRA through peft, for models of real size.
         kd_alpha: distill: weight of the divergence from the teacher; the rest is the usual loss.
         answers: distill: how many of the teacher's own checked answers join the data.
         group: grpo: completions per prompt.
+        minibatches: grpo: optimizer steps per rollout, each on its part of the completions.
         kl_beta: grpo: weight of the divergence from the model it started from.
         probe: grpo: problems asked beforehand, to weight the families by how often they are solved; 0 takes all alike.
         practice: grpo: the probe.json of an earlier run, in place of asking again.
+        validate: grpo: validation problems, all hard, asked greedily; the best weights by them are kept; 0 keeps the last.
+        validate_every: grpo: seconds between two validations.
         rollout: grpo: fast (`generate.py`) or trl (transformers' generate, or vLLM through TRL's options).
         limit_s: Stop after this many seconds and save; 0 has no limit.
         compile_layers: torch.compile each decoder layer.
@@ -55,8 +59,11 @@ class Settings:
     kd_temperature: float = 1.0
     answers: int = 0
     group: int = 16
+    minibatches: int = 1
     probe: int = 0
     practice: str = ""
+    validate: int = 0
+    validate_every: float = 60.0
     max_new_tokens: int = 272
     temperature: float = 1.0
     rollout: str = "fast"

@@ -29,6 +29,7 @@ from models.reasoner.generate import Generator
 from models.reasoner.rewards import is_correct
 from models.reasoner.settings import Settings
 from models.reasoner.trainers import grpo_trainer, sft_trainer
+from models.reasoner.validation import Validation
 
 _ROWS = 2048
 
@@ -148,7 +149,8 @@ def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
         for layer in [*model.model.layers, *(teacher.model.layers if teacher is not None else ())]:
             layer.compile(dynamic=True)
     if settings.stage == "grpo":
-        trainer = grpo_trainer(settings, model, tokenizer, rows, out)
+        validation = Validation(settings, tokenizer, device(), _generation_dtype()) if settings.validate else None
+        trainer = grpo_trainer(settings, model, tokenizer, rows, out, validation)
     else:
         trainer = sft_trainer(settings, model, tokenizer, rows, out, teacher)
     begin = time.monotonic()

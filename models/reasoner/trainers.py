@@ -16,6 +16,7 @@ from models.reasoner.reinforced import FastRollout, PackedGRPOTrainer
 from models.reasoner.rewards import accuracy_reward, format_reward
 from models.reasoner.settings import Settings
 from models.reasoner.supervised import SupervisedTrainer, collate
+from models.reasoner.validation import KeepBest
 
 _LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _LOG_EVERY = 20
@@ -136,11 +137,14 @@ def sft_trainer(settings: Settings, model: Any, tokenizer: Any, rows: Dataset, o
     return trainer
 
 
-def grpo_trainer(settings: Settings, model: Any, tokenizer: Any, rows: Dataset, out: Path) -> Any:
+def grpo_trainer(
+    settings: Settings, model: Any, tokenizer: Any, rows: Dataset, out: Path, validation: Any = None
+) -> Any:
     """The trainer of the stage grpo: format and accuracy rewards, groups of completions per prompt."""
     arguments = GRPOConfig(
         **_shared_arguments(settings, out) | {"dataloader_num_workers": 0, "dataloader_persistent_workers": False},
         num_generations=settings.group,
+        steps_per_generation=settings.accumulate * settings.minibatches,
         max_completion_length=settings.max_new_tokens,
         temperature=settings.temperature,
         beta=settings.kl_beta,
@@ -150,13 +154,16 @@ def grpo_trainer(settings: Settings, model: Any, tokenizer: Any, rows: Dataset, 
         reward_weights=[settings.format_weight, 1.0],
         mask_truncated_completions=False,
     )
+    callbacks: list[Any] = [FiniteGuard(), StepLog(out / "steps.jsonl", settings.limit_s)]
+    if validation is not None:
+        callbacks.append(KeepBest(validation, out / "validation.jsonl", settings.validate_every))
     trainer = PackedGRPOTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
         reward_funcs=[format_reward, accuracy_reward],
-        callbacks=[FiniteGuard(), StepLog(out / "steps.jsonl", settings.limit_s)],
+        callbacks=callbacks,
         peft_config=_lora(settings),
         rollout_func=FastRollout(settings) if settings.rollout == "fast" else None,
     )

@@ -75,7 +75,10 @@ def test_the_card_tells_what_the_scores_say() -> None:
     card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
     scores = json.loads((RUNS / "scores.json").read_text())
     assert set(scores) == {"sft", "teacher", "distill", "grpo"}
-    for entries in scores.values():
+    later = json.loads((RUNS / "grpo_minibatches.json").read_text())
+    more = [entries for run in later for name, entries in run.items() if name.startswith(("scores", "halfway"))]
+    assert len(more) == 5
+    for entries in [*scores.values(), *more]:
         for entry in entries:
             low, high = (round(100 * bound, 1) for bound in entry["interval"])
             assert f"{low:.1f}-{high:.1f}" in card

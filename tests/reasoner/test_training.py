@@ -17,10 +17,12 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # the li
 from models.reasoner import corpus, probe, supervised  # noqa: E402
 from models.reasoner.architectures import load_model, load_tokenizer, new_model  # noqa: E402
 from models.reasoner.callbacks import FiniteGuard, StepLog  # noqa: E402
+from models.reasoner.problem import normalised_prompt, split_of  # noqa: E402
 from models.reasoner.reinforced import PackedGRPOTrainer, pack_left  # noqa: E402
 from models.reasoner.settings import Settings  # noqa: E402
 from models.reasoner.train import sound_attention, train  # noqa: E402
 from models.reasoner.trainers import grpo_trainer  # noqa: E402
+from models.reasoner.validation import KeepBest, Validation  # noqa: E402
 
 TINY = Settings(batch_size=4, steps=3, warmup=1, learning_rate=1e-3, max_new_tokens=12, group=4, seed=5)
 
@@ -120,6 +122,45 @@ def test_grpo_reports_reward_format_accuracy_and_length(rollout, lora_rank, qwen
     found = json.loads((tmp_path / "probe.json").read_text())
     assert found["problems"] == 2
     assert 0 <= found["pass_1"] <= found["pass_k"] <= 1
+
+
+def test_grpo_takes_several_steps_from_one_rollout_and_validates(tmp_path) -> None:
+    settings = replace(TINY, stage="grpo", model="micro", steps=4, minibatches=2, validate=4, validate_every=3600)
+    train(settings, tmp_path)
+    lines = [line for line in steps_of(tmp_path) if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "rollout_time" in line] == [1, 3]
+    measured = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["share"]) for line in measured] == [(0, 1), (4, 1), (4, 0.75), (4, 0.5), (4, 0.25)]
+    assert sum(asked for _, asked in measured[0]["families"].values()) == 4
+
+
+def test_validation_asks_hard_problems_of_its_own_split(tmp_path) -> None:
+    tokenizer = load_tokenizer("micro")
+    validation = Validation(replace(TINY, validate=6), tokenizer, "cpu", torch.float32)
+    assert len(validation._problems) == 6
+    for problem in validation._problems:
+        assert problem.is_hard
+        assert split_of("prompt " + normalised_prompt(problem.prompt, problem.choices)) == "valid"
+
+
+@pytest.mark.parametrize(("best", "value"), [(0.0, 0.0), (1.0, 1.0), (4.0, 4.0), (3.1, 3.0)])
+def test_the_best_weights_are_kept(best: float, value: float, tmp_path) -> None:
+    """A weight goes from 0 over 1 to 4; the closer to `best`, the better."""
+    model = torch.nn.Linear(1, 1, bias=False)
+
+    def be(weight: float) -> None:
+        torch.nn.init.constant_(model.weight, weight)
+
+    measure = SimpleNamespace(measure=lambda model: {"accuracy": 1 - abs(model.weight.item() - best) / 10})
+    keep = KeepBest(measure, tmp_path / "validation.jsonl", 0.0)
+    be(0.0)
+    keep.on_train_begin(None, SimpleNamespace(global_step=0), None, model=model)
+    be(1.0)
+    keep.on_step_end(None, SimpleNamespace(global_step=1), None, model=model)
+    be(4.0)
+    keep.on_train_end(None, SimpleNamespace(global_step=2), None, model=model)
+    assert model.weight.item() == value
 
 
 def test_curves_are_drawn(tmp_path) -> None:

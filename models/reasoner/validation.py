@@ -1,0 +1,120 @@
+"""Greedy accuracy on validation problems while GRPO trains, and the weights that were best by it.
+
+Reward is measured on samples; what is wanted is the answer without sampling. The two part: a model that samples
+better may decode no better (the card in `weights/` tells of such a run), so greedy decoding is what chooses.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from models.reasoner import corpus
+from models.reasoner.generate import Generator
+from models.reasoner.problem import TYPES
+from models.reasoner.rewards import is_well_formed, judge, problem_of
+from models.reasoner.settings import Settings
+
+_SEED = 77  # not that of `probe`, which asks problems of the same split
+_SHARES = (0.75, 0.5, 0.25)
+
+
+class Validation:
+    """`settings.validate` hard problems of the validation split, asked greedily.
+
+    Args:
+        settings: Of the stage.
+        tokenizer: The model's.
+        device: Where to generate.
+        dtype: To generate in.
+    """
+
+    def __init__(self, settings: Settings, tokenizer: Any, device: Any, dtype: torch.dtype) -> None:
+        self._settings, self._tokenizer, self._device, self._dtype = settings, tokenizer, device, dtype
+        rows = corpus.asked(settings.validate, seed=_SEED, hard_share=1.0, split="valid")
+        self._problems = [problem_of(text) for text in rows["problem"]]
+        texts = [corpus.chat_text(tokenizer, problem) for problem in self._problems]
+        self._prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        self._generator: Generator | None = None
+
+    def measure(self, model: Any) -> dict[str, Any]:
+        """Shares of right and well formed answers, those right of each type, and of each family [right, asked]."""
+        if self._generator is None:
+            stop = {self._tokenizer.eos_token_id}
+            self._generator = Generator(model, stop, device=self._device, dtype=self._dtype)
+        self._generator.update(model)
+        answers = self._generator.generate(self._prompts, max_new_tokens=self._settings.max_new_tokens)
+        texts = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
+        verdicts = judge({(str(i), text): self._problems[i] for i, text in enumerate(texts)})
+        right = [verdicts[str(i), text] for i, text in enumerate(texts)]
+        formed = [is_well_formed(problem, text) for problem, text in zip(self._problems, texts, strict=True)]
+        families: dict[str, list[int]] = {}
+        for problem, is_right in zip(self._problems, right, strict=True):
+            entry = families.setdefault(problem.family, [0, 0])
+            entry[0] += is_right
+            entry[1] += 1
+        pairs = list(zip(self._problems, right, strict=True))
+        by_type = {kind: [ok for problem, ok in pairs if problem.type == kind] for kind in TYPES}
+        return {
+            "accuracy": sum(right) / len(right),
+            "format": sum(formed) / len(formed),
+            **{kind: round(sum(oks) / max(1, len(oks)), 4) for kind, oks in by_type.items()},
+            "families": dict(sorted(families.items())),
+        }
+
+
+class KeepBest(TrainerCallback):  # type: ignore[misc]
+    """Validates before, during and after a run, writes a JSON line each time, and ends with the best weights.
+
+    The weights it started from count too: a run that only loses changes nothing. So do, at the end, points between
+    start and end (`share` of the way). Near the start, what was learned falls with the share and the harm of noise with
+    its square.
+    """
+
+    def __init__(self, validation: Any, path: Path, every_s: float) -> None:
+        self._validation, self._path, self._every_s = validation, path, every_s
+        self._begin = self._last = time.monotonic()
+        self._best = -1.0
+        self._start: dict[str, Tensor] = {}
+        self._state: dict[str, Tensor] = {}
+        path.unlink(missing_ok=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """The start."""
+        self._begin = time.monotonic()
+        self._start = _copied(model)
+        self._measure(model, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Every so many seconds."""
+        if time.monotonic() - self._last >= self._every_s:
+            self._measure(model, state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """The end, and points before it; then put the best weights into the model."""
+        self._measure(model, state.global_step)
+        end = _copied(model)
+        for share in _SHARES:
+            model.load_state_dict({name: torch.lerp(self._start[name], end[name], share) for name in end})
+            self._measure(model, state.global_step, share)
+        model.load_state_dict(self._state)
+
+    def _measure(self, model: Any, step: int, share: float = 1.0) -> None:
+        found = self._validation.measure(model)
+        self._last = time.monotonic()
+        line = {"step": step, "share": share, "seconds": round(self._last - self._begin, 1), **found}
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        shown = {name: value for name, value in line.items() if name != "families"}
+        print(f"validation: {shown}", flush=True)
+        if found["accuracy"] > self._best:
+            self._best = found["accuracy"]
+            self._state = _copied(model)
+
+
+def _copied(model: Any) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
