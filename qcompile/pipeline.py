@@ -258,7 +258,7 @@ def _instance(
     if pass_class is LowerAttentionToOrt:
         return LowerAttentionToOrt(shape.max_position_embeddings)
     if issubclass(pass_class, QuantizeModel):
-        return pass_class(quantize, statistics, target.smallest_group, target.smallest_rounded)
+        return pass_class(quantize, statistics, target.smallest_group)
     if issubclass(pass_class, FoldScales):
         return pass_class(quantize, statistics, defaults)
     if pass_class is QuantizeKv8:

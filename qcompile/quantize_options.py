@@ -180,12 +180,6 @@ class QuantizeOptions:
             layer.group_size is not None for layer in self.layers if layer.matches(names)
         )
 
-    def asks_activations(self, names: Sequence[str]) -> bool:
-        """Whether what becomes of a projection's inputs was given, and is not the pass's own choice."""
-        return self.activations is not None or any(
-            layer.activations is not None for layer in self.layers if layer.matches(names)
-        )
-
     def unused_patterns(self, names: Iterable[Sequence[str]]) -> list[str]:
         """Return the patterns that no projection fits: most likely misspelled."""
         flat = [name for group in names for name in group]

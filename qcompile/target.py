@@ -24,7 +24,6 @@ class Target:
         chip: The Ascend chip that static graphs are lowered for, or None.
         smallest_group: Smallest block of quantized weights that its kernels take.
         rounds_per_token: Whether it has kernels for activations of int8 with a scale per token.
-        smallest_rounded: Weights of the smallest product that gains by it; 0 where all do.
     """
 
     name: str
@@ -35,7 +34,6 @@ class Target:
     chip: str | None = None
     smallest_group: int = 16
     rounds_per_token: bool = True
-    smallest_rounded: int = 0
 
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -58,9 +56,6 @@ TARGETS: dict[str, Target] = {
                 "inline-functions",
             ),
             frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16}),
-            # Rounding takes eight nodes: with it a decode step of a 0.5B model, whose attention projections have a million
-            # weights each, takes 7 % longer for one row and 2 % for eight; prefill is 5 % faster.
-            smallest_rounded=1 << 21,
         ),
         Target(
             "portable",

@@ -11,10 +11,8 @@ import pytest
 from qcompile.artifact import load_model
 from qcompile.errors import GraphError, PassError, QCompileError, UnsupportedOpError, VerifyError
 from qcompile.passes.base import op_histogram
-from qcompile.passes.quantize_projections import DOWN, HEAD
 from qcompile.passes.registry import GROUPS, PASSES, expand
 from qcompile.pipeline import OptimizeOptions, optimize
-from qcompile.quantize_options import LayerOptions, QuantizeOptions
 from qcompile.runtime.manifest import Manifest
 from qcompile.verify import compare_directories
 from tests.optimized import export_tiny, optimize_tiny
@@ -63,9 +61,7 @@ def test_ort_agrees_with_the_exported_model(exported, tmp_path):
 
 
 def test_int8_runs_on_the_int8_kernel_and_agrees_within_its_limits(exported, tmp_path):
-    # What is small enough for the other kernel is asked for, too.
-    asked = (LayerOptions("*", activations="dynamic"), *(LayerOptions(n, activations="float") for n in (HEAD, DOWN)))
-    report = optimize_tiny(exported, tmp_path / "out", "fuse", "int8", quantize=QuantizeOptions(layers=asked))
+    report = optimize_tiny(exported, tmp_path / "out", "fuse", "int8")
     manifest = Manifest.load(tmp_path / "out")
     ops = op_histogram(load_model(tmp_path / "out" / "model.onnx"))
     layers = manifest.model.num_hidden_layers

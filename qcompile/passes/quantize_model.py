@@ -48,8 +48,6 @@ class Statistics(Protocol):
 _SCALE_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 _INT8_MAX = 127
 _TIED_DAMPING = 1.0
-# Blocks of a weight whose activations stay float because it is small: a third of the error of one scale per row.
-_SMALL_GROUP = 128
 
 
 @dataclass
@@ -72,8 +70,6 @@ class QuantizeModel(Pass):
         options: Changes to the scheme's own values.
         statistics: Returns what is known of a projection's inputs, for schemes and algorithms that need it.
         smallest_group: Smallest block that the target's kernels take; smaller ones are used only where asked for.
-        smallest_rounded: Weights of the smallest product whose activations the target gains by rounding per token; those of
-            smaller ones stay float, unless asked for.
     """
 
     defaults: ClassVar[tuple[LayerOptions, ...]] = ()
@@ -83,12 +79,10 @@ class QuantizeModel(Pass):
         options: QuantizeOptions | None = None,
         statistics: Statistics | None = None,
         smallest_group: int = GROUP_SIZES[0],
-        smallest_rounded: int = 0,
     ) -> None:
         self.options = options or QuantizeOptions()
         self.statistics = statistics
         self.smallest_group = smallest_group
-        self.smallest_rounded = smallest_rounded
 
     def call(self, context: PassContext, result: PassResult) -> None:
         """Quantize every projection and the embedding; what stays float is reported with the reason."""
@@ -165,17 +159,9 @@ class QuantizeModel(Pass):
             scheme = replace(scheme, algorithm="mse")  # a lookup multiplies nothing: its rows are what counts
         if projection.is_lookup and tied and tied[0] is not None and tied[0].activations == "float":
             return tied[0]
-        if self._is_small(projection, scheme) and not options.asks_activations(projection.names):
-            scheme = replace(scheme, activations="float", group_size=_SMALL_GROUP)
         if scheme.bits == 4 and projection.num_inputs % 2:
             return f"its {projection.num_inputs} inputs are odd: two codes of 4 bits share a byte"
         return self._grouped(projection, scheme, is_asked=options.asks_group_size(projection.names))
-
-    def _is_small(self, projection: Projection, scheme: LinearScheme) -> bool:
-        """Whether rounding the activations takes longer than it saves in the product."""
-        return (
-            scheme.activations == "dynamic" and projection.num_outputs * projection.num_inputs < self.smallest_rounded
-        )
 
     def _grouped(self, projection: Projection, scheme: LinearScheme, *, is_asked: bool) -> LinearScheme | str:
         """Return the scheme with a block that the target takes and that divides the inputs, or why there is none."""

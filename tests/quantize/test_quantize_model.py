@@ -225,25 +225,6 @@ def test_inputs_that_no_block_divides_take_smaller_blocks(context, untied):
     assert blocks["layers.0.mlp.down_proj"] == 32
 
 
-def test_inputs_of_small_products_stay_float_where_the_target_loses_by_rounding(context):
-    wide = context.model.graph.initializers["layers.0.mlp.gate_up_proj.weight"]
-    pass_ = QuantizeInt8Dynamic(smallest_rounded=wide.const_value.size)
-    seen = {t["name"]: (t["activations"], t["group_size"]) for t in pass_(context).detail["quantized"]}
-    assert seen["layers.0.mlp.gate_up_proj"] == ("dynamic", "channel")
-    assert seen["layers.0.attn.qkv_proj"] == seen["layers.0.attn.o_proj"] == ("float", 64)
-
-
-def test_unless_they_are_asked_for(context):
-    options = QuantizeOptions(layers=(LayerOptions("*o_proj*", activations="dynamic"),))
-    result = QuantizeInt8Dynamic(options, smallest_rounded=1 << 40)(context)
-    seen = {tensor["name"]: tensor["activations"] for tensor in result.detail["quantized"]}
-    assert {name for name, kind in seen.items() if kind == "dynamic"} == {
-        "layers.0.attn.o_proj",
-        "layers.1.attn.o_proj",
-    }
-    assert QuantizeOptions(activations="dynamic").asks_activations(("any",))
-
-
 def test_the_last_layer_entry_wins_value_by_value(context):
     layers = (LayerOptions("*o_proj*", bits=4, group_size=32), LayerOptions("layers.0.*", group_size=16))
     result = QuantizeInt8(QuantizeOptions(layers=layers))(context)
