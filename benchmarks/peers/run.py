@@ -52,7 +52,8 @@ def main() -> int:
     if arguments.reference is not None:
         ours.insert(0, Ours(OWN_REFERENCE, str(arguments.reference)))
         reference = f"qcompile-{OWN_REFERENCE}"
-    names = with_reference(wanted) if arguments.reference is None else wanted
+    writes_reference = arguments.reference is None and arguments.quality_tokens > 0
+    names = with_reference(wanted) if writes_reference else wanted
     prepared = [prepare(peers[name], arguments.checkpoint, arguments.output, say) for name in names]
     prepared += [one.prepared(sys.executable) for one in ours]
     machine = describe_machine(arguments.threads)
