@@ -64,6 +64,14 @@ def grid(tensor: torch.Tensor, num_tiles: int, core: str = "vector") -> tuple[in
     return (num_tiles,)
 
 
+def few_rows_grid(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> tuple[int]:
+    """How many programs a weight-only product starts: only the kernel without stages walks over tiles."""
+    num_tiles = -(-num_out // tile.constants["BLOCK_N"])
+    if "BLOCK_M" in tile.constants:  # takes all rows at once
+        return (num_tiles,)
+    return (num_rows * num_tiles,) if tile.constants["STAGES"] else grid(x, num_rows * num_tiles)
+
+
 def from_table(
     operator: str, function: str, dtype: torch.dtype, exactly: Mapping[str, int] | None = None, **wanted: int
 ) -> Launch:

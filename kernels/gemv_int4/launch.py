@@ -4,7 +4,7 @@ import torch
 
 from qcompile.kernels import arguments as check
 from qcompile.kernels.gemv_int4.reference import GROUPS
-from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid, on_its_device, power_of_two
+from qcompile.kernels.placement import Launch, few_rows_grid, from_table, gpu_processors, on_its_device, power_of_two
 
 NAME = "gemv_int4"
 MAX_ROWS = 16
@@ -63,13 +63,8 @@ def launch(
     num_rows, (num_out, num_groups) = rows.shape[0], scale.shape
     tile = (tile or choose(x, num_rows, num_out, num_groups, group)).replace(HAS_BIAS=int(bias is not None))
     out = torch.empty((*x.shape[:-1], num_out), dtype=x.dtype, device=x.device)
-    num_tiles = -(-num_out // tile.constants["BLOCK_N"])
-    if "BLOCK_M" in tile.constants:
-        kernel, programs = gemv_int4_rows_kernel, (num_tiles,)
-    else:
-        walks = not tile.constants["STAGES"]
-        kernel, programs = gemv_int4_kernel, grid(x, num_rows * num_tiles) if walks else (num_rows * num_tiles,)
-    kernel[programs](
+    kernel = gemv_int4_rows_kernel if "BLOCK_M" in tile.constants else gemv_int4_kernel
+    kernel[few_rows_grid(x, tile, num_rows, num_out)](
         rows,
         weight,
         scale,

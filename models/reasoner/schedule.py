@@ -27,6 +27,7 @@ _FOLDERS = {
     "student-sft": "sft", "teacher-sft": "teacher", "student-distill": "distill",
 }  # fmt: skip
 _GRPO = "student-grpo"
+_LOGS = {"probe": "probe.json", "validation": "validation.jsonl"}  # what a stage may leave beside its steps
 _SUPERVISED = ("student-sft", "teacher-sft", "student-distill")
 _PART_BYTES = 15 << 20
 _STUDENT_S = 135  # of student SFT, with compiling
@@ -125,9 +126,9 @@ def pack(work: Path, out: Path, stages: tuple[str, ...]) -> None:
     for path in sorted(work.glob("*/steps.jsonl")):
         config = path.parent / "model" / "config.json"
         logs[path.parent.name] = {"steps": path.read_text(), "config": config.read_text() if config.exists() else ""}
-        for name in ("probe.json", "validation.jsonl"):
+        for key, name in _LOGS.items():
             if (path.parent / name).exists():
-                logs[path.parent.name][name.partition(".")[0]] = (path.parent / name).read_text()
+                logs[path.parent.name][key] = (path.parent / name).read_text()
     (out / "logs.json").write_text(json.dumps(logs))
 
 
@@ -142,22 +143,27 @@ def join(parts: Path, work: Path) -> None:
         content = b"".join(path.read_bytes() for path in sorted(parts.glob(f"{stage}.safetensors.*")))
         (directory / "model.safetensors").write_bytes(content)
         (directory / "config.json").write_text(logs[stage]["config"])
-        for name in ("probe.json", "validation.jsonl"):
-            if name.partition(".")[0] in logs[stage]:
-                (directory.parent / name).write_text(logs[stage][name.partition(".")[0]])
+        for key, name in _LOGS.items():
+            if key in logs[stage]:
+                (directory.parent / name).write_text(logs[stage][key])
         (directory.parent / "steps.jsonl").write_text(logs[stage]["steps"])
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             (directory / name).write_bytes((tokenizer / name).read_bytes())
+
+
+def _student(work: Path, out: Path, producer: "subprocess.Popen[bytes]", results: dict[str, Any]) -> Path:
+    rows = _await_rows(work, "student-sft", producer)
+    student = _stage("student-sft", work, [f"rows={rows}", f"limit_s={_STUDENT_S}"])
+    pack(work, out, ("sft",))
+    _score(student, results, out)
+    return student
 
 
 def teach(work: Path, out: Path, seconds: float) -> None:
     """SFT of the student (the baseline of the results table), then of the teacher with the time that is left."""
     producer = _start_rows(work, list(_SUPERVISED))
     results: dict[str, Any] = {}
-    rows = _await_rows(work, "student-sft", producer)
-    student = _stage("student-sft", work, [f"rows={rows}", f"limit_s={_STUDENT_S}"])
-    pack(work, out, ("sft",))
-    _score(student, results, out)
+    _student(work, out, producer, results)
     rows = _await_rows(work, "teacher-sft", producer)
     teacher = _stage("teacher-sft", work, [f"rows={rows}", f"limit_s={seconds - _spent() - _SCORE_S}"])
     _score(teacher, results, out)
@@ -195,12 +201,8 @@ def grpo(
 
 def short(work: Path, out: Path, seconds: float, recipe: str, overrides: list[str]) -> None:
     """SFT of the student, then reinforcement learning from it without distillation."""
-    producer = _start_rows(work, ["student-sft"])
     results: dict[str, Any] = {}
-    rows = _await_rows(work, "student-sft", producer)
-    student = _stage("student-sft", work, [f"rows={rows}", f"limit_s={_STUDENT_S}"])
-    pack(work, out, ("sft",))
-    _score(student, results, out)
+    student = _student(work, out, _start_rows(work, ["student-sft"]), results)
     grpo(work, out, seconds, student, recipe, overrides, results)
 
 
