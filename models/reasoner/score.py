@@ -17,6 +17,8 @@ from models.reasoner import corpus
 from models.reasoner.architectures import load_model, load_tokenizer
 from models.reasoner.generate import Generator
 from models.reasoner.prompts import messages
+from models.reasoner.settings import Settings
+from models.reasoner.validation import Validation
 from qcompile.evaluate.asking import CASE_TYPES
 from qcompile.evaluate.cases import case_from_record
 from qcompile.evaluate.checkers import check_answer
@@ -69,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Score checkpoints on the two test sets.")
     parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--validate", type=int, default=0, help="also so many hard problems of the validation split")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -80,6 +83,11 @@ def main(arguments: list[str] | None = None) -> None:
         results[str(directory)] = [score(model, tokenizer, name, device=device) for name in ("test", "test_hard")]
         for entry in results[str(directory)]:
             print(show(str(directory), entry), flush=True)
+        if options.validate:
+            settings = Settings(validate=options.validate)
+            found = Validation(settings, tokenizer, device, torch.float32).measure(model)
+            print(f"{directory} validation: {found['accuracy']:.4f} of {options.validate}", flush=True)
+            results[str(directory)].append({"set": "validation", "cases": options.validate, **found})
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 

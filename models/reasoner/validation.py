@@ -73,29 +73,40 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
     The weights it started from count too: a run that only loses changes nothing. So do, at the end, points between
     start and end (`share` of the way). Near the start, what was learned falls with the share and the harm of noise with
     its square.
+
+    With an `average` between 0 and 1, what is judged and kept is the running mean of the weights with that decay a step:
+    much of the noise of single steps is gone from it (Polyak and Juditsky, 1992).
     """
 
-    def __init__(self, validation: Any, path: Path, every_s: float) -> None:
-        self._validation, self._path, self._every_s = validation, path, every_s
+    def __init__(self, validation: Any, path: Path, every_s: float, average: float = 0.0) -> None:
+        self._validation, self._path, self._every_s, self._average = validation, path, every_s, average
         self._begin = self._last = time.monotonic()
         self._best = -1.0
         self._start: dict[str, Tensor] = {}
         self._state: dict[str, Tensor] = {}
+        self._mean: dict[str, Tensor] = {}
         path.unlink(missing_ok=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """The start."""
         self._begin = time.monotonic()
         self._start = _copied(model)
+        self._mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self._measure(model, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Every so many seconds."""
+        """Follow the mean; every so many seconds, validate it."""
+        for name, tensor in model.state_dict().items():
+            self._mean[name].lerp_(tensor.detach(), 1 - self._average)
         if time.monotonic() - self._last >= self._every_s:
+            present = _copied(model)
+            model.load_state_dict(self._mean)
             self._measure(model, state.global_step)
+            model.load_state_dict(present)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """The end, and points before it; then put the best weights into the model."""
+        model.load_state_dict(self._mean)
         self._measure(model, state.global_step)
         end = _copied(model)
         for share in _SHARES:

@@ -15,10 +15,12 @@ pytest.importorskip("peft")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # the libraries deprecate each other
 
 from models.reasoner import corpus, probe, supervised  # noqa: E402
-from models.reasoner.architectures import load_model, load_tokenizer, new_model  # noqa: E402
+from models.reasoner.architectures import load_model, load_tokenizer, new_model, save_model  # noqa: E402
 from models.reasoner.callbacks import FiniteGuard, StepLog  # noqa: E402
+from models.reasoner.merge import merge  # noqa: E402
 from models.reasoner.problem import normalised_prompt, split_of  # noqa: E402
 from models.reasoner.reinforced import PackedGRPOTrainer, pack_left  # noqa: E402
+from models.reasoner.rewards import problem_of, steps_reward  # noqa: E402
 from models.reasoner.settings import Settings  # noqa: E402
 from models.reasoner.train import sound_attention, train  # noqa: E402
 from models.reasoner.trainers import grpo_trainer  # noqa: E402
@@ -159,8 +161,50 @@ def test_the_best_weights_are_kept(best: float, value: float, tmp_path) -> None:
     be(1.0)
     keep.on_step_end(None, SimpleNamespace(global_step=1), None, model=model)
     be(4.0)
+    keep.on_step_end(None, SimpleNamespace(global_step=2), None, model=model)
     keep.on_train_end(None, SimpleNamespace(global_step=2), None, model=model)
     assert model.weight.item() == value
+
+
+def test_a_running_mean_is_what_is_validated_and_kept(tmp_path) -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    seen: list[float] = []
+
+    def measure(model) -> dict[str, float]:
+        seen.append(model.weight.item())
+        return {"accuracy": len(seen) / 10}
+
+    keep = KeepBest(SimpleNamespace(measure=measure), tmp_path / "validation.jsonl", 0.0, average=0.5)
+    torch.nn.init.constant_(model.weight, 0.0)
+    keep.on_train_begin(None, SimpleNamespace(global_step=0), None, model=model)
+    torch.nn.init.constant_(model.weight, 4.0)
+    keep.on_step_end(None, SimpleNamespace(global_step=1), None, model=model)
+    assert model.weight.item() == 4.0  # training goes on from where it was
+    keep.on_train_end(None, SimpleNamespace(global_step=1), None, model=model)
+    assert seen == [0.0, 2.0, 2.0, 1.5, 1.0, 0.5]
+    assert model.weight.item() == 0.5  # the last measured was the best
+
+
+def test_the_steps_reward_is_the_right_share_before_the_first_mistake() -> None:
+    problem = next(iter(corpus.asked(1, seed=3, hard_share=1.0)["problem"]))
+    solution = problem_of(problem).solution
+    half = len(solution) // 2
+    wrong = solution[:half] + ("x" if solution[half] != "x" else "y") + solution[half + 1 :]
+    assert steps_reward([solution, wrong, "", solution + "!"], [problem] * 4) == [1.0, half / len(solution), 0.0, 1.0]
+
+
+def test_the_mean_of_two_models(tmp_path) -> None:
+    models = [new_model("micro", seed=seed) for seed in (1, 2)]
+    for index, model in enumerate(models):
+        save_model(model, "micro", tmp_path / str(index))
+    load = lambda name: load_model(tmp_path / name).state_dict()  # noqa: E731
+    merge([tmp_path / "0", tmp_path / "1"], tmp_path / "mean")
+    first, second, mean = load("0"), load("1"), load("mean")
+    for name, tensor in mean.items():
+        assert torch.equal(tensor, ((first[name] + second[name]) / 2).bfloat16().float())
+    save_model(new_model("student", seed=1), "student", tmp_path / "other")
+    with pytest.raises(ValueError, match="other: weights of other names or shapes"):
+        merge([tmp_path / "0", tmp_path / "other"], tmp_path / "mean")
 
 
 def test_curves_are_drawn(tmp_path) -> None:
