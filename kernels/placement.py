@@ -18,6 +18,7 @@ _Launcher = TypeVar("_Launcher", bound=Callable[..., Any])
 _INTERPRETED_PROGRAMS = 3  # few and odd, so that programs walk over several tiles and end unevenly
 _MANY_ROWS = 1024
 _MAX_ROW = 1 << 16
+_MANY_TILES = 4096  # where a GPU's memory is the limit, and the second axis of its grid is far from full
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,19 @@ def grid(tensor: torch.Tensor, num_tiles: int, core: str = "vector") -> tuple[in
     if tensor.device.type == "cpu":
         return (min(num_tiles, _INTERPRETED_PROGRAMS),)
     return (num_tiles,)
+
+
+def walks(num_tiles: int) -> int:
+    """WALK for a GPU: whether programs number their tiles through, as on an NPU, or have a grid of two axes.
+
+    Two axes spare the divisions, which count where tiles are few. Many go in the order of memory, and may exceed an axis.
+    """
+    return int(num_tiles > _MANY_TILES)
+
+
+def tile_grid(tensor: torch.Tensor, tile: Launch, num_rows: int, num_blocks: int) -> tuple[int, ...]:
+    """How many programs to start for rows that are cut into blocks, by the WALK of the tile."""
+    return grid(tensor, num_rows * num_blocks) if tile.constants["WALK"] else (num_rows, num_blocks)
 
 
 def few_rows_grid(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> tuple[int]:

@@ -3,7 +3,15 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two, row_in_registers
+from qcompile.kernels.placement import (
+    Launch,
+    from_table,
+    on_its_device,
+    power_of_two,
+    row_in_registers,
+    tile_grid,
+    walks,
+)
 
 NAME = "head_rms_norm"
 _GPU_BLOCK = 1024  # 128 threads with eight elements
@@ -46,8 +54,8 @@ def launch(x: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None
     heads, head_dim = x.shape[-2:]
     tile = tile or choose(x, tokens.shape[0], heads, head_dim)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    num_tiles = tokens.shape[0] * -(-heads // tile.constants["BLOCK_ROWS"])
-    head_rms_norm_kernel[grid(x, num_tiles)](
+    programs = tile_grid(x, tile, tokens.shape[0], -(-heads // tile.constants["BLOCK_ROWS"]))
+    head_rms_norm_kernel[programs](
         tokens, gamma, y, tokens.shape[0], heads, head_dim, tokens.stride(0), eps, **tile.arguments(x)
     )
     return y
@@ -59,8 +67,10 @@ def choose(x: torch.Tensor, num_tokens: int, heads: int, head_dim: int) -> Launc
         return from_table(NAME, "head_rms_norm_kernel", x.dtype, BLOCK_COLS=head_dim)
     block_cols = power_of_two(head_dim)
     if block_cols > _GPU_BLOCK:  # a whole row of the hidden size
-        return row_in_registers(NAME, num_tokens * heads, head_dim).replace(BLOCK_ROWS=1)
+        row = row_in_registers(NAME, num_tokens * heads, head_dim)
+        return row.replace(BLOCK_ROWS=1, WALK=walks(num_tokens * heads))
     block_rows = min(power_of_two(heads), _GPU_BLOCK // block_cols)
     return Launch(
-        {"BLOCK_ROWS": block_rows, "BLOCK_COLS": block_cols}, {"num_warps": max(1, block_rows * block_cols // 256)}
+        {"BLOCK_ROWS": block_rows, "BLOCK_COLS": block_cols, "WALK": walks(num_tokens * -(-heads // block_rows))},
+        {"num_warps": max(1, block_rows * block_cols // 256)},
     )

@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two
+from qcompile.kernels.placement import Launch, from_table, on_its_device, power_of_two, tile_grid, walks
 
 NAME = "swiglu"
 _GPU_BLOCK = 1024  # 128 threads with eight elements: the ffn sizes of Qwen leave few lanes idle
@@ -39,16 +39,17 @@ def launch(gate_up: torch.Tensor, tile: Launch | None = None) -> torch.Tensor:
     check.launchable(NAME, gate_up)
     rows = check.as_rows(NAME, "gate_up", gate_up)
     num_rows, num_cols = rows.shape[0], rows.shape[1] // 2
-    tile = tile or choose(gate_up, num_cols)
+    tile = tile or choose(gate_up, num_rows, num_cols)
     out = torch.empty((*gate_up.shape[:-1], num_cols), dtype=gate_up.dtype, device=gate_up.device)
-    num_tiles = num_rows * -(-num_cols // tile.constants["BLOCK_COLS"])
-    swiglu_kernel[grid(gate_up, num_tiles)](rows, out, num_rows, num_cols, rows.stride(0), **tile.arguments(gate_up))
+    programs = tile_grid(gate_up, tile, num_rows, -(-num_cols // tile.constants["BLOCK_COLS"]))
+    swiglu_kernel[programs](rows, out, num_rows, num_cols, rows.stride(0), **tile.arguments(gate_up))
     return out
 
 
-def choose(gate_up: torch.Tensor, num_cols: int) -> Launch:
+def choose(gate_up: torch.Tensor, num_rows: int, num_cols: int) -> Launch:
     """The tile for the device of gate_up; long rows are cut into blocks, so there is no longest one."""
     if gate_up.device.type == "npu":
         return from_table(NAME, "swiglu_kernel", gate_up.dtype, BLOCK_COLS=min(num_cols, 4096))
     block = min(power_of_two(num_cols), _GPU_BLOCK)
-    return Launch({"BLOCK_COLS": block}, {"num_warps": max(1, block // 256)})
+    walk = walks(num_rows * -(-num_cols // block))
+    return Launch({"BLOCK_COLS": block, "WALK": walk}, {"num_warps": max(1, block // 256)})

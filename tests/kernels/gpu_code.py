@@ -23,9 +23,9 @@ _COUNTS |= {"group", "tokens_per_row", "top_k"}  # arguments that are seldom mul
 CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "add_rms_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096}, {"num_warps": 8}),
     "add_layer_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096}, {"num_warps": 8}),
-    "head_rms_norm": ({"BLOCK_ROWS": 16, "BLOCK_COLS": 128}, {"num_warps": 4}),
+    "head_rms_norm": ({"BLOCK_ROWS": 8, "BLOCK_COLS": 128, "WALK": 0}, {"num_warps": 4}),
     "rope_cache": ({"BLOCK_HEADS": 16, "HALF": 64}, {"num_warps": 4}),
-    "swiglu": ({"BLOCK_COLS": 1024}, {"num_warps": 4}),
+    "swiglu": ({"BLOCK_COLS": 1024, "WALK": 0}, {"num_warps": 4}),
     "quantize_per_token": ({"BLOCK_COLS": 32768}, {"num_warps": 16}),
     "add_rms_norm_quantize": ({"BLOCK_COLS": 4096}, {"num_warps": 8}),
     "matmul_bias_residual": (

@@ -39,7 +39,10 @@ def test_a_large_mean_costs_no_digits() -> None:
 @pytest.mark.parametrize("shape", [(2, 3, 4, 32), (5, 7, 128), (1, 1, 896), (3, 14, 64), (2, 5, 33)])
 def test_head_rms_norm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x, gamma = fresh(*shape, dtype=dtype), fresh(shape[-1], dtype=dtype)
-    assert_close(head_norm.launch(x, gamma, 1e-6), head_norm_reference(x, gamma, 1e-6, torch.float64), dtype)
+    want = head_norm_reference(x, gamma, 1e-6, torch.float64)
+    assert_close(head_norm.launch(x, gamma, 1e-6), want, dtype)
+    walking = head_norm.choose(x, 1, *shape[-2:]).replace(WALK=1)
+    assert_close(head_norm.launch(x, gamma, 1e-6, walking), want, dtype)
 
 
 def test_heads_are_taken_out_of_a_packed_projection() -> None:
@@ -51,9 +54,10 @@ def test_heads_are_taken_out_of_a_packed_projection() -> None:
         assert_close(head_norm.launch(x, gamma, 1e-6), head_norm_reference(x, gamma, 1e-6, torch.float64), x.dtype)
 
 
-def test_a_group_of_heads_that_ends_within_a_tile() -> None:
+@pytest.mark.parametrize("walk", [0, 1])
+def test_a_group_of_heads_that_ends_within_a_tile(walk: int) -> None:
     x, gamma = fresh(3, 5, 16), fresh(16)
-    y = head_norm.launch(x, gamma, 1e-6, Launch({"BLOCK_ROWS": 4, "BLOCK_COLS": 32}))
+    y = head_norm.launch(x, gamma, 1e-6, Launch({"BLOCK_ROWS": 4, "BLOCK_COLS": 32, "WALK": walk}))
     assert_close(y, head_norm_reference(x, gamma, 1e-6, torch.float64), x.dtype)
 
 

@@ -3,7 +3,7 @@ import torch
 
 from qcompile.errors import KernelError
 from qcompile.kernels.placement import Launch
-from qcompile.kernels.swiglu.launch import launch
+from qcompile.kernels.swiglu.launch import choose, launch
 from qcompile.kernels.swiglu.reference import reference
 from tests.kernels.numerics import DTYPES, apart, assert_close, fresh, poisoned  # noqa: F401
 
@@ -15,12 +15,22 @@ pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("poisoned")]
 def test_numbers(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x = fresh(*shape, dtype=dtype)
     want = reference(x, torch.float64)
-    assert_close(launch(apart(x) if len(shape) == 2 else x), want, dtype)
+    given = apart(x) if len(shape) == 2 else x
+    assert_close(launch(given), want, dtype)
+    assert_close(launch(given, choose(x, 1, shape[-1] // 2).replace(WALK=1)), want, dtype)
 
 
-def test_rows_in_several_blocks() -> None:
+@pytest.mark.parametrize("walk", [0, 1])
+def test_rows_in_several_blocks(walk: int) -> None:
     x = fresh(5, 2 * 300)
-    assert_close(launch(x, Launch({"BLOCK_COLS": 64})), reference(x, torch.float64), x.dtype)
+    assert_close(launch(x, Launch({"BLOCK_COLS": 64, "WALK": walk})), reference(x, torch.float64), x.dtype)
+
+
+def test_only_where_tiles_are_few_has_the_grid_two_axes() -> None:
+    x = fresh(1, 2)
+    assert choose(x, 16, 18944).constants == {"BLOCK_COLS": 1024, "WALK": 0}
+    assert choose(x, 8 * 4096, 18944).constants == {"BLOCK_COLS": 1024, "WALK": 1}
+    assert choose(x, 1, 1 << 30).constants["WALK"] == 1  # the second axis ends at 65,535
 
 
 def test_gates_far_from_zero_neither_overflow_nor_lose_their_sign() -> None:

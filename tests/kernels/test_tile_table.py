@@ -76,7 +76,7 @@ def test_every_qwen_has_its_tiles_on_an_npu(dtype: torch.dtype, sizes: tuple[int
     assert launchers["add_rms_norm_quantize"].choose(x, 8, hidden).constants["BLOCK_COLS"] >= hidden
     assert launchers["head_rms_norm"].choose(x, 8, heads, head_dim).constants["BLOCK_COLS"] == head_dim
     assert launchers["rope_cache"].choose(x, heads, head_dim).constants["HALF"] == head_dim // 2
-    assert launchers["swiglu"].choose(x, ffn).constants["BLOCK_COLS"] > 0
+    assert launchers["swiglu"].choose(x, 8, ffn).constants["BLOCK_COLS"] > 0
     assert launchers["quantize_per_token"].choose(x, hidden, False).constants["BLOCK_COLS"] >= hidden
     assert launchers["quantize_per_token"].choose(x, ffn, True).constants["BLOCK_COLS"] > 0
     for rows in (1, 17, 4096):
