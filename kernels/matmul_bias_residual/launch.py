@@ -1,9 +1,11 @@
 """Check the arguments of matmul_bias_residual, choose a tile, launch."""
 
+from typing import Any
+
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid, on_its_device
+from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid, on_its_device, power_of_two
 
 NAME = "matmul_bias_residual"
 _GROUP_M = 8
@@ -41,24 +43,29 @@ def launch(
     residual: torch.Tensor | None = None,
     tile: Launch | None = None,
 ) -> torch.Tensor:
-    """Out as in reference.py, computed by the kernel; tile replaces the one chosen for the device.
+    """Out as in reference.py, computed by the kernel.
+
+    Args:
+        x: [..., K].
+        weight: [N, K].
+        bias: [N] or None.
+        residual: [..., N] or None.
+        tile: Instead of the one chosen for the device. With STAGES it is one for the kernel of one row, with PARTS
+            for that of few rows.
 
     Raises:
         KernelError: Arguments that the kernel does not take.
     """
-    from qcompile.kernels.matmul_bias_residual.kernel import matmul_bias_residual_kernel
-
     validate(x, weight, bias, residual)
     check.launchable(NAME, x)
     rows = check.as_rows(NAME, "x", x)
     residual_rows = rows if residual is None else check.as_rows(NAME, "residual", residual)
-    num_rows, num_out = rows.shape[0], weight.shape[0]
-    tile = (tile or choose(x, num_rows, num_out)).replace(
-        GROUP_M=_GROUP_M, HAS_BIAS=int(bias is not None), HAS_RESIDUAL=int(residual is not None)
+    num_rows, (num_out, num_in) = rows.shape[0], weight.shape
+    tile = (tile or choose(x, num_rows, num_out, num_in)).replace(
+        HAS_BIAS=int(bias is not None), HAS_RESIDUAL=int(residual is not None)
     )
     out = torch.empty((*x.shape[:-1], num_out), dtype=x.dtype, device=x.device)
-    num_tiles = -(-num_rows // tile.constants["BLOCK_M"]) * -(-num_out // tile.constants["BLOCK_N"])
-    matmul_bias_residual_kernel[grid(x, num_tiles, "cube")](
+    _kernel(x, tile, num_rows, num_out)(
         rows,
         weight,
         weight if bias is None else bias,
@@ -66,7 +73,7 @@ def launch(
         out,
         num_rows,
         num_out,
-        rows.shape[1],
+        num_in,
         rows.stride(0),
         weight.stride(0),
         residual_rows.stride(0),
@@ -75,14 +82,31 @@ def launch(
     return out
 
 
-def choose(x: torch.Tensor, num_rows: int, num_out: int) -> Launch:
-    """The tile for the device of x: the largest that still gives every core work."""
+def _kernel(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> Any:
+    """The kernel that the tile is for, with its grid."""
+    m_blocks = -(-num_rows // tile.constants.get("BLOCK_M", 1))
+    n_blocks = -(-num_out // tile.constants["BLOCK_N"])
+    if "STAGES" in tile.constants:
+        from qcompile.kernels.matmul_bias_residual.few_rows import matmul_one_row_kernel
+
+        return matmul_one_row_kernel[n_blocks, m_blocks]
+    if "PARTS" in tile.constants:
+        from qcompile.kernels.matmul_bias_residual.few_rows import matmul_few_rows_kernel
+
+        return matmul_few_rows_kernel[n_blocks, m_blocks]
+    from qcompile.kernels.matmul_bias_residual.kernel import matmul_bias_residual_kernel
+
+    return matmul_bias_residual_kernel[grid(x, m_blocks * n_blocks, "cube")]
+
+
+def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int) -> Launch:
+    """The tile for the device of x: the largest that still gives every core work; on a GPU another kernel for few rows."""
     if x.device.type == "npu":
         return from_table(
             NAME, "matmul_bias_residual_kernel", x.dtype, BLOCK_M=min(num_rows, 64 if x.dtype == torch.float32 else 128)
         )
     if num_rows <= _FEW_ROWS:
-        return _gpu(16, 64, 128, 4, 4)
+        return _few_rows(x, num_rows, num_in)
     if x.dtype == torch.float32:
         return _gpu(64, 64, 32, 4, 3)
     wide_tiles = -(-num_rows // 128) * -(-num_out // 256)
@@ -91,7 +115,14 @@ def choose(x: torch.Tensor, num_rows: int, num_out: int) -> Launch:
     return _gpu(128, 128, 64, 8, 4) if num_rows > 64 else _gpu(64, 128, 64, 4, 4)
 
 
+def _few_rows(x: torch.Tensor, num_rows: int, num_in: int) -> Launch:
+    if num_rows == 1:
+        block_k = min(power_of_two(num_in), 1024 // x.element_size())
+        return Launch({"BLOCK_N": 4, "BLOCK_K": block_k, "STAGES": 5}, {"num_warps": 4})
+    constants = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 256 // x.element_size(), "PARTS": 4}
+    return Launch(constants, {"num_warps": 4, "num_stages": 3})
+
+
 def _gpu(block_m: int, block_n: int, block_k: int, warps: int, stages: int) -> Launch:
-    return Launch(
-        {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}, {"num_warps": warps, "num_stages": stages}
-    )
+    constants = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": _GROUP_M}
+    return Launch(constants, {"num_warps": warps, "num_stages": stages})

@@ -20,6 +20,13 @@ from qcompile.kernels.tile_table import table
 _H100 = GPUTarget("cuda", 90, 32)
 _COUNTS = {"n_rows", "n_tokens", "n_batch", "n_splits", "n_kv_heads", "n_heads", "n_chunks", "n_groups", "n_candidates"}
 _COUNTS |= {"group", "tokens_per_row", "top_k"}  # arguments that are seldom multiples of 16
+FEW_ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "matmul_one_row": ({"BLOCK_N": 4, "BLOCK_K": 512, "STAGES": 5, "HAS_BIAS": 1, "HAS_RESIDUAL": 1}, {"num_warps": 4}),
+    "matmul_few_rows": (
+        {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "PARTS": 4, "HAS_BIAS": 1, "HAS_RESIDUAL": 1},
+        {"num_warps": 4, "num_stages": 3},
+    ),
+}
 CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "add_rms_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096}, {"num_warps": 8}),
     "add_layer_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096}, {"num_warps": 8}),
@@ -43,12 +50,14 @@ CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
 
 
 def compiled(operator: str, **changed: int) -> Any:
-    """The first kernel of an operator, fp16, for sizes that are multiples of 16 as Qwen's are."""
-    constants, options = CASES[operator]
+    """The first kernel of an operator, or one for few rows, fp16, for sizes that are multiples of 16 as Qwen's are."""
+    constants, options = (CASES | FEW_ROWS)[operator]
     constants = constants | changed
-    function = f"{operator}_kernel"
-    jit = getattr(importlib.import_module(f"qcompile.kernels.{operator}.kernel"), function)
-    typed = table(operator, function).typed_signature("fp16")
+    module, function = "kernel", f"{operator}_kernel"
+    if operator in FEW_ROWS:
+        operator, module = "matmul_bias_residual", "few_rows"
+    jit = getattr(importlib.import_module(f"qcompile.kernels.{operator}.{module}"), function)
+    typed = table(operator, f"{operator}_kernel").typed_signature("fp16")
     signature = {name: typed.get(name, "constexpr") for name in jit.arg_names}
     aligned = [
         index
@@ -83,12 +92,13 @@ def facts(operator: str, **changed: int) -> dict[str, Any]:
         "widest": max(widths, default=0),
         "wide": widths.count(16),
         "async_16": len(re.findall(r"cp\.async\.cg\.shared\.global", ptx)),
+        "mma": ptx.count("mma.sync"),
         "wgmma": ptx.count("wgmma.mma_async"),
         "stack": stack_bytes(kernel.asm["cubin"]),
     }
 
 
 if __name__ == "__main__":
-    found = {operator: facts(operator) for operator in CASES}
+    found = {operator: facts(operator) for operator in (*CASES, *FEW_ROWS)}
     found["gemv_int8, one tile at a time"] = facts("gemv_int8", STAGES=0)
     print(json.dumps(found))

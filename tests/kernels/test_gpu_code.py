@@ -12,7 +12,8 @@ import pytest
 CASES = pytest.importorskip("tests.kernels.gpu_code", reason="needs triton (Linux): its compiler").CASES
 pytestmark = pytest.mark.torch
 ROW_KERNELS = ("add_rms_norm", "add_layer_norm", "head_rms_norm", "rope_cache", "swiglu", "quantize_per_token")
-MEMORY_BOUND = (*ROW_KERNELS, "add_rms_norm_quantize", "gemv_int8", "gemv_int4", "decode_attention")
+FEW_ROWS = ("gemv_int8", "gemv_int4", "matmul_one_row", "matmul_few_rows")
+MEMORY_BOUND = (*ROW_KERNELS, "add_rms_norm_quantize", *FEW_ROWS, "decode_attention")
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +40,18 @@ def test_memory_is_moved_in_pieces_of_16_bytes(code: dict[str, dict[str, Any]], 
     assert code[operator]["wide"] + code[operator]["async_16"] >= 2
 
 
-@pytest.mark.parametrize("operator", ["gemv_int8", "gemv_int4"])
-def test_weight_only_products_have_several_tiles_on_their_way(code: dict[str, dict[str, Any]], operator: str) -> None:
+@pytest.mark.parametrize("operator", FEW_ROWS)
+def test_products_of_few_rows_have_several_tiles_on_their_way(code: dict[str, dict[str, Any]], operator: str) -> None:
     assert code[operator]["async_16"] >= 2
 
 
 def test_without_stages_they_have_one(code: dict[str, dict[str, Any]]) -> None:
     assert code["gemv_int8, one tile at a time"]["async_16"] == 0
+
+
+def test_only_several_rows_need_a_matrix_unit(code: dict[str, dict[str, Any]]) -> None:
+    assert code["matmul_few_rows"]["mma"] > 0
+    assert code["matmul_one_row"]["mma"] == 0
 
 
 @pytest.mark.parametrize("operator", ["matmul_bias_residual", "matmul_int8"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qcompile.errors import KernelError
+from qcompile.kernels.matmul_bias_residual.launch import choose
 from qcompile.kernels.matmul_bias_residual.launch import launch as matmul
 from qcompile.kernels.matmul_bias_residual.reference import reference as matmul_reference
 from qcompile.kernels.matmul_int8.launch import launch as matmul_int8
@@ -12,20 +13,42 @@ from qcompile.kernels.placement import Launch
 from tests.kernels.numerics import DTYPES, apart, assert_close, fresh, poisoned  # noqa: F401
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("poisoned")]
-SMALL = Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32})
+SMALL = Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "GROUP_M": 8})
+ONE_ROW = Launch({"BLOCK_N": 4, "BLOCK_K": 64, "STAGES": 2})
+FEW_ROWS = Launch({"BLOCK_M": 8, "BLOCK_N": 16, "BLOCK_K": 16, "PARTS": 2})
+EXTRAS = ["", "bias", "residual", "bias residual"]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 70, 65), (33, 20, 100), (2, 48, 32), (130, 17, 33)])
-@pytest.mark.parametrize("extras", ["", "bias", "residual", "bias residual"])
-def test_matmul(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
+def check_matmul(dtype: torch.dtype, shape: tuple[int, int, int], extras: str, *tiles: Launch | None) -> None:
+    """With rows apart, and everything beside them NaN."""
     rows, num_out, num_in = shape
     x, weight = fresh(rows, num_in, dtype=dtype), fresh(num_out, num_in, dtype=dtype)
     bias = fresh(num_out, dtype=dtype) if "bias" in extras else None
     residual = fresh(rows, num_out, dtype=dtype) if "residual" in extras else None
     want = matmul_reference(x, weight, bias, residual, torch.float64)
     spread = None if residual is None else apart(residual)
-    assert_close(matmul(apart(x), weight, bias, spread, SMALL), want, dtype)
+    for tile in tiles:
+        assert_close(matmul(apart(x), apart(weight), bias, spread, tile), want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 70, 65), (33, 20, 100), (2, 48, 32), (130, 17, 33)])
+@pytest.mark.parametrize("extras", EXTRAS)
+def test_matmul(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
+    check_matmul(dtype, shape, extras, SMALL)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 70, 65), (1, 9, 1100), (3, 37, 101), (16, 17, 600), (10, 16, 32)])
+@pytest.mark.parametrize("extras", EXTRAS)
+def test_few_rows_on_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
+    check_matmul(dtype, shape, extras, None, ONE_ROW, FEW_ROWS)
+
+
+def test_the_kernel_chosen_for_each_number_of_rows() -> None:
+    x = fresh(1, 40)
+    kernels = {rows: {"STAGES", "PARTS", "GROUP_M"} & set(choose(x, rows, 30, 40).constants) for rows in (1, 2, 16, 17)}
+    assert kernels == {1: {"STAGES"}, 2: {"PARTS"}, 16: {"PARTS"}, 17: {"GROUP_M"}}
 
 
 def test_the_tile_chosen_for_each_size() -> None:
@@ -65,9 +88,10 @@ def test_sums_of_int8_are_exact() -> None:
 def test_nan_reaches_its_row_only() -> None:
     x, weight = fresh(3, 40), fresh(5, 40)
     x[1, 7] = float("nan")
-    out = matmul(x, weight, tile=SMALL)
-    assert bool(out[1].isnan().all())
-    assert bool(torch.isfinite(out[[0, 2]]).all())
+    for tile in (SMALL, ONE_ROW, FEW_ROWS):
+        out = matmul(x, weight, tile=tile)
+        assert bool(out[1].isnan().all())
+        assert bool(torch.isfinite(out[[0, 2]]).all())
 
 
 def test_what_they_do_not_take() -> None:

@@ -80,7 +80,7 @@ def test_every_qwen_has_its_tiles_on_an_npu(dtype: torch.dtype, sizes: tuple[int
     assert launchers["quantize_per_token"].choose(x, hidden, False).constants["BLOCK_COLS"] >= hidden
     assert launchers["quantize_per_token"].choose(x, ffn, True).constants["BLOCK_COLS"] > 0
     for rows in (1, 17, 4096):
-        assert launchers["matmul_bias_residual"].choose(x, rows, hidden).constants["BLOCK_M"] >= min(rows, 64)
+        assert launchers["matmul_bias_residual"].choose(x, rows, hidden, ffn).constants["BLOCK_M"] >= min(rows, 64)
         assert launchers["matmul_int8"].choose(x, rows, hidden, dtype).constants["BLOCK_M"] >= min(rows, 128)
     assert launchers["gemv_int8"].choose(x, 1, ffn, hidden).constants["BLOCK_K"] > 0
     assert launchers["gemv_int4"].choose(x, 1, ffn, hidden // 128, 128).constants["GROUP"] == 128
