@@ -8,65 +8,110 @@ carry goes into x.
 import triton
 import triton.language as tl
 
-# fp32 of 2**23 with a small integer in its last bits is 2**23 plus that integer
-TWO_23_BITS: tl.constexpr = tl.constexpr(0x4B000000)
-TWO_23: tl.constexpr = tl.constexpr(8388608.0)
+# An integer below 2**23 read as the bits of an fp32 is that integer times 2**-149, exactly; so bits up to 19 of a word can stay
+# where they are. x times 2**64 lifts the products to 2**-85, far from where fp32 loses bits.
+LIFT: tl.constexpr = tl.constexpr(2.0**64)
+LIFTED: tl.constexpr = tl.constexpr(2.0**-85)
+UNLIFT: tl.constexpr = tl.constexpr(2.0**85)
 
 
 @triton.jit
-def plane(words, j: tl.constexpr, AS_BITS: tl.constexpr):
-    """16**j * weight of nibble j < 4 in fp32, and what it is too large by.
-
-    AS_BITS is for GPUs: the nibble is put among the bits of an fp32 and 2**23 taken off, two instructions of the widest
-    units instead of a conversion. An NPU converts, and takes the 8 off later.
-    """
-    nibble = words & (15 << (4 * j))
-    if AS_BITS:
-        return (nibble | TWO_23_BITS).to(tl.float32, bitcast=True) - (TWO_23 + 8.0 * (1 << (4 * j)))
-    else:
-        return nibble.to(tl.float32)
-
-
-@triton.jit
-def four_planes(total, words, x_tile, place, mask, eight, WORDS: tl.constexpr, AS_BITS: tl.constexpr):
-    """Add to total the low four nibbles of every word times the x they meet; eight gathers 8 * x, to be taken off (NPU)."""
+def four_planes(total, words, x_tile, place, mask, eight, WORDS: tl.constexpr):
+    """Add to total the low four nibbles of every word times the x they meet; eight gathers 8 * x, to be taken off."""
     for j in tl.static_range(4):
         x = tl.load(x_tile + j * WORDS + place, mask=mask, other=0.0).to(tl.float32)
-        total += plane(words, j, AS_BITS) * (x * (1.0 / (1 << (4 * j))))
-        if not AS_BITS:
-            eight += 8.0 * x
+        total += (words & (15 << (4 * j))).to(tl.float32) * (x * (1.0 / (1 << (4 * j))))
+        eight += 8.0 * x
     return total, eight
-
-
-@triton.jit
-def all_planes(words, x_tile, mask, BLOCK_G: tl.constexpr, GROUP: tl.constexpr, AS_BITS: tl.constexpr):
-    """Sum over the eight weights of every word times the x they meet."""
-    WORDS: tl.constexpr = GROUP // 8
-    place = tl.arange(0, BLOCK_G)[None, :, None] * GROUP + tl.arange(0, WORDS)[None, None, :]
-    eight = tl.zeros((1, BLOCK_G, WORDS), dtype=tl.float32)
-    total = tl.zeros(words.shape, dtype=tl.float32)
-    total, eight = four_planes(total, words, x_tile, place, mask, eight, WORDS, AS_BITS)
-    total, eight = four_planes(total, words >> 16, x_tile + 4 * WORDS, place, mask, eight, WORDS, AS_BITS)
-    return total if AS_BITS else total - eight
 
 
 # fmt: off
 @triton.jit
 def group_products(
-    x_tile, weight_tile, scale_tile, in_n, local_n, n_groups, left,
-    BLOCK_G: tl.constexpr, GROUP: tl.constexpr, AS_BITS: tl.constexpr,
+    x_tile, weight_tile, scale_tile, in_n, local_n, n_groups, left, BLOCK_G: tl.constexpr, GROUP: tl.constexpr,
 ):
     # fmt: on
     """x * weight of BLOCK_N rows and BLOCK_G groups, of which `left` are there: a sum for every word."""
     WORDS: tl.constexpr = GROUP // 8
-    groups = tl.arange(0, BLOCK_G)
-    word = groups[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
-    in_k = (groups[:, None] < left) & (tl.arange(0, WORDS)[None, :] < WORDS)
+    groups, i = tl.arange(0, BLOCK_G), tl.arange(0, WORDS)
+    in_k = (groups[:, None] < left) & (i[None, :] < WORDS)
     mask = in_k[None, :, :] & in_n[:, None, None]
+    word = groups[:, None] * WORDS + i[None, :]
     words = tl.load(weight_tile + (local_n[:, None, None] * (n_groups * WORDS) + word[None, :, :]), mask=mask, other=0)
     in_scale = in_n[:, None] & (groups[None, :] < left)
     scale = tl.load(scale_tile + (local_n[:, None] * n_groups + groups[None, :]), mask=in_scale, other=0.0).to(tl.float32)
-    return all_planes(words, x_tile, in_k[None, :, :], BLOCK_G, GROUP, AS_BITS) * scale[:, :, None]
+    place, x_mask = (groups[:, None] * GROUP + i[None, :])[None, :, :], in_k[None, :, :]
+    eight = tl.zeros((1, BLOCK_G, WORDS), dtype=tl.float32)
+    total = tl.zeros(words.shape, dtype=tl.float32)
+    total, eight = four_planes(total, words, x_tile, place, x_mask, eight, WORDS)
+    total, eight = four_planes(total, words >> 16, x_tile + 4 * WORDS, place, x_mask, eight, WORDS)
+    return (total - eight) * scale[:, :, None]
+
+
+@triton.jit
+def four(pack, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
+    """The slices of a last axis of four, which one thread of a GPU holds."""
+    even, odd = tl.split(tl.reshape(pack, (A, B, C, 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def bits_times(words, x, total, MASK: tl.constexpr):
+    """Add masked words, taken for fp32 as they stand, times x: one instruction and a multiply-add a weight."""
+    return total + (words & MASK).to(tl.float32, bitcast=True) * x
+
+
+# fmt: off
+@triton.jit
+def planes_of_four(
+    total, sum_x, words, x_tile, place, mask,
+    FIRST: tl.constexpr, STOP: tl.constexpr, DOWN: tl.constexpr, WORDS: tl.constexpr, BLOCK_G: tl.constexpr,
+):
+    # fmt: on
+    """Add the nibbles FIRST ... STOP - 1 of four words, shifted DOWN bits, times the x they meet, and that x to sum_x."""
+    first, second, third, fourth = words
+    for j in tl.static_range(FIRST, STOP):
+        x = tl.load(x_tile + j * WORDS + place, mask=mask, other=0.0).to(tl.float32)
+        x0, x1, x2, x3 = four(x, 1, BLOCK_G, WORDS // 4)
+        total = bits_times(first, x0 * (LIFT / (1 << (4 * j - DOWN))), total, 15 << (4 * j - DOWN))
+        total = bits_times(second, x1 * (LIFT / (1 << (4 * j - DOWN))), total, 15 << (4 * j - DOWN))
+        total = bits_times(third, x2 * (LIFT / (1 << (4 * j - DOWN))), total, 15 << (4 * j - DOWN))
+        total = bits_times(fourth, x3 * (LIFT / (1 << (4 * j - DOWN))), total, 15 << (4 * j - DOWN))
+        sum_x += (x0 + x1) + (x2 + x3)
+    return total, sum_x
+
+
+# fmt: off
+@triton.jit
+def gpu_products(
+    x_tile, weight_tile, scale_tile, in_n, local_n, n_groups, left,
+    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr,
+):
+    # fmt: on
+    """The same on a GPU, a sum for every four words, times LIFTED."""
+    WORDS: tl.constexpr = GROUP // 8
+    groups, packs, i = tl.arange(0, BLOCK_G)[:, None, None], tl.arange(0, WORDS // 4)[None, :, None], tl.arange(0, 4)
+    in_k = (groups < left) & (packs * 4 + i[None, None, :] < WORDS)
+    word = groups * WORDS + packs * 4 + i[None, None, :]
+    mask = in_k[None, :, :, :] & in_n[:, None, None, None]
+    weight_row = local_n[:, None, None, None] * (n_groups * WORDS)
+    words = tl.load(weight_tile + (weight_row + word[None, :, :, :]), mask=mask, other=0)
+    first, second, third, fourth = four(words, BLOCK_N, BLOCK_G, WORDS // 4)
+    flat = tl.arange(0, BLOCK_G)[None, :]
+    in_scale = in_n[:, None] & (flat < left)
+    scale = tl.load(scale_tile + (local_n[:, None] * n_groups + flat), mask=in_scale, other=0.0).to(tl.float32)
+    place, x_mask = (groups * GROUP + packs * 4 + i[None, None, :])[None, :, :, :], in_k[None, :, :, :]
+    sum_x = tl.zeros((1, BLOCK_G, WORDS // 4), dtype=tl.float32)
+    total = tl.zeros((BLOCK_N, BLOCK_G, WORDS // 4), dtype=tl.float32)
+    total, sum_x = planes_of_four(
+        total, sum_x, (first, second, third, fourth), x_tile, place, x_mask, 0, 5, 0, WORDS, BLOCK_G
+    )
+    total, sum_x = planes_of_four(
+        total, sum_x, (first >> 16, second >> 16, third >> 16, fourth >> 16), x_tile, place, x_mask, 5, 8, 16, WORDS, BLOCK_G
+    )
+    return (total - sum_x * (8.0 * LIFTED)) * scale[:, :, None]
 
 
 # fmt: off
@@ -85,20 +130,22 @@ def gemv_tile(
     in_n = n < n_out
     first = tl.cast(block_n, tl.int64) * BLOCK_N * n_groups
     x_row = x_ptr + row * x_stride
-    total = tl.zeros((BLOCK_N, BLOCK_G, WORDS), dtype=tl.float32)
     if STAGES:
+        total = tl.zeros((BLOCK_N, BLOCK_G, WORDS // 4), dtype=tl.float32)
         for start in tl.range(0, n_groups, BLOCK_G, num_stages=STAGES):
-            total += group_products(
+            total += gpu_products(
                 x_row + start * GROUP, weight_ptr + (first + start) * WORDS, scale_ptr + first + start, in_n, local_n,
-                n_groups, n_groups - start, BLOCK_G, GROUP, True,
+                n_groups, n_groups - start, BLOCK_N, BLOCK_G, GROUP,
             )  # fmt: skip
+        out = tl.sum(tl.sum(total, axis=2), axis=1) * UNLIFT
     else:
+        total = tl.zeros((BLOCK_N, BLOCK_G, WORDS), dtype=tl.float32)
         for start in range(0, n_groups, BLOCK_G):
             total += group_products(
                 x_row + start * GROUP, weight_ptr + (first + start) * WORDS, scale_ptr + first + start, in_n, local_n,
-                n_groups, n_groups - start, BLOCK_G, GROUP, False,
+                n_groups, n_groups - start, BLOCK_G, GROUP,
             )  # fmt: skip
-    out = tl.sum(tl.sum(total, axis=2), axis=1)
+        out = tl.sum(tl.sum(total, axis=2), axis=1)
     if HAS_BIAS:
         out += tl.load(bias_ptr + n, mask=in_n, other=0.0).to(tl.float32)
     tl.store(out_ptr + row * n_out + n, out.to(out_ptr.dtype.element_ty), mask=in_n)
