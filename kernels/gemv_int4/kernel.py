@@ -49,9 +49,9 @@ def group_products(
 
 
 @triton.jit
-def four(pack, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
-    """The slices of a last axis of four, which one thread of a GPU holds."""
-    even, odd = tl.split(tl.reshape(pack, (A, B, C, 2, 2)))
+def four(pack, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Every fourth column [ROWS, COLS] of pack [ROWS, 4 * COLS]; a thread of a GPU holds four neighbours together."""
+    even, odd = tl.split(tl.reshape(pack, (ROWS, COLS, 2, 2)))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
     return first, second, third, fourth
@@ -67,14 +67,14 @@ def bits_times(words, x, total, MASK: tl.constexpr):
 @triton.jit
 def planes_of_four(
     total, sum_x, words, x_tile, place, mask,
-    FIRST: tl.constexpr, STOP: tl.constexpr, DOWN: tl.constexpr, WORDS: tl.constexpr, BLOCK_G: tl.constexpr,
+    FIRST: tl.constexpr, STOP: tl.constexpr, DOWN: tl.constexpr, WORDS: tl.constexpr, PACKS: tl.constexpr,
 ):
     # fmt: on
     """Add the nibbles FIRST ... STOP - 1 of four words, shifted DOWN bits, times the x they meet, and that x to sum_x."""
     first, second, third, fourth = words
     for j in tl.static_range(FIRST, STOP):
-        x = tl.load(x_tile + j * WORDS + place, mask=mask, other=0.0).to(tl.float32)
-        x0, x1, x2, x3 = four(x, 1, BLOCK_G, WORDS // 4)
+        x = tl.load(x_tile + j * WORDS + place, mask=mask, other=0.0).to(tl.float32)[None, :]
+        x0, x1, x2, x3 = four(x, 1, PACKS)
         total = bits_times(first, x0 * (LIFT / (1 << (4 * j - DOWN))), total, 15 << (4 * j - DOWN))
         total = bits_times(second, x1 * (LIFT / (1 << (4 * j - DOWN))), total, 15 << (4 * j - DOWN))
         total = bits_times(third, x2 * (LIFT / (1 << (4 * j - DOWN))), total, 15 << (4 * j - DOWN))
@@ -90,28 +90,26 @@ def gpu_products(
     BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr,
 ):
     # fmt: on
-    """The same on a GPU, a sum for every four words, times LIFTED."""
+    """The same on a GPU, a sum for every four words, times LIFTED. Words of all groups in one axis: so a warp reads a row."""
     WORDS: tl.constexpr = GROUP // 8
-    groups, packs, i = tl.arange(0, BLOCK_G)[:, None, None], tl.arange(0, WORDS // 4)[None, :, None], tl.arange(0, 4)
-    in_k = (groups < left) & (packs * 4 + i[None, None, :] < WORDS)
-    word = groups * WORDS + packs * 4 + i[None, None, :]
-    mask = in_k[None, :, :, :] & in_n[:, None, None, None]
-    weight_row = local_n[:, None, None, None] * (n_groups * WORDS)
-    words = tl.load(weight_tile + (weight_row + word[None, :, :, :]), mask=mask, other=0)
-    first, second, third, fourth = four(words, BLOCK_N, BLOCK_G, WORDS // 4)
-    flat = tl.arange(0, BLOCK_G)[None, :]
-    in_scale = in_n[:, None] & (flat < left)
-    scale = tl.load(scale_tile + (local_n[:, None] * n_groups + flat), mask=in_scale, other=0.0).to(tl.float32)
-    place, x_mask = (groups * GROUP + packs * 4 + i[None, None, :])[None, :, :, :], in_k[None, :, :, :]
-    sum_x = tl.zeros((1, BLOCK_G, WORDS // 4), dtype=tl.float32)
-    total = tl.zeros((BLOCK_N, BLOCK_G, WORDS // 4), dtype=tl.float32)
-    total, sum_x = planes_of_four(
-        total, sum_x, (first, second, third, fourth), x_tile, place, x_mask, 0, 5, 0, WORDS, BLOCK_G
-    )
-    total, sum_x = planes_of_four(
-        total, sum_x, (first >> 16, second >> 16, third >> 16, fourth >> 16), x_tile, place, x_mask, 5, 8, 16, WORDS, BLOCK_G
-    )
-    return (total - sum_x * (8.0 * LIFTED)) * scale[:, :, None]
+    PACKS: tl.constexpr = BLOCK_G * WORDS // 4
+    word = tl.arange(0, BLOCK_G * WORDS)
+    in_k = word < left * WORDS
+    mask = in_n[:, None] & in_k[None, :]
+    words = tl.load(weight_tile + (local_n[:, None] * (n_groups * WORDS) + word[None, :]), mask=mask, other=0)
+    first, second, third, fourth = four(words, BLOCK_N, PACKS)
+    group = tl.arange(0, BLOCK_G)[None, :]
+    in_scale = in_n[:, None] & (group < left)
+    scale = tl.load(scale_tile + (local_n[:, None] * n_groups + group), mask=in_scale, other=0.0).to(tl.float32)
+    scale = tl.reshape(tl.broadcast_to(scale[:, :, None], (BLOCK_N, BLOCK_G, WORDS // 4)), (BLOCK_N, PACKS))
+    place = word // WORDS * GROUP + word % WORDS
+    sum_x = tl.zeros((1, PACKS), dtype=tl.float32)
+    total = tl.zeros((BLOCK_N, PACKS), dtype=tl.float32)
+    words = (first, second, third, fourth)
+    total, sum_x = planes_of_four(total, sum_x, words, x_tile, place, in_k, 0, 5, 0, WORDS, PACKS)
+    words = (first >> 16, second >> 16, third >> 16, fourth >> 16)
+    total, sum_x = planes_of_four(total, sum_x, words, x_tile, place, in_k, 5, 8, 16, WORDS, PACKS)
+    return (total - sum_x * (8.0 * LIFTED)) * scale
 
 
 # fmt: off
@@ -131,13 +129,13 @@ def gemv_tile(
     first = tl.cast(block_n, tl.int64) * BLOCK_N * n_groups
     x_row = x_ptr + row * x_stride
     if STAGES:
-        total = tl.zeros((BLOCK_N, BLOCK_G, WORDS // 4), dtype=tl.float32)
+        total = tl.zeros((BLOCK_N, BLOCK_G * WORDS // 4), dtype=tl.float32)
         for start in tl.range(0, n_groups, BLOCK_G, num_stages=STAGES):
             total += gpu_products(
                 x_row + start * GROUP, weight_ptr + (first + start) * WORDS, scale_ptr + first + start, in_n, local_n,
                 n_groups, n_groups - start, BLOCK_N, BLOCK_G, GROUP,
             )  # fmt: skip
-        out = tl.sum(tl.sum(total, axis=2), axis=1) * UNLIFT
+        out = tl.sum(total, axis=1) * UNLIFT
     else:
         total = tl.zeros((BLOCK_N, BLOCK_G, WORDS), dtype=tl.float32)
         for start in range(0, n_groups, BLOCK_G):
