@@ -8,8 +8,9 @@ from qcompile.kernels.placement import Launch, few_rows_grid, from_table, gpu_pr
 
 NAME = "gemv_int4"
 MAX_ROWS = 16
-_GPU_WORDS = 128  # a row of the tile: 16 bytes a thread
-_MANY_OUT = 3072
+_MANY_OUT = 8192
+_MANY = (4, 128, 3, 1)  # BLOCK_N, words of a row of the tile, STAGES, warps, for one row of x
+_FEW = (4, 256, 2, 2)  # the same where results are so few that warps have to share them
 _DOT_INNER = 16  # of tl.dot, at least; smaller groups go row by row
 
 
@@ -87,8 +88,6 @@ def choose(x: torch.Tensor, num_rows: int, num_out: int, num_groups: int, group:
         block_n = 32 if num_out >= 32 * gpu_processors(x) else 16
         at_once = {"BLOCK_M": 16, "BLOCK_N": block_n, "BLOCK_G": 4, "GROUP": group}
         return Launch(at_once, {"num_warps": 4, "num_stages": 3})
-    block_groups = min(power_of_two(num_groups), _GPU_WORDS // (group // 8))
-    return Launch(
-        {"BLOCK_N": 4 if num_out >= _MANY_OUT else 2, "BLOCK_G": block_groups, "GROUP": group, "STAGES": 3},
-        {"num_warps": 1},
-    )
+    block_n, words, stages, warps = _MANY if num_out >= _MANY_OUT else _FEW
+    block_groups = min(power_of_two(num_groups), words // (group // 8))
+    return Launch({"BLOCK_N": block_n, "BLOCK_G": block_groups, "GROUP": group, "STAGES": stages}, {"num_warps": warps})

@@ -117,8 +117,8 @@ def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int) -> Launch:
 
 def _few_rows(x: torch.Tensor, num_rows: int, num_in: int) -> Launch:
     if num_rows == 1:
-        block_k = min(power_of_two(num_in), 1024 // x.element_size())
-        return Launch({"BLOCK_N": 4, "BLOCK_K": block_k, "STAGES": 5}, {"num_warps": 4})
+        block_k = min(power_of_two(num_in), 512 // x.element_size())
+        return Launch({"BLOCK_N": 4, "BLOCK_K": block_k, "STAGES": 6}, {"num_warps": 2})
     constants = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 256 // x.element_size(), "PARTS": 4}
     return Launch(constants, {"num_warps": 4, "num_stages": 3})
 
