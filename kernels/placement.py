@@ -4,7 +4,7 @@ On an NPU a program stays on one core and walks over the work, so there are as m
 from the table that was checked against the chip's buffers. On a GPU there is one program for each tile.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ _Launcher = TypeVar("_Launcher", bound=Callable[..., Any])
 _INTERPRETED_PROGRAMS = 3  # few and odd, so that programs walk over several tiles and end unevenly
 _MANY_ROWS = 1024
 _MAX_ROW = 1 << 16
+_MIN_SLICE = 512  # of K: a shorter one is over before its loads are many
 _MANY_TILES = 4096  # where a GPU's memory is the limit, and the second axis of its grid is far from full
 
 
@@ -84,6 +85,29 @@ def few_rows_grid(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) ->
     if "BLOCK_M" in tile.constants:  # takes all rows at once
         return (num_tiles,)
     return (num_rows * num_tiles,) if tile.constants["STAGES"] else grid(x, num_rows * num_tiles)
+
+
+def slices_of_k(x: torch.Tensor, m_blocks: int, num_out: int, widths: Sequence[int]) -> tuple[int, int]:
+    """BLOCK_N, one of widths, and the number of slices of K that give a GPU's multiprocessors a program each.
+
+    The widest tile of which three quarters of them get one, because it reads x least often; else that of which most do.
+
+    Args:
+        x: The left operand, [..., K].
+        m_blocks: Blocks of rows.
+        num_out: N.
+        widths: To choose from, widest first.
+    """
+    processors = gpu_processors(x)
+    most, cut = 0, (widths[0], 1)
+    for width in widths:
+        tiles = m_blocks * -(-num_out // width)
+        splits = max(1, min(processors // tiles, x.shape[-1] // _MIN_SLICE))
+        if tiles * splits > most:
+            most, cut = tiles * splits, (width, splits)
+        if 4 * most >= 3 * processors:
+            break
+    return cut
 
 
 def from_table(

@@ -5,11 +5,23 @@ from typing import Any
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid, on_its_device, power_of_two
+from qcompile.kernels.placement import (
+    Launch,
+    from_table,
+    gpu_processors,
+    grid,
+    on_its_device,
+    power_of_two,
+    slices_of_k,
+)
 
 NAME = "matmul_bias_residual"
 _GROUP_M = 8
 _FEW_ROWS = 16
+_SPLIT_ROWS = 512  # beyond, tiles are enough, or partial sums too large
+_SHORT_IN = 1024  # of which a product is over before a second kernel would have begun
+_SUM_COLS = 512
+_SPLIT_CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS")
 
 
 def validate(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> None:
@@ -51,7 +63,7 @@ def launch(
         bias: [N] or None.
         residual: [..., N] or None.
         tile: Instead of the one chosen for the device. With STAGES it is one for the kernel of one row, with PARTS
-            for that of few rows.
+            for that of few rows, with SPLITS for those that cut K into so many slices.
 
     Raises:
         KernelError: Arguments that the kernel does not take.
@@ -65,10 +77,14 @@ def launch(
         HAS_BIAS=int(bias is not None), HAS_RESIDUAL=int(residual is not None)
     )
     out = torch.empty((*x.shape[:-1], num_out), dtype=x.dtype, device=x.device)
+    some_bias = weight if bias is None else bias
+    if "SPLITS" in tile.constants:
+        _split(rows, weight, some_bias, residual_rows, out, tile)
+        return out
     _kernel(x, tile, num_rows, num_out)(
         rows,
         weight,
-        weight if bias is None else bias,
+        some_bias,
         residual_rows,
         out,
         num_rows,
@@ -80,6 +96,40 @@ def launch(
         **tile.arguments(x),
     )
     return out
+
+
+def _split(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual_rows: torch.Tensor,
+    out: torch.Tensor,
+    tile: Launch,
+) -> None:
+    """Launch the product of every slice of K, then their sum into out."""
+    from qcompile.kernels.matmul_bias_residual.split import matmul_split_kernel, matmul_sum_kernel
+
+    num_rows, (num_out, num_in) = rows.shape[0], weight.shape
+    constants = {name: tile.constants[name] for name in _SPLIT_CONSTANTS}
+    extras = {name: tile.constants[name] for name in ("HAS_BIAS", "HAS_RESIDUAL")}
+    splits = constants["SPLITS"]
+    partial = torch.empty((splits, num_rows, num_out), dtype=torch.float32, device=rows.device)
+    blocks = (-(-num_out // constants["BLOCK_N"]), -(-num_rows // constants["BLOCK_M"]), splits)
+    matmul_split_kernel[blocks](
+        rows,
+        weight,
+        partial,
+        num_rows,
+        num_out,
+        num_in,
+        rows.stride(0),
+        weight.stride(0),
+        **Launch(constants, tile.gpu_options).arguments(rows),
+    )
+    total = Launch({"BLOCK_COLS": _SUM_COLS, "SPLITS": splits, **extras}, {"num_warps": 4})
+    matmul_sum_kernel[num_rows, -(-num_out // _SUM_COLS)](
+        partial, bias, residual_rows, out, num_rows, num_out, residual_rows.stride(0), **total.arguments(rows)
+    )
 
 
 def _kernel(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> Any:
@@ -107,12 +157,24 @@ def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int) -> Launch:
         )
     if num_rows <= _FEW_ROWS:
         return _few_rows(x, num_rows, num_in)
-    if x.dtype == torch.float32:
-        return _gpu(64, 64, 32, 4, 3)
     wide_tiles = -(-num_rows // 128) * -(-num_out // 256)
-    if wide_tiles >= gpu_processors(x):
+    if x.dtype != torch.float32 and wide_tiles >= gpu_processors(x):
         return _gpu(128, 256, 64, 8, 3)
-    return _gpu(128, 128, 64, 8, 4) if num_rows > 64 else _gpu(64, 128, 64, 4, 4)
+    return _some_rows(x, num_rows, num_out)
+
+
+def _some_rows(x: torch.Tensor, num_rows: int, num_out: int) -> Launch:
+    """A tile for a GPU that large tiles do not fill: K in slices, or small tiles where K is short."""
+    is_fp32, is_low = x.dtype == torch.float32, num_rows <= 64
+    block_m, block_k, warps, stages = (64, 32, 4, 3) if is_fp32 else (64, 64, 4, 4) if is_low else (128, 64, 8, 4)
+    widths, m_blocks = (64,) if is_fp32 else (128, 64), -(-num_rows // block_m)
+    if num_rows > _SPLIT_ROWS:
+        return _gpu(block_m, widths[0], block_k, warps, stages)
+    block_n, splits = slices_of_k(x, m_blocks, num_out, widths)
+    if x.shape[-1] < _SHORT_IN and m_blocks * -(-num_out // block_n) < gpu_processors(x):
+        return _gpu(64, 32, block_k, 4, stages)
+    tile = _gpu(block_m, block_n, block_k, warps, stages)
+    return tile if splits == 1 else tile.replace(SPLITS=splits)
 
 
 def _few_rows(x: torch.Tensor, num_rows: int, num_in: int) -> Launch:

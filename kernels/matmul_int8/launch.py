@@ -3,11 +3,15 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid, on_its_device
+from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid, on_its_device, slices_of_k
 
 NAME = "matmul_int8"
 _GROUP_M = 8
 _FEW_ROWS = 16
+_SPLIT_ROWS = 512  # as in matmul_bias_residual
+_SHORT_IN = 1024
+_SUM_COLS = 512
+_SPLIT_CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS")
 _MAX_IN = 133152  # 2**31 / 127**2: a longer sum could leave int32
 
 
@@ -54,7 +58,7 @@ def launch(
     out_dtype: torch.dtype = torch.float16,
     tile: Launch | None = None,
 ) -> torch.Tensor:
-    """Out as in reference.py, computed by the kernel; tile replaces the one chosen for the device.
+    """Out as in reference.py, computed by the kernel; tile replaces the one chosen for the device, with SPLITS it cuts K.
 
     Raises:
         KernelError: Arguments that the kernel does not take.
@@ -65,8 +69,12 @@ def launch(
     check.launchable(NAME, x)
     rows = check.as_rows(NAME, "x", x)
     num_rows, num_out = rows.shape[0], weight.shape[0]
-    tile = (tile or choose(x, num_rows, num_out, out_dtype)).replace(GROUP_M=_GROUP_M, HAS_BIAS=int(bias is not None))
+    tile = (tile or choose(x, num_rows, num_out, out_dtype)).replace(HAS_BIAS=int(bias is not None))
     out = torch.empty((*x.shape[:-1], num_out), dtype=out_dtype, device=x.device)
+    if "SPLITS" in tile.constants:
+        _split(rows, weight, x_scale, weight_scale, bias, out, tile)
+        return out
+    tile = tile.replace(GROUP_M=_GROUP_M)
     num_tiles = -(-num_rows // tile.constants["BLOCK_M"]) * -(-num_out // tile.constants["BLOCK_N"])
     matmul_int8_kernel[grid(x, num_tiles, "cube")](
         rows,
@@ -83,6 +91,39 @@ def launch(
     return out
 
 
+def _split(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    tile: Launch,
+) -> None:
+    """Launch the product of every slice of K, then their sum into out."""
+    from qcompile.kernels.matmul_int8.split import matmul_int8_split_kernel, matmul_int8_sum_kernel
+
+    num_rows, (num_out, num_in) = rows.shape[0], weight.shape
+    constants = {name: tile.constants[name] for name in _SPLIT_CONSTANTS}
+    splits = constants["SPLITS"]
+    partial = torch.empty((splits, num_rows, num_out), dtype=torch.int32, device=rows.device)
+    blocks = (-(-num_out // constants["BLOCK_N"]), -(-num_rows // constants["BLOCK_M"]), splits)
+    matmul_int8_split_kernel[blocks](
+        rows, weight, partial, num_rows, num_out, num_in, **Launch(constants, tile.gpu_options).arguments(rows)
+    )
+    total = Launch({"BLOCK_COLS": _SUM_COLS, "SPLITS": splits, "HAS_BIAS": int(bias is not None)}, {"num_warps": 4})
+    matmul_int8_sum_kernel[num_rows, -(-num_out // _SUM_COLS)](
+        partial,
+        x_scale,
+        weight_scale,
+        out if bias is None else bias,
+        out,
+        num_rows,
+        num_out,
+        **total.arguments(rows),
+    )
+
+
 def choose(x: torch.Tensor, num_rows: int, num_out: int, out_dtype: torch.dtype) -> Launch:
     """The tile for the device of x: the largest that still gives every core work."""
     if x.device.type == "npu":
@@ -92,7 +133,20 @@ def choose(x: torch.Tensor, num_rows: int, num_out: int, out_dtype: torch.dtype)
     wide_tiles = -(-num_rows // 128) * -(-num_out // 256)
     if wide_tiles >= gpu_processors(x):
         return _gpu(128, 256, 128, 8, 3)
-    return _gpu(128, 128, 128, 8, 4) if num_rows > 64 else _gpu(64, 128, 128, 4, 4)
+    return _some_rows(x, num_rows, num_out)
+
+
+def _some_rows(x: torch.Tensor, num_rows: int, num_out: int) -> Launch:
+    """A tile for a GPU that large tiles do not fill: K in slices, or small tiles where K is short."""
+    block_m, warps = (64, 4) if num_rows <= 64 else (128, 8)
+    if num_rows > _SPLIT_ROWS:
+        return _gpu(block_m, 128, 128, warps, 4)
+    m_blocks = -(-num_rows // block_m)
+    block_n, splits = slices_of_k(x, m_blocks, num_out, (128, 64))
+    if x.shape[-1] < _SHORT_IN and m_blocks * -(-num_out // block_n) < gpu_processors(x):
+        return _gpu(64, 32, 128, 4, 4)
+    tile = _gpu(block_m, block_n, 128, warps, 4)
+    return tile if splits == 1 else tile.replace(SPLITS=splits)
 
 
 def _gpu(block_m: int, block_n: int, block_k: int, warps: int, stages: int) -> Launch:

@@ -27,6 +27,18 @@ FEW_ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"num_warps": 4, "num_stages": 3},
     ),
 }
+SPLIT: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "matmul_split": (
+        {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "SPLITS": 4},
+        {"num_warps": 8, "num_stages": 4},
+    ),
+    "matmul_int8_split": (
+        {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "SPLITS": 4},
+        {"num_warps": 8, "num_stages": 4},
+    ),
+    "matmul_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1, "HAS_RESIDUAL": 1}, {"num_warps": 4}),
+    "matmul_int8_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1}, {"num_warps": 4}),
+}
 CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "add_rms_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096}, {"num_warps": 8}),
     "add_layer_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096}, {"num_warps": 8}),
@@ -49,15 +61,24 @@ CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
 }
 
 
-def compiled(operator: str, **changed: int) -> Any:
-    """The first kernel of an operator, or one for few rows, fp16, for sizes that are multiples of 16 as Qwen's are."""
-    constants, options = (CASES | FEW_ROWS)[operator]
-    constants = constants | changed
-    module, function = "kernel", f"{operator}_kernel"
-    if operator in FEW_ROWS:
+def function_of(case: str) -> tuple[Any, dict[str, str]]:
+    """The kernel of a case, and the types of its arguments in fp16."""
+    operator, module = case, "kernel"
+    if case in FEW_ROWS:
         operator, module = "matmul_bias_residual", "few_rows"
-    jit = getattr(importlib.import_module(f"qcompile.kernels.{operator}.{module}"), function)
+    if case in SPLIT:
+        operator, module = "matmul_int8" if "int8" in case else "matmul_bias_residual", "split"
     typed = table(operator, f"{operator}_kernel").typed_signature("fp16")
+    if case in SPLIT:
+        typed["partial_ptr"] = "*i32" if operator == "matmul_int8" else "*fp32"
+    return getattr(importlib.import_module(f"qcompile.kernels.{operator}.{module}"), f"{case}_kernel"), typed
+
+
+def compiled(case: str, **changed: int) -> Any:
+    """The first kernel of an operator, or another that only a GPU runs, for sizes that are multiples of 16 as Qwen's are."""
+    constants, options = (CASES | FEW_ROWS | SPLIT)[case]
+    constants = constants | changed
+    jit, typed = function_of(case)
     signature = {name: typed.get(name, "constexpr") for name in jit.arg_names}
     aligned = [
         index
@@ -99,6 +120,6 @@ def facts(operator: str, **changed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    found = {operator: facts(operator) for operator in (*CASES, *FEW_ROWS)}
+    found = {operator: facts(operator) for operator in (*CASES, *FEW_ROWS, *SPLIT)}
     found["gemv_int8, one tile at a time"] = facts("gemv_int8", STAGES=0)
     print(json.dumps(found))

@@ -12,6 +12,8 @@ import pytest
 CASES = pytest.importorskip("tests.kernels.gpu_code", reason="needs triton (Linux): its compiler").CASES
 pytestmark = pytest.mark.torch
 ROW_KERNELS = ("add_rms_norm", "add_layer_norm", "head_rms_norm", "rope_cache", "swiglu", "quantize_per_token")
+SPLIT = ("matmul_split", "matmul_int8_split")
+SUMS = ("matmul_sum", "matmul_int8_sum")
 FEW_ROWS = ("gemv_int8", "gemv_int4", "matmul_one_row", "matmul_few_rows")
 MEMORY_BOUND = (*ROW_KERNELS, "add_rms_norm_quantize", *FEW_ROWS, "decode_attention")
 
@@ -54,12 +56,17 @@ def test_only_several_rows_need_a_matrix_unit(code: dict[str, dict[str, Any]]) -
     assert code["matmul_one_row"]["mma"] == 0
 
 
-@pytest.mark.parametrize("operator", ["matmul_bias_residual", "matmul_int8"])
+@pytest.mark.parametrize("operator", ["matmul_bias_residual", "matmul_int8", *SPLIT])
 def test_large_products_use_the_warpgroup_matrix_instruction(code: dict[str, dict[str, Any]], operator: str) -> None:
     assert code[operator]["wgmma"] > 0
     assert code[operator]["async_16"] > 0
 
 
-@pytest.mark.parametrize("operator", MEMORY_BOUND)
+@pytest.mark.parametrize("operator", SUMS)
+def test_sums_of_slices_read_them_in_pieces_of_16_bytes(code: dict[str, dict[str, Any]], operator: str) -> None:
+    assert code[operator]["wide"] >= 8
+
+
+@pytest.mark.parametrize("operator", [*MEMORY_BOUND, *SPLIT, *SUMS])
 def test_no_register_is_spilled(code: dict[str, dict[str, Any]], operator: str) -> None:
     assert code[operator]["stack"] == 0

@@ -7,6 +7,7 @@ from qcompile.errors import KernelError
 from qcompile.kernels.matmul_bias_residual.launch import choose
 from qcompile.kernels.matmul_bias_residual.launch import launch as matmul
 from qcompile.kernels.matmul_bias_residual.reference import reference as matmul_reference
+from qcompile.kernels.matmul_int8.launch import choose as choose_int8
 from qcompile.kernels.matmul_int8.launch import launch as matmul_int8
 from qcompile.kernels.matmul_int8.reference import reference as matmul_int8_reference
 from qcompile.kernels.placement import Launch
@@ -16,6 +17,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("poisoned")]
 SMALL = Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "GROUP_M": 8})
 ONE_ROW = Launch({"BLOCK_N": 4, "BLOCK_K": 64, "STAGES": 2})
 FEW_ROWS = Launch({"BLOCK_M": 8, "BLOCK_N": 16, "BLOCK_K": 16, "PARTS": 2})
+SPLIT = tuple(Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "SPLITS": splits}) for splits in (1, 3, 7))
 EXTRAS = ["", "bias", "residual", "bias residual"]
 
 
@@ -43,6 +45,36 @@ def test_matmul(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) ->
 @pytest.mark.parametrize("extras", EXTRAS)
 def test_few_rows_on_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
     check_matmul(dtype, shape, extras, None, ONE_ROW, FEW_ROWS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 70, 65), (33, 20, 100), (2, 48, 224), (50, 17, 333), (17, 530, 30)])
+@pytest.mark.parametrize("extras", EXTRAS)
+def test_slices_of_k_on_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
+    """In 1, 3 and 7 slices: K of 30 to 333 has 1 to 11 blocks, so some slices are longer and some have nothing to do."""
+    check_matmul(dtype, shape, extras, *SPLIT)
+
+
+def test_the_slices_chosen_for_each_size() -> None:
+    for rows, num_out, num_in, cut in (
+        (32, 3584, 18944, (64, 128, 4)),
+        (128, 3584, 18944, (128, 128, 4)),
+        (128, 2048, 11008, (128, 128, 8)),
+        (128, 3584, 3584, (128, 128, 4)),
+        (128, 2048, 2048, (128, 64, 4)),
+        (128, 896, 4864, (128, 64, 9)),
+        (128, 896, 896, (64, 32, None)),
+        (512, 2048, 2048, (128, 128, 2)),
+        (513, 2048, 2048, (128, 128, None)),
+        (4096, 2048, 11008, (128, 256, None)),
+    ):
+        x = torch.zeros(1, num_in, dtype=torch.float16)
+        for tile in (choose(x, rows, num_out, num_in), choose_int8(x.to(torch.int8), rows, num_out, torch.float16)):
+            assert tuple(tile.constants.get(name) for name in ("BLOCK_M", "BLOCK_N", "SPLITS")) == cut
+
+
+def test_the_slices_chosen_are_launched() -> None:
+    check_matmul(torch.float32, (17, 70, 1100), "bias residual", None)
 
 
 def test_the_kernel_chosen_for_each_number_of_rows() -> None:
@@ -79,16 +111,37 @@ def test_matmul_int8(dtype: torch.dtype, shape: tuple[int, int, int], with_bias:
     assert_close(matmul_int8(x, weight, x_scale, weight_scale, bias, dtype, SMALL), want, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 70, 65), (33, 20, 100), (2, 48, 224), (50, 17, 333), (17, 530, 30)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_slices_of_k_change_no_bit_of_int8(dtype: torch.dtype, shape: tuple[int, int, int], with_bias: bool) -> None:
+    rows, num_out, num_in = shape
+    x, weight = int8s(rows, num_in), int8s(num_out, num_in)
+    scales = fresh(rows).abs() / 100, fresh(num_out).abs() / 100
+    bias = fresh(num_out, dtype=dtype) if with_bias else None
+    want = matmul_int8(x, weight, *scales, bias, dtype, SMALL)
+    assert_close(want, matmul_int8_reference(x, weight, *scales, bias, dtype, torch.float64), dtype)
+    for tile in SPLIT:
+        assert torch.equal(matmul_int8(x, weight, *scales, bias, dtype, tile), want)
+
+
 def test_sums_of_int8_are_exact() -> None:
     x = torch.full((2, 2048), 127, dtype=torch.int8)
-    out = matmul_int8(x, x, torch.ones(2), torch.ones(2), None, torch.float32, SMALL)
-    assert out.tolist() == [[127.0 * 127 * 2048] * 2] * 2
+    for tile in (None, SMALL, *SPLIT):
+        out = matmul_int8(x, x, torch.ones(2), torch.ones(2), None, torch.float32, tile)
+        assert out.tolist() == [[127.0 * 127 * 2048] * 2] * 2
+
+
+def test_the_int8_slices_chosen_are_launched() -> None:
+    x, weight = int8s(17, 1100), int8s(9, 1100)
+    got = matmul_int8(x, weight, torch.ones(17), torch.ones(9), None, torch.float32)
+    assert torch.equal(got.double(), x.double() @ weight.double().T)
 
 
 def test_nan_reaches_its_row_only() -> None:
     x, weight = fresh(3, 40), fresh(5, 40)
     x[1, 7] = float("nan")
-    for tile in (SMALL, ONE_ROW, FEW_ROWS):
+    for tile in (SMALL, ONE_ROW, FEW_ROWS, *SPLIT):
         out = matmul(x, weight, tile=tile)
         assert bool(out[1].isnan().all())
         assert bool(torch.isfinite(out[[0, 2]]).all())
