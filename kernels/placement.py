@@ -16,7 +16,6 @@ from qcompile.kernels.tile_table import table
 
 _Launcher = TypeVar("_Launcher", bound=Callable[..., Any])
 _INTERPRETED_PROGRAMS = 3  # few and odd, so that programs walk over several tiles and end unevenly
-_MANY_ROWS = 1024
 _MAX_ROW = 1 << 16
 _MIN_SLICE = 512  # of K: a shorter one is over before its loads are many
 _MANY_TILES = 4096  # where a GPU's memory is the limit, and the second axis of its grid is far from full
@@ -117,13 +116,12 @@ def from_table(
     return Launch(dict(table(operator, function).pick(VARIANTS[dtype], exactly, **wanted).constants))
 
 
-def row_in_registers(operator: str, num_rows: int, num_cols: int) -> Launch:
-    """A GPU tile of one whole row: 16 elements a thread, or 8 where rows are few and the latency of one counts."""
+def row_in_registers(operator: str, num_cols: int) -> Launch:
+    """A GPU tile of one whole row, 16 elements a thread."""
     if num_cols > _MAX_ROW:
         raise fail(operator, f"rows of {num_cols} elements; this operator takes at most {_MAX_ROW}")
     block_cols = power_of_two(num_cols)
-    elements = 16 if num_rows >= _MANY_ROWS else 8
-    return Launch({"BLOCK_COLS": block_cols}, {"num_warps": max(1, min(16, block_cols // (32 * elements)))})
+    return Launch({"BLOCK_COLS": block_cols}, {"num_warps": max(1, min(16, block_cols // 512))})
 
 
 def gpu_processors(tensor: torch.Tensor) -> int:

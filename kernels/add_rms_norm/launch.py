@@ -39,7 +39,7 @@ def launch(
     check.launchable(NAME, x)
     x_rows, residual_rows = check.as_rows(NAME, "x", x), check.as_rows(NAME, "residual", residual)
     num_rows, num_cols = x_rows.shape
-    tile = tile or choose(x, num_rows, num_cols)
+    tile = tile or choose(x, num_cols)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     h = torch.empty_like(y)
     num_tiles = -(-num_rows // tile.constants["BLOCK_ROWS"])
@@ -59,8 +59,8 @@ def launch(
     return y, h
 
 
-def choose(x: torch.Tensor, num_rows: int, num_cols: int) -> Launch:
+def choose(x: torch.Tensor, num_cols: int) -> Launch:
     """The tile for the device of x."""
     if x.device.type == "npu":
         return from_table(NAME, "add_rms_norm_kernel", x.dtype, BLOCK_COLS=num_cols)
-    return row_in_registers(NAME, num_rows, num_cols).replace(BLOCK_ROWS=1)
+    return row_in_registers(NAME, num_cols).replace(BLOCK_ROWS=1)

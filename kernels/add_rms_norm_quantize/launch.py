@@ -32,7 +32,7 @@ def launch(
     check.launchable(NAME, x)
     x_rows, residual_rows = check.as_rows(NAME, "x", x), check.as_rows(NAME, "residual", residual)
     num_rows, num_cols = x_rows.shape
-    tile = tile or choose(x, num_rows, num_cols)
+    tile = tile or choose(x, num_cols)
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -53,8 +53,8 @@ def launch(
     return q, scale, h
 
 
-def choose(x: torch.Tensor, num_rows: int, num_cols: int) -> Launch:
+def choose(x: torch.Tensor, num_cols: int) -> Launch:
     """The tile for the device of x."""
     if x.device.type == "npu":
         return from_table(NAME, "add_rms_norm_quantize_kernel", x.dtype, BLOCK_COLS=num_cols)
-    return row_in_registers(NAME, num_rows, num_cols)
+    return row_in_registers(NAME, num_cols)

@@ -9,8 +9,8 @@ from qcompile.kernels.placement import Launch, few_rows_grid, from_table, gpu_pr
 NAME = "gemv_int4"
 MAX_ROWS = 16
 _MANY_OUT = 8192
-_MANY = (4, 128, 3, 1)  # BLOCK_N, words of a row of the tile, STAGES, warps, for one row of x
-_FEW = (4, 256, 2, 2)  # the same where results are so few that warps have to share them
+_MANY = (8, 128, 2, 1)  # BLOCK_N, words of a row of the tile, STAGES, warps, for one row of x
+_FEW = (4, 512, 2, 4)  # the same where results are so few that warps have to share them
 _DOT_INNER = 16  # of tl.dot, at least; smaller groups go row by row
 
 

@@ -67,7 +67,7 @@ def choose(x: torch.Tensor, num_tokens: int, heads: int, head_dim: int) -> Launc
         return from_table(NAME, "head_rms_norm_kernel", x.dtype, BLOCK_COLS=head_dim)
     block_cols = power_of_two(head_dim)
     if block_cols > _GPU_BLOCK:  # a whole row of the hidden size
-        row = row_in_registers(NAME, num_tokens * heads, head_dim)
+        row = row_in_registers(NAME, head_dim)
         return row.replace(BLOCK_ROWS=1, WALK=walks(num_tokens * heads))
     block_rows = min(power_of_two(heads), _GPU_BLOCK // block_cols)
     return Launch(

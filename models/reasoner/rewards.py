@@ -1,4 +1,4 @@
-"""Rewards for GRPO: the official format gate and the answer checkers of `qcompile.evaluate`, and how far the steps are right.
+"""Rewards for GRPO from `qcompile.evaluate`: the official format gate and the answer checkers.
 
 Completions of one group are often the same text, so every (problem, text) pair is judged once.
 """
@@ -7,7 +7,6 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import takewhile
 from typing import Any
 
 from models.reasoner.problem import Problem
@@ -53,21 +52,6 @@ def accuracy_reward(completions: list[Any], problem: list[str], **_: Any) -> lis
     pairs = [(source, _text(completion)) for completion, source in zip(completions, problem, strict=True)]
     judged = judge({(source, text): problem_of(source) for source, text in pairs})
     return [float(judged[pair]) for pair in pairs]
-
-
-def steps_reward(completions: list[Any], problem: list[str], **_: Any) -> list[float]:
-    """The share of the made solution, in characters, that the text has before the first that differs.
-
-    A model trained on made solutions mostly writes them word for word, so this says where a long calculation goes wrong:
-    also in a group without one right answer, and where a wrong calculation hits the right letter by chance.
-    """
-    pairs = zip(completions, problem, strict=True)
-    return [_share(problem_of(source).solution, _text(completion)) for completion, source in pairs]
-
-
-def _share(solution: str, text: str) -> float:
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(solution, text, strict=False))
-    return sum(1 for _ in same) / len(solution)
 
 
 def judge(asked: dict[tuple[str, str], Problem]) -> dict[tuple[str, str], bool]:

@@ -29,7 +29,6 @@ class Settings:
         answers: distill: how many of the teacher's own checked answers join the data.
         group: grpo: completions per prompt.
         minibatches: grpo: optimizer steps per rollout, each on its part of the completions.
-        steps_weight: grpo: weight of the reward for right steps, where accuracy has 1.
         average: grpo: validate and keep not the weights of one step but their running mean, with this decay; 0 has none.
         kl_beta: grpo: weight of the divergence from the model it started from.
         probe: grpo: problems asked beforehand, to weight the families by how often they are solved; 0 takes all alike.
@@ -71,7 +70,6 @@ class Settings:
     rollout: str = "fast"
     epsilon_high: float = 0.28
     format_weight: float = 0.2
-    steps_weight: float = 0.0
     average: float = 0.0
     kl_beta: float = 0.0
     save_every: int = 0

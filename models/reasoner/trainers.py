@@ -13,7 +13,7 @@ from trl import GRPOConfig, SFTConfig
 
 from models.reasoner.callbacks import FiniteGuard, StepLog
 from models.reasoner.reinforced import FastRollout, PackedGRPOTrainer
-from models.reasoner.rewards import accuracy_reward, format_reward, steps_reward
+from models.reasoner.rewards import accuracy_reward, format_reward
 from models.reasoner.settings import Settings
 from models.reasoner.supervised import SupervisedTrainer, collate
 from models.reasoner.validation import KeepBest
@@ -141,8 +141,6 @@ def grpo_trainer(
     settings: Settings, model: Any, tokenizer: Any, rows: Dataset, out: Path, validation: Any = None
 ) -> Any:
     """The trainer of the stage grpo: format and accuracy rewards, groups of completions per prompt."""
-    rewards = {format_reward: settings.format_weight, accuracy_reward: 1.0, steps_reward: settings.steps_weight}
-    rewards = {reward: weight for reward, weight in rewards.items() if weight}
     arguments = GRPOConfig(
         **_shared_arguments(settings, out) | {"dataloader_num_workers": 0, "dataloader_persistent_workers": False},
         num_generations=settings.group,
@@ -153,7 +151,7 @@ def grpo_trainer(
         epsilon_high=settings.epsilon_high,
         loss_type="dapo",
         scale_rewards="group",
-        reward_weights=list(rewards.values()),
+        reward_weights=[settings.format_weight, 1.0],
         mask_truncated_completions=False,
     )
     callbacks: list[Any] = [FiniteGuard(), StepLog(out / "steps.jsonl", settings.limit_s)]
@@ -164,7 +162,7 @@ def grpo_trainer(
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
-        reward_funcs=list(rewards),
+        reward_funcs=[format_reward, accuracy_reward],
         callbacks=callbacks,
         peft_config=_lora(settings),
         rollout_func=FastRollout(settings) if settings.rollout == "fast" else None,

@@ -75,11 +75,10 @@ def test_the_card_tells_what_the_scores_say() -> None:
     card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
     scores = json.loads((RUNS / "scores.json").read_text())
     assert set(scores) == {"sft", "teacher", "distill", "grpo"}
-    later = json.loads((RUNS / "grpo_minibatches.json").read_text())
-    more = [entries for run in later for name, entries in run.items() if name.startswith(("scores", "halfway"))]
-    assert len(more) == 5
-    for entries in [*scores.values(), *more]:
-        for entry in entries:
+    rounds = json.loads((RUNS / "grpo_rounds.json").read_text())
+    assert len(rounds) == 13
+    for entries in [*scores.values(), *(run["scores"] for run in rounds)]:
+        for entry in (one for one in entries if one["set"] != "validation"):
             low, high = (round(100 * bound, 1) for bound in entry["interval"])
             assert f"{low:.1f}-{high:.1f}" in card
             assert f"{entry['correct']} ({entry['correct'] / 2:.1f} %)" in card

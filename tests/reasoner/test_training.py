@@ -20,7 +20,6 @@ from models.reasoner.callbacks import FiniteGuard, StepLog  # noqa: E402
 from models.reasoner.merge import merge  # noqa: E402
 from models.reasoner.problem import normalised_prompt, split_of  # noqa: E402
 from models.reasoner.reinforced import PackedGRPOTrainer, pack_left  # noqa: E402
-from models.reasoner.rewards import problem_of, steps_reward  # noqa: E402
 from models.reasoner.settings import Settings  # noqa: E402
 from models.reasoner.train import sound_attention, train  # noqa: E402
 from models.reasoner.trainers import grpo_trainer  # noqa: E402
@@ -183,14 +182,6 @@ def test_a_running_mean_is_what_is_validated_and_kept(tmp_path) -> None:
     keep.on_train_end(None, SimpleNamespace(global_step=1), None, model=model)
     assert seen == [0.0, 2.0, 2.0, 1.5, 1.0, 0.5]
     assert model.weight.item() == 0.5  # the last measured was the best
-
-
-def test_the_steps_reward_is_the_right_share_before_the_first_mistake() -> None:
-    problem = next(iter(corpus.asked(1, seed=3, hard_share=1.0)["problem"]))
-    solution = problem_of(problem).solution
-    half = len(solution) // 2
-    wrong = solution[:half] + ("x" if solution[half] != "x" else "y") + solution[half + 1 :]
-    assert steps_reward([solution, wrong, "", solution + "!"], [problem] * 4) == [1.0, half / len(solution), 0.0, 1.0]
 
 
 def test_the_mean_of_two_models(tmp_path) -> None:
