@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from qcompile.evaluate import read_cases
+from qcompile.evaluate.templates import Templates
 from qcompile.export.export_checkpoint import export_checkpoint
 from qcompile.runtime import Engine, SamplingParams
 from tests.optimized import export_tiny, optimize_tiny
@@ -57,12 +59,13 @@ def reasoner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def test_thinking_and_answer_of_the_bundled_reasoner(reasoner: Running) -> None:
-    question: Any = [{"role": "user", "content": "What is 12 + 30?"}]
+    case = next(case for case in read_cases(WEIGHTS.parent / "test.jsonl")[0] if case.id == "test-math-002")  # 45 x 8
+    question: Any = Templates.load().messages(case)
     create = reasoner.openai.chat.completions.create
     message = create(model=NAME, messages=question).choices[0].message  # greedy: its generation config says so
     thinking = message.model_extra["reasoning_content"]
-    assert "42" in thinking
-    assert message.content.endswith("\\boxed{42}")
+    assert "360" in thinking
+    assert message.content.endswith("\\boxed{360}")
     assert not any(tag in thinking + message.content for tag in ("think>", "answer>"))
     sides = {"reasoning_content": "", "content": ""}
     for chunk in create(model=NAME, messages=question, stream=True):
