@@ -31,10 +31,11 @@ def launch(
     Raises:
         KernelError: Arguments that the kernel does not take, or rows longer than any tile.
     """
-    from qcompile.kernels.add_layer_norm.kernel import add_layer_norm_kernel
-
     validate(x, residual, gamma, beta)
     check.launchable(NAME, x)
+
+    from qcompile.kernels.add_layer_norm.kernel import add_layer_norm_kernel
+
     x_rows, residual_rows = check.as_rows(NAME, "x", x), check.as_rows(NAME, "residual", residual)
     num_rows, num_cols = x_rows.shape
     tile = tile or choose(x, num_cols)

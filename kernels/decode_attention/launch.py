@@ -70,10 +70,11 @@ def launch(
     Raises:
         KernelError: Arguments that the kernel does not take.
     """
-    from qcompile.kernels.decode_attention.kernel import decode_attention_kernel
-
     validate(q, k_cache, v_cache, starts, lengths)
     check.launchable(NAME, q)
+
+    from qcompile.kernels.decode_attention.kernel import decode_attention_kernel
+
     (batch, heads, head_dim), kv_heads = q.shape, k_cache.shape[1]
     group = heads // kv_heads
     tile = tile or choose(q, group, head_dim)

@@ -56,10 +56,11 @@ def launch(
     Raises:
         KernelError: Arguments that the kernel does not take.
     """
-    from qcompile.kernels.gemv_int4.kernel import gemv_int4_kernel, gemv_int4_rows_kernel
-
     group = validate(x, weight, scale, bias)
     check.launchable(NAME, x)
+
+    from qcompile.kernels.gemv_int4.kernel import gemv_int4_kernel, gemv_int4_rows_kernel
+
     rows = check.as_rows(NAME, "x", x)
     num_rows, (num_out, num_groups) = rows.shape[0], scale.shape
     tile = (tile or choose(x, num_rows, num_out, num_groups, group)).replace(HAS_BIAS=int(bias is not None))

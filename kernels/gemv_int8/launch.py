@@ -44,10 +44,11 @@ def launch(
     Raises:
         KernelError: Arguments that the kernel does not take.
     """
-    from qcompile.kernels.gemv_int8.kernel import gemv_int8_kernel, gemv_int8_rows_kernel
-
     validate(x, weight, scale, bias)
     check.launchable(NAME, x)
+
+    from qcompile.kernels.gemv_int8.kernel import gemv_int8_kernel, gemv_int8_rows_kernel
+
     rows = check.as_rows(NAME, "x", x)
     num_rows, (num_out, num_in) = rows.shape[0], weight.shape
     tile = (tile or choose(x, num_rows, num_out, num_in)).replace(HAS_BIAS=int(bias is not None))

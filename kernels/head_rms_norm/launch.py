@@ -46,10 +46,11 @@ def launch(x: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None
     Raises:
         KernelError: Arguments that the kernel does not take, or rows longer than any tile.
     """
-    from qcompile.kernels.head_rms_norm.kernel import head_rms_norm_kernel
-
     validate(x, gamma)
     check.launchable(NAME, x)
+
+    from qcompile.kernels.head_rms_norm.kernel import head_rms_norm_kernel
+
     tokens = check.as_tokens(NAME, "x", x)
     heads, head_dim = x.shape[-2:]
     tile = tile or choose(x, tokens.shape[0], heads, head_dim)

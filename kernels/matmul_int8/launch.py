@@ -63,10 +63,11 @@ def launch(
     Raises:
         KernelError: Arguments that the kernel does not take.
     """
-    from qcompile.kernels.matmul_int8.kernel import matmul_int8_kernel
-
     validate(x, weight, x_scale, weight_scale, bias, out_dtype)
     check.launchable(NAME, x)
+
+    from qcompile.kernels.matmul_int8.kernel import matmul_int8_kernel
+
     rows = check.as_rows(NAME, "x", x)
     num_rows, num_out = rows.shape[0], weight.shape[0]
     tile = (tile or choose(x, num_rows, num_out, out_dtype)).replace(HAS_BIAS=int(bias is not None))

@@ -86,10 +86,11 @@ def launch(
     Raises:
         KernelError: Arguments that the kernel does not take.
     """
-    from qcompile.kernels.rope_cache.kernel import rope_cache_kernel
-
     validate(q, k, v, cos, sin, positions, slots, k_cache, v_cache)
     check.launchable(NAME, q)
+
+    from qcompile.kernels.rope_cache.kernel import rope_cache_kernel
+
     rows = [check.as_tokens(NAME, name, tensor) for name, tensor in (("q", q), ("k", k), ("v", v))]
     (batch, length, heads, head_dim), kv_heads = q.shape, k.shape[2]
     tile = tile or choose(q, max(heads, kv_heads), head_dim)

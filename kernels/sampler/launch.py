@@ -58,10 +58,11 @@ def launch(
     Raises:
         KernelError: Arguments that the kernels do not take.
     """
-    from qcompile.kernels.sampler.kernel import sampler_chunk_kernel, sampler_merge_kernel
-
     validate(logits, top_k, temperature, uniform)
     check.launchable(NAME, logits)
+
+    from qcompile.kernels.sampler.kernel import sampler_chunk_kernel, sampler_merge_kernel
+
     batch, vocab = logits.shape
     chunk, merge = tiles or choose(logits, top_k)
     chunks = -(-vocab // chunk.constants["BLOCK_VOCAB"])

@@ -33,10 +33,11 @@ def launch(gate_up: torch.Tensor, tile: Launch | None = None) -> torch.Tensor:
     Raises:
         KernelError: Arguments that the kernel does not take.
     """
-    from qcompile.kernels.swiglu.kernel import swiglu_kernel
-
     validate(gate_up)
     check.launchable(NAME, gate_up)
+
+    from qcompile.kernels.swiglu.kernel import swiglu_kernel
+
     rows = check.as_rows(NAME, "gate_up", gate_up)
     num_rows, num_cols = rows.shape[0], rows.shape[1] // 2
     tile = tile or choose(gate_up, num_rows, num_cols)

@@ -1,5 +1,6 @@
 """torch.ops.qcompile: shape functions, mutation, the reference on the CPU, the checks."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -135,7 +136,9 @@ def test_bad_arguments_are_refused_on_the_cpu_too() -> None:
 
 def test_a_kernel_without_interpreter_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.delitem(sys.modules, "qcompile.kernels.swiglu.kernel", raising=False)
     with pytest.raises(
         KernelError, match=r"swiglu: a kernel runs on cuda or npu, not on cpu; use torch.ops.qcompile.swiglu"
     ):
         registered.swiglu.launch(fresh(2, 8))
+    assert "qcompile.kernels.swiglu.kernel" not in sys.modules  # it would be compiled from now on, not interpreted
