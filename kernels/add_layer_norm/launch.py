@@ -33,7 +33,6 @@ def launch(
     """
     validate(x, residual, gamma, beta)
     check.launchable(NAME, x)
-
     from qcompile.kernels.add_layer_norm.kernel import add_layer_norm_kernel
 
     x_rows, residual_rows = check.as_rows(NAME, "x", x), check.as_rows(NAME, "residual", residual)

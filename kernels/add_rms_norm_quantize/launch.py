@@ -28,7 +28,6 @@ def launch(
     """
     validate(x, residual, gamma)
     check.launchable(NAME, x)
-
     from qcompile.kernels.add_rms_norm_quantize.kernel import add_rms_norm_quantize_kernel
 
     x_rows, residual_rows = check.as_rows(NAME, "x", x), check.as_rows(NAME, "residual", residual)

@@ -72,7 +72,6 @@ def launch(
     """
     validate(q, k_cache, v_cache, starts, lengths)
     check.launchable(NAME, q)
-
     from qcompile.kernels.decode_attention.kernel import decode_attention_kernel
 
     (batch, heads, head_dim), kv_heads = q.shape, k_cache.shape[1]

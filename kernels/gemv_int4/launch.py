@@ -58,7 +58,6 @@ def launch(
     """
     group = validate(x, weight, scale, bias)
     check.launchable(NAME, x)
-
     from qcompile.kernels.gemv_int4.kernel import gemv_int4_kernel, gemv_int4_rows_kernel
 
     rows = check.as_rows(NAME, "x", x)

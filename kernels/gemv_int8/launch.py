@@ -46,7 +46,6 @@ def launch(
     """
     validate(x, weight, scale, bias)
     check.launchable(NAME, x)
-
     from qcompile.kernels.gemv_int8.kernel import gemv_int8_kernel, gemv_int8_rows_kernel
 
     rows = check.as_rows(NAME, "x", x)

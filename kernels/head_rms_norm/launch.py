@@ -48,7 +48,6 @@ def launch(x: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None
     """
     validate(x, gamma)
     check.launchable(NAME, x)
-
     from qcompile.kernels.head_rms_norm.kernel import head_rms_norm_kernel
 
     tokens = check.as_tokens(NAME, "x", x)

@@ -65,7 +65,6 @@ def launch(
     """
     validate(x, weight, x_scale, weight_scale, bias, out_dtype)
     check.launchable(NAME, x)
-
     from qcompile.kernels.matmul_int8.kernel import matmul_int8_kernel
 
     rows = check.as_rows(NAME, "x", x)

@@ -88,7 +88,6 @@ def launch(
     """
     validate(q, k, v, cos, sin, positions, slots, k_cache, v_cache)
     check.launchable(NAME, q)
-
     from qcompile.kernels.rope_cache.kernel import rope_cache_kernel
 
     rows = [check.as_tokens(NAME, name, tensor) for name, tensor in (("q", q), ("k", k), ("v", v))]

@@ -60,7 +60,6 @@ def launch(
     """
     validate(logits, top_k, temperature, uniform)
     check.launchable(NAME, logits)
-
     from qcompile.kernels.sampler.kernel import sampler_chunk_kernel, sampler_merge_kernel
 
     batch, vocab = logits.shape

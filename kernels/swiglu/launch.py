@@ -35,7 +35,6 @@ def launch(gate_up: torch.Tensor, tile: Launch | None = None) -> torch.Tensor:
     """
     validate(gate_up)
     check.launchable(NAME, gate_up)
-
     from qcompile.kernels.swiglu.kernel import swiglu_kernel
 
     rows = check.as_rows(NAME, "gate_up", gate_up)
