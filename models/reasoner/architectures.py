@@ -1,5 +1,6 @@
 """The two models that are trained from nothing, and loading and saving of any Qwen directory."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -32,6 +33,20 @@ SHAPES: dict[str, dict[str, int]] = {
         "intermediate_size": 128,
     },
 }  # fmt: skip
+
+
+def model_directory(text: str) -> Path:
+    """What a command line names as a model: a directory in Hugging Face form.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    path = Path(text)
+    if not (path / "config.json").is_file():
+        raise argparse.ArgumentTypeError(
+            f"{text} has no config.json; wanted the directory of a model in Hugging Face form"
+        )
+    return path
 
 
 def load_tokenizer(directory: str | Path) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from models.reasoner.architectures import load_model, save_model
+from models.reasoner.architectures import load_model, model_directory, save_model
 
 
 def merge(directories: list[Path], out: Path) -> Path:
@@ -41,10 +41,13 @@ def merge(directories: list[Path], out: Path) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Average the weights of several models.")
-    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("models", nargs="+", type=model_directory)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    print(merge(options.models, options.out))
+    try:
+        print(merge(options.models, options.out))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

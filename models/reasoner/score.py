@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from models.reasoner import corpus
-from models.reasoner.architectures import load_model, load_tokenizer
+from models.reasoner.architectures import load_model, load_tokenizer, model_directory
 from models.reasoner.generate import Generator
 from models.reasoner.prompts import messages
 from models.reasoner.settings import Settings
@@ -70,7 +70,7 @@ def show(name: str, entry: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Score checkpoints on the two test sets.")
-    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("models", nargs="+", type=model_directory)
     parser.add_argument("--validate", type=int, default=0, help="also so many hard problems of the validation split")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)

@@ -17,9 +17,11 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # the li
 from models.reasoner import corpus, probe, supervised  # noqa: E402
 from models.reasoner.architectures import load_model, load_tokenizer, new_model, save_model  # noqa: E402
 from models.reasoner.callbacks import FiniteGuard, StepLog  # noqa: E402
+from models.reasoner.merge import main as merging  # noqa: E402
 from models.reasoner.merge import merge  # noqa: E402
 from models.reasoner.problem import normalised_prompt, split_of  # noqa: E402
 from models.reasoner.reinforced import PackedGRPOTrainer, pack_left  # noqa: E402
+from models.reasoner.score import main as scoring  # noqa: E402
 from models.reasoner.settings import Settings  # noqa: E402
 from models.reasoner.train import sound_attention, train  # noqa: E402
 from models.reasoner.trainers import grpo_trainer  # noqa: E402
@@ -196,6 +198,14 @@ def test_the_mean_of_two_models(tmp_path) -> None:
     save_model(new_model("student", seed=1), "student", tmp_path / "other")
     with pytest.raises(ValueError, match="other: weights of other names or shapes"):
         merge([tmp_path / "0", tmp_path / "other"], tmp_path / "mean")
+
+
+def test_what_is_no_model_is_said_in_one_line(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (merging, scoring):
+        with pytest.raises(SystemExit) as end:
+            command([str(tmp_path / "gone"), *(["--out", str(tmp_path / "mean")] if command is merging else [])])
+        assert end.value.code == 2
+        assert "gone has no config.json; wanted the directory of a model" in capsys.readouterr().err
 
 
 def test_curves_are_drawn(tmp_path) -> None:
