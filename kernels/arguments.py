@@ -30,7 +30,10 @@ def one_device(operator: str, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def launchable(operator: str, tensor: torch.Tensor) -> None:
-    """Require a device that kernels run on: cuda, npu, or the CPU under Triton's interpreter."""
+    """Require a device that kernels run on: cuda, npu, or the CPU under Triton's interpreter.
+
+    Launchers import their kernel after this: Triton decides at the import whether a kernel is interpreted or compiled.
+    """
     kind = tensor.device.type
     if kind not in ("cuda", "npu") and not (kind == "cpu" and is_interpreted()):
         raise fail(

@@ -57,7 +57,7 @@ def gemv_int8_kernel(
 
     STAGES is for GPUs: so many tiles are on their way to shared memory at a time, and there is a program for each tile. It is 0
     on an NPU, whose compiler overlaps by itself, and whose programs walk over tiles. (Around the staged loop that walk costs a
-    GPU registers: 48 a thread instead of 40, and in gemv_int4 122 instead of 92.)
+    GPU registers: 48 a thread instead of 40.)
     """
     if STAGES:
         gemv_tile(

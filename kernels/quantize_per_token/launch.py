@@ -36,10 +36,10 @@ def launch(
     Raises:
         KernelError: Arguments that the kernel does not take.
     """
-    from qcompile.kernels.quantize_per_token import kernel
-
     validate(x)
     check.launchable(NAME, x)
+    from qcompile.kernels.quantize_per_token import kernel
+
     rows = check.as_rows(NAME, "x", x)
     num_rows, num_cols = rows.shape
     if long_rows is None:

@@ -9,8 +9,6 @@ the one and loses much of the other ("Model soups", Wortsman et al., 2022, arXiv
 import argparse
 from pathlib import Path
 
-import torch
-
 from models.reasoner.architectures import load_model, model_directory, save_model
 
 
@@ -32,8 +30,7 @@ def merge(directories: list[Path], out: Path) -> Path:
             raise ValueError(f"{directory}: weights of other names or shapes than {directories[0]} has")
         for name, tensor in state.items():
             total[name] += tensor.double()
-    with torch.no_grad():
-        model.load_state_dict({name: (tensor / len(directories)).float() for name, tensor in total.items()})
+    model.load_state_dict({name: (tensor / len(directories)).float() for name, tensor in total.items()})
     save_model(model, directories[0], out)
     return out
 

@@ -30,8 +30,8 @@ def problem_of(text: str) -> Problem:
 
 
 def is_correct(problem: Problem, text: str) -> bool:
-    """Whether the checker accepts the text; what says the made answer word for word needs no checker and no run."""
-    if extract_answer(problem.type, text)[0].strip() == problem.answer.strip():
+    """Whether the checker accepts the text; the problem's own program needs no run, its tests were made by it."""
+    if problem.tests and extract_answer(problem.type, text)[0].strip() == problem.answer.strip():
         return True
     return check_answer(case_of(problem), text, _LIMITS).is_correct is True
 

@@ -91,28 +91,35 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         """The start."""
         self._begin = time.monotonic()
         self._start = _copied(model)
-        self._mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        if self._average:
+            self._mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self._measure(model, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Follow the mean; every so many seconds, validate it."""
-        for name, tensor in model.state_dict().items():
-            self._mean[name].lerp_(tensor.detach(), 1 - self._average)
+        present = model.state_dict()
+        for name, mean in self._mean.items():
+            mean.lerp_(present[name].detach(), 1 - self._average)
         if time.monotonic() - self._last >= self._every_s:
-            present = _copied(model)
-            model.load_state_dict(self._mean)
-            self._measure(model, state.global_step)
-            model.load_state_dict(present)
+            kept = _copied(model) if self._mean else {}
+            self._measure_mean(model, state.global_step)
+            if kept:
+                model.load_state_dict(kept)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """The end, and points before it; then put the best weights into the model."""
-        model.load_state_dict(self._mean)
-        self._measure(model, state.global_step)
+        self._measure_mean(model, state.global_step)
         end = _copied(model)
         for share in _SHARES:
             model.load_state_dict({name: torch.lerp(self._start[name], end[name], share) for name in end})
             self._measure(model, state.global_step, share)
         model.load_state_dict(self._state)
+
+    def _measure_mean(self, model: Any, step: int) -> None:
+        """Put the mean, where there is one, into the model and measure that."""
+        if self._mean:
+            model.load_state_dict(self._mean)
+        self._measure(model, step)
 
     def _measure(self, model: Any, step: int, share: float = 1.0) -> None:
         found = self._validation.measure(model)

@@ -21,7 +21,7 @@ _H100 = GPUTarget("cuda", 90, 32)
 _COUNTS = {"n_rows", "n_tokens", "n_batch", "n_splits", "n_kv_heads", "n_heads", "n_chunks", "n_groups", "n_candidates"}
 _COUNTS |= {"group", "tokens_per_row", "top_k"}  # arguments that are seldom multiples of 16
 FEW_ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
-    "matmul_one_row": ({"BLOCK_N": 4, "BLOCK_K": 512, "STAGES": 5, "HAS_BIAS": 1, "HAS_RESIDUAL": 1}, {"num_warps": 4}),
+    "matmul_one_row": ({"BLOCK_N": 4, "BLOCK_K": 256, "STAGES": 6, "HAS_BIAS": 1, "HAS_RESIDUAL": 1}, {"num_warps": 2}),
     "matmul_few_rows": (
         {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "PARTS": 4, "HAS_BIAS": 1, "HAS_RESIDUAL": 1},
         {"num_warps": 4, "num_stages": 3},
@@ -56,7 +56,7 @@ CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"num_warps": 8, "num_stages": 3},
     ),
     "gemv_int8": ({"BLOCK_N": 4, "BLOCK_K": 512, "HAS_BIAS": 1, "STAGES": 5}, {"num_warps": 4}),
-    "gemv_int4": ({"BLOCK_N": 4, "BLOCK_G": 8, "GROUP": 128, "HAS_BIAS": 1, "STAGES": 3}, {"num_warps": 1}),
+    "gemv_int4": ({"BLOCK_N": 8, "BLOCK_G": 8, "GROUP": 128, "HAS_BIAS": 1, "STAGES": 2}, {"num_warps": 1}),
     "decode_attention": ({"BLOCK_G": 16, "BLOCK_T": 64, "D": 128}, {"num_warps": 4, "num_stages": 3}),
 }
 
