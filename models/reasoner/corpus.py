@@ -93,18 +93,25 @@ def in_batches(flat: Any, lengths: Any, prompt_lengths: Any, *, batch_size: int,
     return Dataset(pa.table(columns))
 
 
-def _ask_part(seed: int, *, count: int, split: str, hard_share: float, weights: Any) -> dict[str, list[Any]]:
+def _ask_part(
+    seed: int, *, count: int, split: str, hard_share: float, weights: Any, tokenizer_from: str
+) -> dict[str, list[str]]:
+    tokenizer = load_tokenizer(tokenizer_from)
     made = list(islice(problems(seed, split, hard_share=hard_share, weights=weights), count))
     return {
-        "prompt": [messages(case_of(problem)) for problem in made],
+        "prompt": [chat_text(tokenizer, problem) for problem in made],
         "problem": [json.dumps(asdict(problem), ensure_ascii=False) for problem in made],
     }
 
 
-def asked(count: int, *, seed: int, hard_share: float, split: str = "train", weights: Any = None) -> Dataset:
-    """Unsolved problems for reinforcement learning: the chat, and the problem as JSON for the rewards."""
+def asked(
+    count: int, *, seed: int, hard_share: float, tokenizer_from: str, split: str = "train", weights: Any = None
+) -> Dataset:
+    """Unsolved problems for reinforcement learning: the prompt as the model reads it, and the problem as JSON."""
     each = _ASKED_PART if split == "train" else _ASKED_PART // 16  # one problem in 600 is of a small split
-    ask = partial(_ask_part, count=each, split=split, hard_share=hard_share, weights=weights)
+    ask = partial(
+        _ask_part, count=each, split=split, hard_share=hard_share, weights=weights, tokenizer_from=tokenizer_from
+    )
     parts = _in_processes(ask, [seed * 1000 + part for part in range(-(-count // each))])
     columns = {name: [entry for part in parts for entry in part[name]] for name in parts[0]}
     return Dataset.from_dict({name: column[:count] for name, column in columns.items()})

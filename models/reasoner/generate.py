@@ -1,32 +1,52 @@
-"""Batched generation for Qwen2 and Qwen3 in PyTorch: one static KV cache, decode steps as a CUDA graph.
+"""Batched generation for Qwen2 and Qwen3 in PyTorch: one static KV cache, decode steps as CUDA graphs.
 
 transformers' generate() launches every kernel of every step from Python; at these model sizes that is most of the
-time. Rows of different length share a batch: every row writes at its own position, padding is never attended to.
+time. Rows of different length share a batch: every row writes at its own position. A step looks no further than the
+furthest row stands, and when half of the rows are finished the others move together and go on as a smaller batch: of
+answers that differ in length, most of the steps are for few rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from models.reasoner import cached_forward
 
 _PREFILL_ROWS = 512
 _CHECK_EVERY = 16
+_WIDTH_STEP = 64
+_WARM_UP = 2  # steps that run before a capture, and write that far ahead of a row
+_FEWEST_ROWS = 64  # where a step is all launches
 
 
 @dataclass
-class _Buffers:
+class _Batch:
     """What a step reads and writes, at fixed addresses: B rows, T positions, N new tokens."""
 
-    keys: list[Tensor]  # per layer [B, K, T, d]
-    values: list[Tensor]
+    caches: cached_forward.Caches  # per layer [B, K, T, d]
     token: Tensor  # [B, 1]
     position: Tensor  # [B, 1], where `token` goes
     is_done: Tensor  # [B]
-    output: Tensor  # [B, N]
+    output: Tensor  # [B, N + warm-up]
     step: Tensor  # [1]
-    graph: Any = None
+    graphs: dict[tuple[int, int], Any] = field(default_factory=dict)  # by rows and positions
+
+    def state(self) -> list[Tensor]:
+        """What belongs to each row, but for the caches."""
+        return [self.token, self.position, self.is_done, self.output]
+
+    def part(self, rows: int, width: int) -> "_Batch":
+        """The first rows, up to a position, at the same addresses."""
+        caches = [(keys[:rows, :, :width], values[:rows, :, :width]) for keys, values in self.caches]
+        token, position, is_done, output = (tensor[:rows] for tensor in self.state())
+        return replace(self, caches=caches, token=token, position=position, is_done=is_done, output=output)
+
+    def gather(self, rows: Tensor) -> None:
+        """Move some rows, in ascending order, to the front."""
+        for tensor in [*self.state(), *(part for cache in self.caches for part in cache)]:
+            tensor[: len(rows)] = tensor[rows]
 
 
 class Generator:
@@ -44,8 +64,10 @@ class Generator:
         self._model = own.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self._device, self._dtype = torch.device(device), dtype
         self._stop = torch.tensor(sorted(stop_ids), device=device)
-        self._buffers: dict[tuple[int, int, int, float], _Buffers] = {}
+        self._first_stop = min(stop_ids)
+        self._batches: dict[tuple[int, int, int, float], _Batch] = {}
         self._width = 0
+        self._pool: Any = None  # of memory, shared by all graphs: they run one after the other
 
     def update(self, model: Any) -> None:
         """Take over a model's current weights, in place, so captured graphs stay valid."""
@@ -68,88 +90,109 @@ class Generator:
             rows: Rows per batch; 0 takes all prompts at once. The last batch is filled up with copies.
         """
         rows = min(rows or len(prompts), len(prompts))
-        longest = max(map(len, prompts))
-        self._width = max(self._width, -(-(longest + max_new_tokens) // 64) * 64)  # a new width costs a new graph
+        furthest = max(map(len, prompts)) + max_new_tokens + _WARM_UP
+        self._width = max(self._width, _rounded(furthest))  # a new width costs new graphs
         torch.manual_seed(seed)
         results: list[list[int]] = []
         for start in range(0, len(prompts), rows):
             batch = prompts[start : start + rows]
             filled = batch + [batch[0]] * (rows - len(batch))
-            output = self._generate_batch(filled, self._width, max_new_tokens, temperature)
-            results.extend(self._trimmed(row) for row in output[: len(batch)].tolist())
+            results.extend(self._generate_batch(filled, max_new_tokens, temperature)[: len(batch)])
         return results
 
-    def _trimmed(self, row: list[int]) -> list[int]:
-        stops = set(self._stop.tolist())
-        end = next((i for i, token in enumerate(row) if token in stops), len(row) - 1)
-        return row[: end + 1]
-
-    def _generate_batch(self, prompts: list[list[int]], width: int, new: int, temperature: float) -> Tensor:
-        key = (len(prompts), width, new, temperature)
-        if key not in self._buffers:
-            self._buffers.clear()  # one size at a time: the cache is what fills the device
-            self._buffers[key] = self._allocate(*key[:3])
-        buffers = self._buffers[key]
-        buffers.step.zero_()
-        buffers.is_done.zero_()
-        buffers.output.fill_(int(self._stop[0]))
-        for start in range(0, len(prompts), _PREFILL_ROWS):
-            self._prefill(buffers, prompts[start : start + _PREFILL_ROWS], start, temperature)
-        self._store(buffers)
-        if buffers.graph is None and self._device.type == "cuda":
-            buffers.graph = self._capture(buffers, temperature)
-        for step in range(1, new):
-            if step % _CHECK_EVERY == 0 and bool(buffers.is_done.all()):
-                break
-            buffers.graph.replay() if buffers.graph else self._decode(buffers, temperature)
-        return buffers.output
-
-    def _allocate(self, rows: int, width: int, new: int) -> _Buffers:
-        config = self._model.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (rows, config.num_key_value_heads, width, head_dim)
-
-        def cache() -> list[Tensor]:
-            return [torch.zeros(shape, device=self._device, dtype=self._dtype) for _ in range(config.num_hidden_layers)]
-
-        def whole(*size: int) -> Tensor:
-            return torch.zeros(size, device=self._device, dtype=torch.long)
-
-        done = torch.zeros(rows, device=self._device, dtype=torch.bool)
-        return _Buffers(cache(), cache(), whole(rows, 1), whole(rows, 1), done, whole(rows, new), whole(1))
-
-    def _prefill(self, buffers: _Buffers, prompts: list[list[int]], start: int, temperature: float) -> None:
-        """Fill the cache for some rows; padding stands on the right and is overwritten by later tokens."""
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
+    def _generate_batch(self, prompts: list[list[int]], new: int, temperature: float) -> list[list[int]]:
+        batch = self._cleared(len(prompts), new, temperature)
+        self._prefill(batch, prompts, temperature)
+        self._store(batch)
         longest = max(map(len, prompts))
-        ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=self._device)
-        positions = torch.arange(longest, device=self._device).expand(len(prompts), -1)
-        stop = start + len(prompts)
-        keys = [key[start:stop] for key in buffers.keys]
-        values = [value[start:stop] for value in buffers.values]
-        hidden = self._forward(ids, positions, keys, values)
-        last = hidden[torch.arange(len(prompts), device=self._device), lengths - 1]
-        buffers.token[start:stop] = self._choose(last, temperature)
-        buffers.position[start:stop, 0] = lengths
+        finished = torch.empty_like(batch.output)
+        places = torch.arange(len(prompts), device=self._device)  # of the rows in `prompts`
+        for start in range(1, new, _CHECK_EVERY):
+            left = int((~batch.is_done[: len(places)]).sum())
+            finished[places] = batch.output[: len(places)]
+            if not left:
+                break
+            places = self._moved_together(batch, places, left)
+            width = min(self._width, _rounded(longest + start + _CHECK_EVERY + _WARM_UP))
+            self._run(batch, len(places), width, min(_CHECK_EVERY, new - start), temperature)
+        finished[places] = batch.output[: len(places)]
+        return self._trimmed(finished[:, :new])
 
-    def _decode(self, buffers: _Buffers, temperature: float) -> None:
-        hidden = self._forward(buffers.token, buffers.position, buffers.keys, buffers.values)
-        buffers.token.copy_(self._choose(hidden[:, 0], temperature))
-        buffers.position.add_(1)
-        self._store(buffers)
+    def _cleared(self, rows: int, new: int, temperature: float) -> _Batch:
+        """The batch of this size, ready to begin."""
+        key = (rows, self._width, new, temperature)
+        if key not in self._batches:
+            self._batches.clear()  # one size at a time: the cache is what fills the device
 
-    def _store(self, buffers: _Buffers) -> None:
+            def whole(*size: int) -> Tensor:
+                return torch.zeros(size, device=self._device, dtype=torch.long)
+
+            caches = cached_forward.allocate(self._model.config, rows, self._width, self._device, self._dtype)
+            done = torch.zeros(rows, device=self._device, dtype=torch.bool)
+            self._batches[key] = _Batch(
+                caches, whole(rows, 1), whole(rows, 1), done, whole(rows, new + _WARM_UP), whole(1)
+            )
+        batch = self._batches[key]
+        batch.step.zero_()
+        batch.is_done.zero_()
+        batch.output.fill_(self._first_stop)
+        return batch
+
+    def _prefill(self, batch: _Batch, prompts: list[list[int]], temperature: float) -> None:
+        """Fill the caches; a prompt that stands in several rows is read once."""
+        different = list(dict.fromkeys(map(tuple, prompts)))
+        number = {prompt: index for index, prompt in enumerate(different)}
+        numbers = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=self._device)
+        for start in range(0, len(different), _PREFILL_ROWS):
+            part = different[start : start + _PREFILL_ROWS]
+            longest = max(map(len, part))
+            ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in part], device=self._device)
+            own = cached_forward.allocate(self._model.config, len(part), longest, self._device, self._dtype)
+            hidden = cached_forward.prefill(self._model.model, ids, own)
+            rows = ((numbers >= start) & (numbers < start + len(part))).nonzero().squeeze(-1)
+            source = numbers[rows] - start
+            for cache, kept in zip(batch.caches, own, strict=True):
+                for whole, read in zip(cache, kept, strict=True):
+                    whole[rows, :, :longest] = read[source]
+            lengths = torch.tensor([len(prompt) for prompt in part], device=self._device)
+            last = hidden[torch.arange(len(part), device=self._device), lengths - 1]
+            batch.token[rows] = self._choose(last[source], temperature)
+            batch.position[rows, 0] = lengths[source]
+
+    def _moved_together(self, batch: _Batch, places: Tensor, left: int) -> Tensor:
+        """Halve the batch while all rows that are left fit; returns the places of its rows."""
+        rows = len(places)
+        while left <= rows // 2 and rows // 2 >= _FEWEST_ROWS:
+            rows //= 2
+        if rows < len(places):
+            kept = batch.is_done[: len(places)].long().argsort(stable=True)[:rows].sort().values
+            batch.gather(kept)
+            places = places[kept]
+        return places
+
+    def _run(self, batch: _Batch, rows: int, width: int, steps: int, temperature: float) -> None:
+        part = batch.part(rows, width)
+        if self._device.type != "cuda":
+            for _ in range(steps):
+                self._decode(part, temperature)
+            return
+        if (rows, width) not in batch.graphs:
+            batch.graphs[rows, width] = self._capture(part, temperature)
+        for _ in range(steps):
+            batch.graphs[rows, width].replay()
+
+    def _decode(self, batch: _Batch, temperature: float) -> None:
+        hidden = cached_forward.decode(self._model.model, batch.token, batch.position, batch.caches)
+        batch.token.copy_(self._choose(hidden[:, 0], temperature))
+        batch.position.add_(1)
+        self._store(batch)
+
+    def _store(self, batch: _Batch) -> None:
         """Write the chosen tokens into column `step`; finished rows get the stop token."""
-        buffers.token.masked_fill_(buffers.is_done[:, None], int(self._first_stop))
-        buffers.output.scatter_(1, buffers.step.expand(buffers.output.shape[0], 1), buffers.token)
-        buffers.is_done |= (buffers.token == self._stop).any(dim=-1)
-        buffers.step.add_(1)
-
-    @property
-    def _first_stop(self) -> int:
-        if not hasattr(self, "_first_stop_id"):
-            self._first_stop_id = int(self._stop[0])
-        return self._first_stop_id
+        batch.token.masked_fill_(batch.is_done[:, None], self._first_stop)
+        batch.output.scatter_(1, batch.step.expand(batch.output.shape[0], 1), batch.token)
+        batch.is_done |= (batch.token == self._stop).any(dim=-1)
+        batch.step.add_(1)
 
     def _choose(self, hidden: Tensor, temperature: float) -> Tensor:
         logits = self._model.lm_head(self._model.model.norm(hidden)).float()
@@ -157,69 +200,30 @@ class Generator:
             logits = logits / temperature - torch.empty_like(logits).exponential_().log()
         return logits.argmax(dim=-1, keepdim=True)
 
-    def _forward(self, ids: Tensor, positions: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-        """ids, positions [B, S] -> hidden [B, S, D] before the last norm; writes the rows' keys and values."""
-        model = self._model.model
-        hidden = model.embed_tokens(ids)
-        rotation = tuple(part.unsqueeze(2) for part in model.rotary_emb(hidden, positions))
-        width = keys[0].shape[2]
-        group = self._model.config.num_attention_heads // keys[0].shape[1]
-        mask = torch.arange(width, device=ids.device) <= positions[:, :, None]  # [B, S, T]
-        mask = mask[:, None, None].expand(-1, 1, group, -1, -1).flatten(2, 3)  # [B, 1, group * S, T]
-        rows = torch.arange(ids.shape[0], device=ids.device)[:, None]
-        for layer, key, value in zip(model.layers, keys, values, strict=True):
-            normed = layer.input_layernorm(hidden)
-            hidden = hidden + self._attend(layer.self_attn, normed, rotation, (rows, positions), mask, key, value)
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        return hidden
-
-    def _attend(
-        self, module: Any, hidden: Tensor, rotation: Any, where: Any, mask: Tensor, keys: Tensor, values: Tensor
-    ) -> Tensor:
-        batch, length, _ = hidden.shape
-        kv_heads, head_dim = keys.shape[1], keys.shape[3]
-        query, key, value = (
-            project(hidden).view(batch, length, -1, head_dim)
-            for project in (module.q_proj, module.k_proj, module.v_proj)
-        )
-        if hasattr(module, "q_norm"):
-            query, key = module.q_norm(query), module.k_norm(key)
-        query, key = _rotate(query, rotation), _rotate(key, rotation)
-        rows, positions = where
-        keys[rows, :, positions] = key
-        values[rows, :, positions] = value
-        group = query.shape[2] // kv_heads
-        query = query.view(batch, length, kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
-        query = query.reshape(batch, kv_heads, group * length, head_dim)
-        if length > 1:
-            mixed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        else:  # two plain products read keys and values once; the masked kernels are made for longer queries
-            scores = (query @ keys.transpose(2, 3)).float() * head_dim**-0.5
-            mixed = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(values.dtype) @ values
-        mixed = mixed.view(batch, kv_heads, group, length, head_dim).permute(0, 3, 1, 2, 4)
-        return module.o_proj(mixed.reshape(batch, length, -1))
-
-    def _capture(self, buffers: _Buffers, temperature: float) -> Any:
+    def _capture(self, batch: _Batch, temperature: float) -> Any:
         """Record one decode step; the state it changes is put back afterwards."""
-        state = (buffers.token, buffers.position, buffers.is_done, buffers.output, buffers.step)
+        state = [*batch.state(), batch.step]
         saved = [tensor.clone() for tensor in state]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(2):
-                self._decode(buffers, temperature)
+            for _ in range(_WARM_UP):
+                self._decode(batch, temperature)
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._decode(buffers, temperature)
         for tensor, before in zip(state, saved, strict=True):
             tensor.copy_(before)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            self._decode(batch, temperature)
         return graph
 
+    def _trimmed(self, output: Tensor) -> list[list[int]]:
+        """Rows without what follows their first stop token."""
+        is_stop = (output[:, :, None] == self._stop).any(dim=-1)
+        ends = torch.where(is_stop.any(dim=1), is_stop.long().argmax(dim=1) + 1, output.shape[1])
+        return [row[:end] for row, end in zip(output.tolist(), ends.tolist(), strict=True)]
 
-def _rotate(states: Tensor, rotation: Any) -> Tensor:
-    """Rotary embedding on [B, S, heads, d] with cos and sin [B, S, 1, d]."""
-    cos, sin = rotation
-    half = states.shape[-1] // 2
-    turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
-    return states * cos + turned * sin
+
+def _rounded(width: int) -> int:
+    return -(-width // _WIDTH_STEP) * _WIDTH_STEP

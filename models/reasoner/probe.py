@@ -1,7 +1,8 @@
 """How often a model solves problems when it samples: pass@1 against pass@k, and what is worth practising.
 
 A group whose completions are all right or all wrong teaches GRPO nothing. So the families are drawn by p (1 - p), p
-the share of right samples, and a family that is always or never solved comes up seldom.
+the share of right samples of one problem, averaged over its problems: a family comes up seldom when it is always or never
+solved, and when half of its problems always are and the others never.
 """
 
 import json
@@ -24,7 +25,8 @@ def probe(settings: Settings, model: Any, tokenizer: Any, device: Any, dtype: An
     """Ask `settings.probe` problems of the validation split `settings.group` times each.
 
     Returns:
-        pass_1, pass_k and k over all problems, and the shares of right samples and pass@k of each family, easy and hard.
+        Over all problems and for each family, easy and hard: pass_1, the share of right samples, pass_k, and variance,
+        that of right among the samples of one problem.
     """
     asked = list(islice(problems(settings.seed, "valid", hard_share=settings.hard_share), settings.probe))
     prompts = tokenizer([corpus.chat_text(tokenizer, p) for p in asked], add_special_tokens=False)["input_ids"]
@@ -53,18 +55,24 @@ def probe(settings: Settings, model: Any, tokenizer: Any, device: Any, dtype: An
 def _summary(right: list[int], group: int) -> dict[str, float]:
     share = sum(right) / (len(right) * group)
     some = sum(count > 0 for count in right) / len(right)
-    return {"pass_1": round(share, 4), "pass_k": round(some, 4)}
+    within = sum(count * (group - count) for count in right) / (len(right) * group * max(1, group - 1))
+    return {"pass_1": round(share, 4), "pass_k": round(some, 4), "variance": round(within, 4)}
 
 
 def weights(found: dict[str, Any]) -> dict[tuple[str, bool], float]:
-    """(family, is_hard) -> how often to draw it; of a choice among four, what guessing gives is taken off first."""
+    """(family, is_hard) -> how often to draw it; of a choice among four, what guessing gives is taken off first.
+
+    That is s (1 - s), s the share above guessing, times the part of the variance of all samples that lies within problems.
+    """
     guessed = {family.name for family in BY_TYPE["choice"]}
     result = {}
     for kind, entry in found["families"].items():
         family, level = kind.split("/")
         chance = 0.25 if family in guessed else 0.0
-        share = max(0.0, (entry["pass_1"] - chance) / (1 - chance))
-        result[family, level == "hard"] = share * (1 - share) * (1.0 if level == "hard" else _EASY) + _FLOOR
+        right = entry["pass_1"]
+        share = max(0.0, (right - chance) / (1 - chance))
+        within = entry["variance"] / (right * (1 - right)) if 0 < right < 1 else 0.0
+        result[family, level == "hard"] = share * (1 - share) * within * (1.0 if level == "hard" else _EASY) + _FLOOR
     return result
 
 

@@ -1,6 +1,5 @@
 """GRPO with two replacements inside TRL's trainer: rollouts by `Generator`, and forward passes without left padding."""
 
-import json
 import time
 from typing import Any
 
@@ -93,7 +92,7 @@ class FastRollout:
         self._settings = settings
         self._generator: Generator | None = None
 
-    def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
+    def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """Prompts come repeated, one entry per wanted completion."""
         tokenizer = trainer.processing_class
         ids = _prompt_ids(prompts, tokenizer)
@@ -112,10 +111,8 @@ class FastRollout:
         return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
 
 
-def _prompt_ids(prompts: list[Any], tokenizer: Any) -> list[list[int]]:
-    """Token ids of chats, each different one rendered once."""
-    keys = [json.dumps(prompt) for prompt in prompts]
-    chats = dict(zip(keys, prompts, strict=True))
-    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in chats.values()]
-    by_key = dict(zip(chats, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
-    return [by_key[key] for key in keys]
+def _prompt_ids(prompts: list[str], tokenizer: Any) -> list[list[int]]:
+    """Token ids of prompts, each different one read once."""
+    different = list(dict.fromkeys(prompts))
+    by_prompt = dict(zip(different, tokenizer(different, add_special_tokens=False)["input_ids"], strict=True))
+    return [by_prompt[prompt] for prompt in prompts]

@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         for entry in results[str(directory)]:
             print(show(str(directory), entry), flush=True)
         if options.validate:
-            settings = Settings(validate=options.validate)
+            settings = Settings(validate=options.validate, model=str(directory))
             found = Validation(settings, tokenizer, device, torch.float32).measure(model)
             print(f"{directory} validation: {found['accuracy']:.4f} of {options.validate}", flush=True)
             results[str(directory)].append({"set": "validation", "cases": options.validate, **found})

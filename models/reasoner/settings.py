@@ -32,7 +32,6 @@ class Settings:
         average: grpo: validate and keep not the weights of one step but their running mean, with this decay; 0 has none.
         kl_beta: grpo: weight of the divergence from the model it started from.
         probe: grpo: problems asked beforehand, to weight the families by how often they are solved; 0 takes all alike.
-        practice: grpo: the probe.json of an earlier run, in place of asking again.
         validate: grpo: validation problems, all hard, asked greedily; the best weights by them are kept; 0 keeps the last.
         validate_every: grpo: seconds between two validations.
         rollout: grpo: fast (`generate.py`) or trl (transformers' generate, or vLLM through TRL's options).
@@ -62,7 +61,6 @@ class Settings:
     group: int = 16
     minibatches: int = 1
     probe: int = 0
-    practice: str = ""
     validate: int = 0
     validate_every: float = 60.0
     max_new_tokens: int = 272

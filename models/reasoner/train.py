@@ -10,7 +10,6 @@ trained model in Hugging Face form to OUT/model, one JSON line per step to OUT/s
 
 import argparse
 import importlib.util
-import json
 import time
 from dataclasses import replace
 from itertools import islice
@@ -100,14 +99,14 @@ def training_rows(settings: Settings, tokenizer: Any, model: Any, teacher: Any, 
 def _asked_rows(settings: Settings, tokenizer: Any, model: Any, out: Path) -> Dataset:
     count = settings.steps * settings.batch_size * settings.accumulate // settings.group
     weights = None
-    if settings.practice:
-        weights = probe.weights(json.loads(Path(settings.practice).read_text()))
-    elif settings.probe:
+    if settings.probe:
         found = probe.probe(settings, model, tokenizer, device(), _generation_dtype())
         probe.write(found, out / "probe.json")
         print(f"pass@1 {found['pass_1']}, pass@{found['k']} {found['pass_k']} when sampling", flush=True)
         weights = probe.weights(found)
-    return corpus.asked(count, seed=settings.seed, hard_share=settings.hard_share, weights=weights)
+    return corpus.asked(
+        count, seed=settings.seed, hard_share=settings.hard_share, weights=weights, tokenizer_from=settings.model
+    )
 
 
 def _generation_dtype() -> torch.dtype:

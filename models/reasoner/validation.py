@@ -35,10 +35,9 @@ class Validation:
 
     def __init__(self, settings: Settings, tokenizer: Any, device: Any, dtype: torch.dtype) -> None:
         self._settings, self._tokenizer, self._device, self._dtype = settings, tokenizer, device, dtype
-        rows = corpus.asked(settings.validate, seed=_SEED, hard_share=1.0, split="valid")
+        rows = corpus.asked(settings.validate, seed=_SEED, hard_share=1.0, split="valid", tokenizer_from=settings.model)
         self._problems = [problem_of(text) for text in rows["problem"]]
-        texts = [corpus.chat_text(tokenizer, problem) for problem in self._problems]
-        self._prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        self._prompts = tokenizer(list(rows["prompt"]), add_special_tokens=False)["input_ids"]
         self._generator: Generator | None = None
 
     def measure(self, model: Any) -> dict[str, Any]:

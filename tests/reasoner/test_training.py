@@ -222,7 +222,7 @@ def test_curves_are_drawn(tmp_path) -> None:
 
 def grpo(tmp_path, **changes):
     settings = replace(TINY, stage="grpo", model="micro", **changes)
-    rows = corpus.asked(4, seed=1, hard_share=0.0)
+    rows = corpus.asked(4, seed=1, hard_share=0.0, tokenizer_from="micro")
     return grpo_trainer(settings, new_model("micro", seed=1), load_tokenizer("micro"), rows, tmp_path)
 
 
@@ -343,14 +343,20 @@ def test_collate_points_at_the_tokens_to_learn() -> None:
 
 def test_guessing_among_four_is_not_worth_practising() -> None:
     families = {
-        "knights/hard": {"pass_1": 0.25, "pass_k": 1.0},
-        "sum/hard": {"pass_1": 0.5, "pass_k": 1.0},
-        "sum/easy": {"pass_1": 0.5, "pass_k": 1.0},
-        "travel/hard": {"pass_1": 1.0, "pass_k": 1.0},
+        "knights/hard": {"pass_1": 0.25, "pass_k": 1.0, "variance": 0.19},
+        "sum/hard": {"pass_1": 0.5, "pass_k": 1.0, "variance": 0.25},
+        "sum/easy": {"pass_1": 0.5, "pass_k": 1.0, "variance": 0.25},
+        "base/hard": {"pass_1": 0.5, "pass_k": 0.5, "variance": 0.0},  # half of its problems always, half never
+        "travel/hard": {"pass_1": 1.0, "pass_k": 1.0, "variance": 0.0},
     }
     weights = probe.weights({"families": families})
     assert weights["sum", True] > weights["sum", False] > weights["travel", True]
-    assert weights["knights", True] == weights["travel", True] > 0
+    assert weights["knights", True] == weights["base", True] == weights["travel", True] > 0
+
+
+def test_the_variance_is_that_among_the_samples_of_one_problem() -> None:
+    assert probe._summary([4, 0], 4) == {"pass_1": 0.5, "pass_k": 0.5, "variance": 0.0}
+    assert probe._summary([2, 2], 4)["variance"] == pytest.approx(1 / 3, abs=1e-4)  # unbiased: 4 / 3 of a quarter
 
 
 @pytest.mark.parametrize("wrong", ["steps", "stepps=3", "steps=many"])
