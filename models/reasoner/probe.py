@@ -59,10 +59,11 @@ def _summary(right: list[int], group: int) -> dict[str, float]:
     return {"pass_1": round(share, 4), "pass_k": round(some, 4), "variance": round(within, 4)}
 
 
-def weights(found: dict[str, Any]) -> dict[tuple[str, bool], float]:
+def weights(found: dict[str, Any], demonstrate: float = 0.0) -> dict[tuple[str, bool], float]:
     """(family, is_hard) -> how often to draw it; of a choice among four, what guessing gives is taken off first.
 
-    That is s (1 - s), s the share above guessing, times the part of the variance of all samples that lies within problems.
+    That is s (1 - s), s the share above guessing, times the part of the variance of all samples that lies within
+    problems. Where solutions are shown (`Settings.demonstrate`) what is not solved teaches too: plus demonstrate (1 - s).
     """
     guessed = {family.name for family in BY_TYPE["choice"]}
     result = {}
@@ -72,7 +73,8 @@ def weights(found: dict[str, Any]) -> dict[tuple[str, bool], float]:
         right = entry["pass_1"]
         share = max(0.0, (right - chance) / (1 - chance))
         within = entry["variance"] / (right * (1 - right)) if 0 < right < 1 else 0.0
-        result[family, level == "hard"] = share * (1 - share) * within * (1.0 if level == "hard" else _EASY) + _FLOOR
+        worth = (share * within + demonstrate) * (1 - share)
+        result[family, level == "hard"] = worth * (1.0 if level == "hard" else _EASY) + _FLOOR
     return result
 
 

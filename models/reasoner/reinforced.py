@@ -4,10 +4,12 @@ import time
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from trl import GRPOTrainer
 
 from models.reasoner.corpus import IGNORED
+from models.reasoner.demonstrations import demonstrate
 from models.reasoner.generate import Generator
 from models.reasoner.settings import Settings
 
@@ -86,10 +88,16 @@ def pack_left(ids: Tensor, mask: Tensor, num_completion: int) -> tuple[Tensor, T
 
 
 class FastRollout:
-    """TRL's rollout hook on `Generator`: takes over the current weights, then completes every prompt."""
+    """TRL's rollout hook on `Generator`: takes over the current weights, then completes every prompt.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: Of the stage.
+        rows: What is asked, with the columns prompt and problem.
+    """
+
+    def __init__(self, settings: Settings, rows: Dataset) -> None:
         self._settings = settings
+        self._problems = dict(zip(rows["prompt"], rows["problem"], strict=True)) if settings.demonstrate else {}
         self._generator: Generator | None = None
 
     def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
@@ -108,6 +116,16 @@ class FastRollout:
             ids, max_new_tokens=self._settings.max_new_tokens, temperature=self._settings.temperature, seed=seed
         )
         trainer._metrics["train"]["rollout_time"].append(time.monotonic() - begin)
+        if self._settings.demonstrate:
+            shown = demonstrate(
+                [self._problems[prompt] for prompt in prompts],
+                completions,
+                tokenizer,
+                group=self._settings.group,
+                share=self._settings.demonstrate,
+                longest=self._settings.max_new_tokens,
+            )
+            trainer._metrics["train"]["demonstrated"].append(shown * self._settings.group / len(prompts))
         return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
 
 

@@ -32,6 +32,8 @@ class Settings:
         average: grpo: validate and keep not the weights of one step but their running mean, with this decay; 0 has none.
         kl_beta: grpo: weight of the divergence from the model it started from.
         probe: grpo: problems asked beforehand, to weight the families by how often they are solved; 0 takes all alike.
+        demonstrate: grpo: the made solution takes the place of one completion where at most this share of a group is
+            right; 0 never shows one. With rollout fast only.
         validate: grpo: validation problems, all hard, asked greedily; the best weights by them are kept; 0 keeps the last.
         validate_every: grpo: seconds between two validations.
         rollout: grpo: fast (`generate.py`) or trl (transformers' generate, or vLLM through TRL's options).
@@ -61,6 +63,7 @@ class Settings:
     group: int = 16
     minibatches: int = 1
     probe: int = 0
+    demonstrate: float = 0.0
     validate: int = 0
     validate_every: float = 60.0
     max_new_tokens: int = 272

@@ -103,7 +103,7 @@ def _asked_rows(settings: Settings, tokenizer: Any, model: Any, out: Path) -> Da
         found = probe.probe(settings, model, tokenizer, device(), _generation_dtype())
         probe.write(found, out / "probe.json")
         print(f"pass@1 {found['pass_1']}, pass@{found['k']} {found['pass_k']} when sampling", flush=True)
-        weights = probe.weights(found)
+        weights = probe.weights(found, settings.demonstrate)
     return corpus.asked(
         count, seed=settings.seed, hard_share=settings.hard_share, weights=weights, tokenizer_from=settings.model
     )

@@ -165,7 +165,7 @@ def grpo_trainer(
         reward_funcs=[format_reward, accuracy_reward],
         callbacks=callbacks,
         peft_config=_lora(settings),
-        rollout_func=FastRollout(settings) if settings.rollout == "fast" else None,
+        rollout_func=FastRollout(settings, rows) if settings.rollout == "fast" else None,
     )
     trainer.remove_callback(PrinterCallback)
     _schedule_by_time(trainer, settings)

@@ -17,10 +17,12 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # the li
 from models.reasoner import corpus, probe, supervised  # noqa: E402
 from models.reasoner.architectures import load_model, load_tokenizer, new_model, save_model  # noqa: E402
 from models.reasoner.callbacks import FiniteGuard, StepLog  # noqa: E402
+from models.reasoner.demonstrations import demonstrate  # noqa: E402
 from models.reasoner.merge import main as merging  # noqa: E402
 from models.reasoner.merge import merge  # noqa: E402
 from models.reasoner.problem import normalised_prompt, split_of  # noqa: E402
 from models.reasoner.reinforced import PackedGRPOTrainer, pack_left  # noqa: E402
+from models.reasoner.rewards import problem_of  # noqa: E402
 from models.reasoner.score import main as scoring  # noqa: E402
 from models.reasoner.settings import Settings  # noqa: E402
 from models.reasoner.train import sound_attention, train  # noqa: E402
@@ -365,3 +367,38 @@ def test_a_wrong_setting_is_refused(wrong: str) -> None:
         Settings.load("qwen-sft", [wrong])
     with pytest.raises(ValueError, match="no recipe"):
         Settings.load("qwen", [])
+
+
+def test_a_group_that_is_hardly_right_is_shown_the_solution() -> None:
+    tokenizer = load_tokenizer("micro")
+    rows = corpus.asked(3, seed=1, hard_share=0.0, tokenizer_from="micro")
+    made = [problem_of(text) for text in rows["problem"]]
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+
+    solutions = [ids(problem.solution) for problem in made]
+    none, wrong = ids("<think>\n?\n</think>\n<answer>?</answer>"), ids("?")
+    completions = [
+        *[none, wrong, none, wrong],
+        *[solutions[1], none, wrong, none],
+        *[solutions[2], solutions[2], none, none],
+    ]
+    problems = [text for text in rows["problem"] for _ in range(4)]
+    before = list(completions)
+    assert demonstrate(problems, completions, tokenizer, group=4, share=0.25, longest=200) == 2
+    assert completions == [*before[:3], solutions[0], *before[4:7], solutions[1], *before[8:]]
+    completions = list(before)
+    assert demonstrate(problems, completions, tokenizer, group=4, share=0.0, longest=200) == 1
+    assert completions == [*before[:3], solutions[0], *before[4:]]
+    assert demonstrate(problems, list(before), tokenizer, group=4, share=0.25, longest=3) == 0
+
+
+def test_grpo_learns_from_what_it_is_shown(tmp_path) -> None:
+    settings = replace(TINY, stage="grpo", model="micro", steps=2, demonstrate=0.25, max_new_tokens=120)
+    train(settings, tmp_path)
+    lines = [line for line in steps_of(tmp_path) if "reward" in line]
+    for line in lines:  # a new model solves nothing: one of every group is the solution
+        assert line["demonstrated"] == 1.0
+        assert line["rewards/accuracy_reward/mean"] == 1 / settings.group
+        assert line["loss"] != 0
