@@ -26,9 +26,11 @@ def demonstrate(
     Returns:
         How many groups were shown a solution.
     """
-    texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-    pairs = list(zip(problems, texts, strict=True))
-    verdicts = judge({pair: problem_of(pair[0]) for pair in pairs})
+    different = list(dict.fromkeys(map(tuple, completions)))
+    decoded = tokenizer.batch_decode([list(ids) for ids in different], skip_special_tokens=True)
+    texts = dict(zip(different, decoded, strict=True))
+    pairs = [(problem, texts[tuple(ids)]) for problem, ids in zip(problems, completions, strict=True)]
+    verdicts = judge(pairs)
     shown = 0
     for start in range(0, len(pairs), group):
         wrong = [i for i in range(start, start + group) if not verdicts[pairs[i]]]

@@ -6,6 +6,7 @@ solved, and when half of its problems always are and the others never.
 """
 
 import json
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ def probe(settings: Settings, model: Any, tokenizer: Any, device: Any, dtype: An
         rows=_ROWS,
     )
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    pairs = [(str(index // settings.group), text) for index, text in enumerate(texts)]
-    verdicts = judge({pair: asked[int(pair[0])] for pair in pairs})
+    sources = [json.dumps(asdict(problem), ensure_ascii=False) for problem in asked for _ in range(settings.group)]
+    pairs = list(zip(sources, texts, strict=True))
+    verdicts = judge(pairs)
     right = [
         sum(verdicts[pair] for pair in pairs[i : i + settings.group]) for i in range(0, len(pairs), settings.group)
     ]
@@ -64,6 +66,8 @@ def weights(found: dict[str, Any], demonstrate: float = 0.0) -> dict[tuple[str, 
 
     That is s (1 - s), s the share above guessing, times the part of the variance of all samples that lies within
     problems. Where solutions are shown (`Settings.demonstrate`) what is not solved teaches too: plus demonstrate (1 - s).
+    A choice is drawn s times as often again: where letters are guessed, what gets the reward is luck, and practice made
+    such families worse.
     """
     guessed = {family.name for family in BY_TYPE["choice"]}
     result = {}
@@ -73,7 +77,7 @@ def weights(found: dict[str, Any], demonstrate: float = 0.0) -> dict[tuple[str, 
         right = entry["pass_1"]
         share = max(0.0, (right - chance) / (1 - chance))
         within = entry["variance"] / (right * (1 - right)) if 0 < right < 1 else 0.0
-        worth = (share * within + demonstrate) * (1 - share)
+        worth = (share * within + demonstrate) * (1 - share) * (share if chance else 1.0)
         result[family, level == "hard"] = worth * (1.0 if level == "hard" else _EASY) + _FLOOR
     return result
 

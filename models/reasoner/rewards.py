@@ -1,10 +1,12 @@
 """Rewards for GRPO from `qcompile.evaluate`: the official format gate and the answer checkers.
 
-Completions of one group are often the same text, so every (problem, text) pair is judged once.
+Completions of one group are often the same text, and of validation after validation too, so every (problem, text) pair is
+judged once.
 """
 
 import json
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -50,17 +52,21 @@ def format_reward(completions: list[Any], problem: list[str], **_: Any) -> list[
 def accuracy_reward(completions: list[Any], problem: list[str], **_: Any) -> list[float]:
     """1 when the text is well formed and its answer right, else 0; code runs in the sandbox."""
     pairs = [(source, _text(completion)) for completion, source in zip(completions, problem, strict=True)]
-    judged = judge({(source, text): problem_of(source) for source, text in pairs})
+    judged = judge(pairs)
     return [float(judged[pair]) for pair in pairs]
 
 
-def judge(asked: dict[tuple[str, str], Problem]) -> dict[tuple[str, str], bool]:
-    """Verdicts on (name of a problem, text) pairs; programs run many at a time, in processes of their own."""
-
-    def verdict(pair: tuple[str, str]) -> bool:
-        return is_well_formed(asked[pair], pair[1]) and is_correct(asked[pair], pair[1])
-
-    programs = [pair for pair in asked if asked[pair].tests]
-    found = {pair: verdict(pair) for pair in asked if not asked[pair].tests}  # threads would wait for each other
+def judge(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bool]:
+    """Verdicts on (problem as JSON, text) pairs; programs run many at a time, in processes of their own."""
+    different = sorted(set(pairs))
+    programs = [pair for pair in different if problem_of(pair[0]).tests]
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        return found | dict(zip(programs, pool.map(verdict, programs), strict=True))
+        found = dict(zip(programs, pool.map(lambda pair: _verdict(*pair), programs), strict=True))
+    # the others in turn: threads would only wait for each other
+    return found | {pair: _verdict(*pair) for pair in different if pair not in found}
+
+
+@lru_cache(maxsize=16384)
+def _verdict(source: str, text: str) -> bool:
+    problem = problem_of(source)
+    return is_well_formed(problem, text) and is_correct(problem, text)

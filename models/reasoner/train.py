@@ -31,6 +31,7 @@ from models.reasoner.trainers import grpo_trainer, sft_trainer
 from models.reasoner.validation import Validation
 
 _ROWS = 2048
+_VALIDATION = 7000  # plus the seed of the run: other problems than those of `score`, and than those of other runs
 
 
 def device() -> torch.device:
@@ -148,7 +149,11 @@ def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
         for layer in [*model.model.layers, *(teacher.model.layers if teacher is not None else ())]:
             layer.compile(dynamic=True)
     if settings.stage == "grpo":
-        validation = Validation(settings, tokenizer, device(), _generation_dtype()) if settings.validate else None
+        validation = None
+        if settings.validate:
+            validation = Validation(
+                settings, tokenizer, device(), _generation_dtype(), seed=_VALIDATION + settings.seed
+            )
         trainer = grpo_trainer(settings, model, tokenizer, rows, out, validation)
     else:
         trainer = sft_trainer(settings, model, tokenizer, rows, out, teacher)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from peft import LoraConfig
 from transformers import PrinterCallback
 from trl import GRPOConfig, SFTConfig
 
+from models.reasoner.architectures import save_model
 from models.reasoner.callbacks import FiniteGuard, StepLog
 from models.reasoner.reinforced import FastRollout, PackedGRPOTrainer
 from models.reasoner.rewards import accuracy_reward, format_reward
@@ -156,7 +158,8 @@ def grpo_trainer(
     )
     callbacks: list[Any] = [FiniteGuard(), StepLog(out / "steps.jsonl", settings.limit_s)]
     if validation is not None:
-        callbacks.append(KeepBest(validation, out / "validation.jsonl", settings.validate_every, settings.average))
+        log, end = out / "validation.jsonl", partial(save_model, tokenizer_from=settings.model, directory=out / "end")
+        callbacks.append(KeepBest(validation, log, settings.validate_every, settings.average, end))
     trainer = PackedGRPOTrainer(
         model=model,
         args=arguments,

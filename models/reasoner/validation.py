@@ -6,6 +6,7 @@ better may decode no better (the card in `weights/` tells of such a run), so gre
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from models.reasoner.problem import TYPES
 from models.reasoner.rewards import is_well_formed, judge, problem_of
 from models.reasoner.settings import Settings
 
-_SEED = 77  # not that of `probe`, which asks problems of the same split
+_SEED = 77  # far from those of `probe`, which asks problems of the same split
 _SHARES = (0.75, 0.5, 0.25)
 
 
@@ -31,12 +32,15 @@ class Validation:
         tokenizer: The model's.
         device: Where to generate.
         dtype: To generate in.
+        seed: Of the problems. Weights that were chosen by some problems look better on them than they are, so what goes
+            on from them should be asked others.
     """
 
-    def __init__(self, settings: Settings, tokenizer: Any, device: Any, dtype: torch.dtype) -> None:
+    def __init__(self, settings: Settings, tokenizer: Any, device: Any, dtype: torch.dtype, seed: int = _SEED) -> None:
         self._settings, self._tokenizer, self._device, self._dtype = settings, tokenizer, device, dtype
-        rows = corpus.asked(settings.validate, seed=_SEED, hard_share=1.0, split="valid", tokenizer_from=settings.model)
-        self._problems = [problem_of(text) for text in rows["problem"]]
+        rows = corpus.asked(settings.validate, seed=seed, hard_share=1.0, split="valid", tokenizer_from=settings.model)
+        self._sources = list(rows["problem"])
+        self._problems = [problem_of(source) for source in self._sources]
         self._prompts = tokenizer(list(rows["prompt"]), add_special_tokens=False)["input_ids"]
         self._generator: Generator | None = None
 
@@ -48,16 +52,17 @@ class Validation:
         self._generator.update(model)
         answers = self._generator.generate(self._prompts, max_new_tokens=self._settings.max_new_tokens)
         texts = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
-        verdicts = judge({(str(i), text): self._problems[i] for i, text in enumerate(texts)})
-        right = [verdicts[str(i), text] for i, text in enumerate(texts)]
+        pairs = list(zip(self._sources, texts, strict=True))
+        verdicts = judge(pairs)
+        right = [verdicts[pair] for pair in pairs]
         formed = [is_well_formed(problem, text) for problem, text in zip(self._problems, texts, strict=True)]
         families: dict[str, list[int]] = {}
         for problem, is_right in zip(self._problems, right, strict=True):
             entry = families.setdefault(problem.family, [0, 0])
             entry[0] += is_right
             entry[1] += 1
-        pairs = list(zip(self._problems, right, strict=True))
-        by_type = {kind: [ok for problem, ok in pairs if problem.type == kind] for kind in TYPES}
+        judged = list(zip(self._problems, right, strict=True))
+        by_type = {kind: [ok for problem, ok in judged if problem.type == kind] for kind in TYPES}
         return {
             "accuracy": sum(right) / len(right),
             "format": sum(formed) / len(formed),
@@ -73,12 +78,23 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
     start and end (`share` of the way). Near the start, what was learned falls with the share and the harm of noise with
     its square.
 
+    `save_end` is given the model as it ends, whatever it is worth: ends of several runs can be averaged (`merge.py`), which
+    takes more noise away than any of the points that are judged here.
+
     With an `average` between 0 and 1, what is judged and kept is the running mean of the weights with that decay a step:
     much of the noise of single steps is gone from it (Polyak and Juditsky, 1992).
     """
 
-    def __init__(self, validation: Any, path: Path, every_s: float, average: float = 0.0) -> None:
+    def __init__(
+        self,
+        validation: Any,
+        path: Path,
+        every_s: float,
+        average: float = 0.0,
+        save_end: Callable[[Any], object] = lambda _: None,
+    ) -> None:
         self._validation, self._path, self._every_s, self._average = validation, path, every_s, average
+        self._save_end = save_end
         self._begin = self._last = time.monotonic()
         self._best = -1.0
         self._start: dict[str, Tensor] = {}
@@ -108,6 +124,7 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """The end, and points before it; then put the best weights into the model."""
         self._measure_mean(model, state.global_step)
+        self._save_end(model)
         end = _copied(model)
         for share in _SHARES:
             model.load_state_dict({name: torch.lerp(self._start[name], end[name], share) for name in end})

@@ -138,6 +138,7 @@ def test_grpo_takes_several_steps_from_one_rollout_and_validates(tmp_path) -> No
     measured = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
     assert [(line["step"], line["share"]) for line in measured] == [(0, 1), (4, 1), (4, 0.75), (4, 0.5), (4, 0.25)]
     assert sum(asked for _, asked in measured[0]["families"].values()) == 4
+    assert (tmp_path / "end" / "model.safetensors").is_file()  # whatever it is worth
 
 
 def test_validation_asks_hard_problems_of_its_own_split(tmp_path) -> None:
