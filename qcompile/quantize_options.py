@@ -54,11 +54,6 @@ class LinearScheme:
     activations: Activations
     algorithm: str
 
-    @property
-    def has_blocks(self) -> bool:
-        """Whether a scale is for a block of a row, as kernels with float activations have them."""
-        return self.activations == "float" and self.group_size != "channel"
-
     def __post_init__(self) -> None:
         refusal = self._refusal()
         if refusal:

@@ -26,6 +26,7 @@ from qcompile.tensors import Array, MappedTensor, Piece, pieces_of
 
 IN_FLIGHT_BYTES = 192 << 20
 INLINE_BYTES = 1024
+_LARGE_BYTES = 64 << 10  # from here on a tensor begins on a page; the smaller ones, a page each to lose, stand behind
 _PAGE_BYTES = 4096
 _SMALL_ALIGNMENT_BYTES = 64
 
@@ -119,10 +120,11 @@ class _Layout:
     @classmethod
     def of(cls, models: Iterable[ir.Model]) -> "_Layout":
         tensors, offsets, end = [], {}, 0
-        for _, tensor in (placed for model in models for placed in _outside(model)):
+        placed = [tensor for model in models for _, tensor in _outside(model)]
+        for tensor in sorted(placed, key=lambda tensor: tensor.nbytes < _LARGE_BYTES):
             key = _identity(tensor)
             if key not in offsets:
-                alignment = _PAGE_BYTES if tensor.nbytes >= _PAGE_BYTES else _SMALL_ALIGNMENT_BYTES
+                alignment = _PAGE_BYTES if tensor.nbytes >= _LARGE_BYTES else _SMALL_ALIGNMENT_BYTES
                 offsets[key] = -(-end // alignment) * alignment
                 end = offsets[key] + tensor.nbytes
                 tensors.append(tensor)

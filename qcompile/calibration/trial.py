@@ -99,7 +99,7 @@ def rounded_inputs(x: FloatArray, scheme: LinearScheme, step: float | None) -> F
 def weight_scheme(scheme: LinearScheme) -> WeightScheme:
     """Return how a scheme stores a weight."""
     group_size = None if scheme.group_size == "channel" else scheme.group_size
-    return WeightScheme(scheme.bits, group_size, scheme.symmetric, "float16" if scheme.has_blocks else "float32")
+    return WeightScheme(scheme.bits, group_size, scheme.symmetric, "float16")
 
 
 class Trials:

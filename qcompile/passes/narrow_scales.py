@@ -1,6 +1,6 @@
 """Store scales in half precision where that is exact, and let them be widened when the model is loaded.
 
-    scales float32 [N, G]   ->   Cast(scales float16 [N, G])
+    scales float32 [N, G] or [N]   ->   Cast(scales float16)
 
 CPU kernels want scales of the activations' type. One float32 per group of 32 is a whole bit per weight; half precision is
 what GGUF and Ascend keep. Weights that were quantized for it (`WeightScheme.scale_type`) have scales that are float16

@@ -183,7 +183,7 @@ class QuantizeModel(Pass):
     def _quantized(self, graph: ir.Graph, projection: Projection, scheme: LinearScheme) -> _Codes:
         statistics = self._statistics(projection, scheme)
         group_size = None if scheme.group_size == "channel" else scheme.group_size
-        scale_type = _scale_type(projection, scheme)
+        scale_type = _scale_type(projection)
         stored = WeightScheme(scheme.bits, group_size, scheme.symmetric, _SCALE_TYPES[scale_type])  # type: ignore[arg-type]
         name = projection.source.name or projection.name
         pieces = QuantizedPieces(
@@ -220,10 +220,9 @@ def _algorithm_options(projection: Projection) -> AlgorithmOptions:
     return replace(DEFAULT_OPTIONS, damping=_TIED_DAMPING) if is_tied else DEFAULT_OPTIONS
 
 
-def _scale_type(projection: Projection, scheme: LinearScheme) -> ir.DataType:
-    """Return the type that scales are rounded to: half precision, wherever a scale is for a block and not for a row."""
-    is_wide = projection.dtype == ir.DataType.FLOAT
-    return ir.DataType.FLOAT16 if is_wide and scheme.has_blocks else projection.dtype
+def _scale_type(projection: Projection) -> ir.DataType:
+    """Return the type that scales are rounded to: no wider than half precision."""
+    return ir.DataType.FLOAT16 if projection.dtype == ir.DataType.FLOAT else projection.dtype
 
 
 def _is_calibrated(scheme: LinearScheme) -> bool:

@@ -76,29 +76,21 @@ class QuantizedPieces:
         """Return the scales [N, G], in the dtype of the graph."""
         numpy_type = _NUMPY_TYPES[self.dtype]
         plain = self._tensor("scales", self.dtype, num_groups, lambda part: part.scales.astype(numpy_type))
-        if self.scale_type == self.dtype:
-            return plain
-        return NarrowableTensor(
-            plain.rows,
-            plain.dtype,
-            plain.shape,
-            self.scale_type,
-            name=plain.name,
-            row_multiple=plain.row_multiple,
-            piece_bytes=plain.piece_bytes,
-        )
+        return self._narrowable(plain, plain.rows, plain.shape)
 
     def channel_scales(self) -> StreamedTensor:
         """Return the scales [N] of one group per row."""
         matrix = self.scales(1)
-        return StreamedTensor(
-            lambda start, stop: matrix.rows(start, stop)[:, 0],
-            self.dtype,
-            ir.Shape([self.num_outputs]),
-            name=matrix.name,
-            row_multiple=self.step,
-            piece_bytes=matrix.piece_bytes,
+        return self._narrowable(
+            matrix, lambda start, stop: matrix.rows(start, stop)[:, 0], ir.Shape([self.num_outputs])
         )
+
+    def _narrowable(self, source: StreamedTensor, rows: Callable[[int, int], Array], shape: ir.Shape) -> StreamedTensor:
+        """Return a tensor of scales made from those of `source`, which says what type they were rounded to."""
+        pieces = {"name": source.name, "row_multiple": source.row_multiple, "piece_bytes": source.piece_bytes}
+        if self.scale_type == self.dtype:
+            return StreamedTensor(rows, self.dtype, shape, **pieces)  # type: ignore[arg-type]
+        return NarrowableTensor(rows, self.dtype, shape, self.scale_type, **pieces)  # type: ignore[arg-type]
 
     def zero_points(self, num_groups: int) -> StreamedTensor:
         """Return uint8 [N, ceil(G / 2)], two zero points of 4 bits in a byte."""

@@ -7,6 +7,7 @@ import pytest
 
 from qcompile.errors import QuantError
 from qcompile.passes.clean import EliminateDeadCode
+from qcompile.passes.lower_quantized_activations_to_ort import LowerQuantizedActivationsToOrt
 from qcompile.passes.lower_quantized_blocks_to_ort import LowerQuantizedBlocksToOrt
 from qcompile.passes.narrow_scales import NarrowScales
 from qcompile.passes.quantize_int4 import QuantizeInt4
@@ -62,19 +63,20 @@ def test_nothing_hangs_loose(context):
     assert EliminateDeadCode()(context).rewrites == 0
 
 
-@pytest.mark.parametrize(
-    "options", [QuantizeOptions(group_size="channel"), QuantizeOptions(layers=(), keep_float=("*",))]
-)
-def test_scales_of_whole_rows_stay_as_they_are(context, options):
-    QuantizeInt8(options)(context)
+def test_a_model_that_stays_float_has_none(context):
+    QuantizeInt8(QuantizeOptions(layers=(), keep_float=("*",)))(context)
     assert NarrowScales()(context).matches == 0
 
 
-def test_only_the_blocks_of_a_mixed_model_are_narrowed(context):
+def test_scales_of_whole_rows_are_narrowed_too(context):
     QuantizeInt8Dynamic()(context)
-    kinds = {v.dtype for v in scales_of(context) if not isinstance(v.const_value, NarrowableTensor)}
-    assert kinds == {ir.DataType.FLOAT}
-    assert NarrowScales()(context).rewrites == 3
+    LowerQuantizedBlocksToOrt()(context)
+    LowerQuantizedActivationsToOrt()(context)
+    before = run(context)
+    assert NarrowScales()(context).rewrites == len(scales_of(context)) == 9
+    assert {len(v.shape) for v in scales_of(context)} == {1, 2}
+    assert {v.dtype for v in scales_of(context)} == {ir.DataType.FLOAT16}
+    assert np.array_equal(run(context), before)
 
 
 def test_numbers_that_do_not_fit_are_refused_by_name(context):

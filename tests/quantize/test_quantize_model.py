@@ -103,7 +103,7 @@ def test_codes_are_those_of_the_quantizer_however_they_are_cut(context, monkeypa
 
 def test_codes_by_inputs_are_the_transposed_codes(context):
     weight = nodes(context, "Linear")[0].inputs[1]
-    wanted = round_to_nearest(np.ascontiguousarray(weight.const_value.numpy().T), WeightScheme(8))
+    wanted = round_to_nearest(np.ascontiguousarray(weight.const_value.numpy().T), WeightScheme(8, scale_type="float16"))
     QuantizeInt8Dynamic()(context)
     graph = context.model.graph
     codes = graph.initializers[f"{weight.name}.codes"].const_value
