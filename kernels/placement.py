@@ -18,7 +18,7 @@ _Launcher = TypeVar("_Launcher", bound=Callable[..., Any])
 _INTERPRETED_PROGRAMS = 3  # few and odd, so that programs walk over several tiles and end unevenly
 _MAX_ROW = 1 << 16
 _MIN_SLICE = 512  # of K: a shorter one is over before its loads are many
-_MANY_TILES = 4096  # where a GPU's memory is the limit, and the second axis of its grid is far from full
+_SECOND_AXIS = 65_535  # the longest of a GPU's grid; the first ends at 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,20 @@ def grid(tensor: torch.Tensor, num_tiles: int, core: str = "vector") -> tuple[in
     return (num_tiles,)
 
 
-def walks(num_tiles: int) -> int:
+def walks(num_rows: int) -> int:
     """WALK for a GPU: whether programs number their tiles through, as on an NPU, or have a grid of two axes.
 
-    Two axes spare the divisions, which count where tiles are few. Many go in the order of memory, and may exceed an axis.
+    Two axes spare the divisions; there may be more rows than the second axis holds.
     """
-    return int(num_tiles > _MANY_TILES)
+    return int(num_rows > _SECOND_AXIS)
 
 
-def tile_grid(tensor: torch.Tensor, tile: Launch, num_rows: int, num_blocks: int) -> tuple[int, ...]:
-    """How many programs to start for rows that are cut into blocks, by the WALK of the tile."""
-    return grid(tensor, num_rows * num_blocks) if tile.constants["WALK"] else (num_rows, num_blocks)
+def tile_grid(tensor: torch.Tensor, tile: Launch, num_blocks: int, num_rows: int = 1) -> tuple[int, ...]:
+    """How many programs to start for rows that are cut into blocks, by the WALK of the tile.
+
+    Without a walk the blocks are the first axis, so that programs start in the order of memory.
+    """
+    return grid(tensor, num_rows * num_blocks) if tile.constants["WALK"] == 1 else (num_blocks, num_rows)
 
 
 def few_rows_grid(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> tuple[int]:

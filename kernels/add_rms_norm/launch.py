@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, row_in_registers
+from qcompile.kernels.placement import Launch, from_table, on_its_device, row_in_registers, tile_grid
 
 NAME = "add_rms_norm"
 
@@ -43,7 +43,7 @@ def launch(
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     h = torch.empty_like(y)
     num_tiles = -(-num_rows // tile.constants["BLOCK_ROWS"])
-    add_rms_norm_kernel[grid(x, num_tiles)](
+    add_rms_norm_kernel[tile_grid(x, tile, num_tiles)](
         x_rows,
         residual_rows,
         gamma,
@@ -63,4 +63,4 @@ def choose(x: torch.Tensor, num_cols: int) -> Launch:
     """The tile for the device of x."""
     if x.device.type == "npu":
         return from_table(NAME, "add_rms_norm_kernel", x.dtype, BLOCK_COLS=num_cols)
-    return row_in_registers(NAME, num_cols).replace(BLOCK_ROWS=1)
+    return row_in_registers(NAME, num_cols).replace(BLOCK_ROWS=1, WALK=0)

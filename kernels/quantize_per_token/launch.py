@@ -38,7 +38,7 @@ def launch(
     """
     validate(x)
     check.launchable(NAME, x)
-    from qcompile.kernels.quantize_per_token import kernel
+    from qcompile.kernels.quantize_per_token import in_pieces, kernel
 
     rows = check.as_rows(NAME, "x", x)
     num_rows, num_cols = rows.shape
@@ -47,6 +47,9 @@ def launch(
     tile = tile or choose(x, num_cols, long_rows)
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    if "PIECES" in tile.constants:
+        in_pieces.quantize_in_pieces_kernel[(num_rows,)](rows, q, scale, num_cols, rows.stride(0), **tile.arguments(x))
+        return q, scale
     function = kernel.quantize_long_rows_kernel if long_rows else kernel.quantize_per_token_kernel
     function[grid(x, num_rows)](rows, q, scale, num_rows, num_cols, rows.stride(0), **tile.arguments(x))
     return q, scale

@@ -89,14 +89,22 @@ def launch(
     validate(q, k, v, cos, sin, positions, slots, k_cache, v_cache)
     check.launchable(NAME, q)
     from qcompile.kernels.rope_cache.kernel import rope_cache_kernel
+    from qcompile.kernels.rope_cache.rows import rope_cache_rows_kernel
 
     rows = [check.as_tokens(NAME, name, tensor) for name, tensor in (("q", q), ("k", k), ("v", v))]
     (batch, length, heads, head_dim), kv_heads = q.shape, k.shape[2]
     tile = tile or choose(q, max(heads, kv_heads), head_dim)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    block = tile.constants["BLOCK_HEADS"]
-    num_tiles = batch * length * (-(-heads // block) - (-kv_heads // block))
-    rope_cache_kernel[grid(q, num_tiles)](
+    num_tokens = batch * length
+    if "BLOCK_ROWS" in tile.constants:
+        block = tile.constants["BLOCK_ROWS"]
+        function = rope_cache_rows_kernel
+        programs = (-(-num_tokens * heads // block) - (-num_tokens * kv_heads // block),)
+    else:
+        block = tile.constants["BLOCK_HEADS"]
+        function = rope_cache_kernel
+        programs = grid(q, num_tokens * (-(-heads // block) - (-kv_heads // block)))
+    function[programs](
         *rows,
         cos,
         sin,
@@ -105,7 +113,7 @@ def launch(
         out,
         k_cache,
         v_cache,
-        batch * length,
+        num_tokens,
         length,
         heads,
         kv_heads,

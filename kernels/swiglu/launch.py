@@ -36,13 +36,18 @@ def launch(gate_up: torch.Tensor, tile: Launch | None = None) -> torch.Tensor:
     validate(gate_up)
     check.launchable(NAME, gate_up)
     from qcompile.kernels.swiglu.kernel import swiglu_kernel
+    from qcompile.kernels.swiglu.rows import swiglu_rows_kernel
 
     rows = check.as_rows(NAME, "gate_up", gate_up)
     num_rows, num_cols = rows.shape[0], rows.shape[1] // 2
     tile = tile or choose(gate_up, num_rows, num_cols)
     out = torch.empty((*gate_up.shape[:-1], num_cols), dtype=gate_up.dtype, device=gate_up.device)
-    programs = tile_grid(gate_up, tile, num_rows, -(-num_cols // tile.constants["BLOCK_COLS"]))
-    swiglu_kernel[programs](rows, out, num_rows, num_cols, rows.stride(0), **tile.arguments(gate_up))
+    num_blocks = -(-num_cols // tile.constants["BLOCK_COLS"])
+    if "BLOCK_ROWS" in tile.constants:
+        function, programs = swiglu_rows_kernel, (num_blocks, -(-num_rows // tile.constants["BLOCK_ROWS"]))
+    else:
+        function, programs = swiglu_kernel, tile_grid(gate_up, tile, num_blocks, num_rows)
+    function[programs](rows, out, num_rows, num_cols, rows.stride(0), **tile.arguments(gate_up))
     return out
 
 
@@ -51,5 +56,4 @@ def choose(gate_up: torch.Tensor, num_rows: int, num_cols: int) -> Launch:
     if gate_up.device.type == "npu":
         return from_table(NAME, "swiglu_kernel", gate_up.dtype, BLOCK_COLS=min(num_cols, 4096))
     block = min(power_of_two(num_cols), _GPU_BLOCK)
-    walk = walks(num_rows * -(-num_cols // block))
-    return Launch({"BLOCK_COLS": block, "WALK": walk}, {"num_warps": max(1, block // 256)})
+    return Launch({"BLOCK_COLS": block, "WALK": walks(num_rows)}, {"num_warps": max(1, block // 256)})
