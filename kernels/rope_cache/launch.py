@@ -1,5 +1,7 @@
 """Check the arguments of rope_cache, choose a tile, launch."""
 
+from typing import Any
+
 import torch
 
 from qcompile.kernels import arguments as check
@@ -88,23 +90,11 @@ def launch(
     """
     validate(q, k, v, cos, sin, positions, slots, k_cache, v_cache)
     check.launchable(NAME, q)
-    from qcompile.kernels.rope_cache.kernel import rope_cache_kernel
-    from qcompile.kernels.rope_cache.rows import rope_cache_rows_kernel
-
     rows = [check.as_tokens(NAME, name, tensor) for name, tensor in (("q", q), ("k", k), ("v", v))]
     (batch, length, heads, head_dim), kv_heads = q.shape, k.shape[2]
     tile = tile or choose(q, max(heads, kv_heads), head_dim)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    num_tokens = batch * length
-    if "BLOCK_ROWS" in tile.constants:
-        block = tile.constants["BLOCK_ROWS"]
-        function = rope_cache_rows_kernel
-        programs = (-(-num_tokens * heads // block) - (-num_tokens * kv_heads // block),)
-    else:
-        block = tile.constants["BLOCK_HEADS"]
-        function = rope_cache_kernel
-        programs = grid(q, num_tokens * (-(-heads // block) - (-kv_heads // block)))
-    function[programs](
+    _placed(q, kv_heads, tile)(
         *rows,
         cos,
         sin,
@@ -113,7 +103,7 @@ def launch(
         out,
         k_cache,
         v_cache,
-        num_tokens,
+        batch * length,
         length,
         heads,
         kv_heads,
@@ -122,6 +112,19 @@ def launch(
         **tile.arguments(q),
     )
     return out
+
+
+def _placed(q: torch.Tensor, kv_heads: int, tile: Launch) -> Any:
+    """The kernel that the tile is for, with its programs."""
+    from qcompile.kernels.rope_cache.kernel import rope_cache_kernel
+    from qcompile.kernels.rope_cache.rows import rope_cache_rows_kernel
+
+    num_tokens, heads = q.shape[0] * q.shape[1], q.shape[2]
+    if "BLOCK_ROWS" in tile.constants:
+        block = tile.constants["BLOCK_ROWS"]
+        return rope_cache_rows_kernel[(-(-num_tokens * heads // block) - (-num_tokens * kv_heads // block),)]
+    block = tile.constants["BLOCK_HEADS"]
+    return rope_cache_kernel[grid(q, num_tokens * (-(-heads // block) - (-kv_heads // block)))]
 
 
 def choose(q: torch.Tensor, heads: int, head_dim: int) -> Launch:
