@@ -18,6 +18,7 @@ _Launcher = TypeVar("_Launcher", bound=Callable[..., Any])
 _INTERPRETED_PROGRAMS = 3  # few and odd, so that programs walk over several tiles and end unevenly
 _MAX_ROW = 1 << 16
 _MIN_SLICE = 512  # of K: a shorter one is over before its loads are many
+FEW_ROWS = 1024  # up to so many a GPU waits for memory, and for programs to start and end; beyond, for bandwidth
 _SECOND_AXIS = 65_535  # the longest of a GPU's grid; the first ends at 2**31 - 1
 
 
@@ -78,7 +79,7 @@ def tile_grid(tensor: torch.Tensor, tile: Launch, num_blocks: int, num_rows: int
 
     Without a walk the blocks are the first axis, so that programs start in the order of memory.
     """
-    return grid(tensor, num_rows * num_blocks) if tile.constants["WALK"] == 1 else (num_blocks, num_rows)
+    return grid(tensor, num_rows * num_blocks) if tile.constants["WALK"] else (num_blocks, num_rows)
 
 
 def few_rows_grid(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> tuple[int]:
@@ -119,12 +120,12 @@ def from_table(
     return Launch(dict(table(operator, function).pick(VARIANTS[dtype], exactly, **wanted).constants))
 
 
-def row_in_registers(operator: str, num_cols: int) -> Launch:
-    """A GPU tile of one whole row, 16 elements a thread."""
+def row_in_registers(operator: str, num_cols: int, per_thread: int = 8) -> Launch:
+    """A GPU tile of one whole row with so many elements a thread, more where a block has no more threads."""
     if num_cols > _MAX_ROW:
         raise fail(operator, f"rows of {num_cols} elements; this operator takes at most {_MAX_ROW}")
     block_cols = power_of_two(num_cols)
-    return Launch({"BLOCK_COLS": block_cols}, {"num_warps": max(1, min(16, block_cols // 512))})
+    return Launch({"BLOCK_COLS": block_cols}, {"num_warps": max(1, min(32, block_cols // 32 // per_thread))})
 
 
 def gpu_processors(tensor: torch.Tensor) -> int:

@@ -8,7 +8,7 @@ import triton.language as tl
 @triton.jit
 def add_layer_norm_tile(
     tile, gamma, beta, x_ptr, residual_ptr, y_ptr, h_ptr, n_rows, n_cols, x_stride, residual_stride, eps,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, WALK: tl.constexpr,
 ):
     # fmt: on
     """BLOCK_ROWS rows; gamma and beta are fp32 [1, BLOCK_COLS]."""
@@ -57,10 +57,10 @@ def add_layer_norm_kernel(
         for tile in range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_ROWS), tl.num_programs(0)):
             add_layer_norm_tile(
                 tile, gamma, beta, x_ptr, residual_ptr, y_ptr, h_ptr, n_rows, n_cols, x_stride, residual_stride, eps,
-                BLOCK_ROWS, BLOCK_COLS,
+                BLOCK_ROWS, BLOCK_COLS, WALK,
             )  # fmt: skip
     else:
         add_layer_norm_tile(
             tl.program_id(0), gamma, beta, x_ptr, residual_ptr, y_ptr, h_ptr, n_rows, n_cols, x_stride, residual_stride,
-            eps, BLOCK_ROWS, BLOCK_COLS,
+            eps, BLOCK_ROWS, BLOCK_COLS, WALK,
         )  # fmt: skip

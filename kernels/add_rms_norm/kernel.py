@@ -16,10 +16,8 @@ def add_rms_norm_tile(
     rows = tl.arange(0, BLOCK_ROWS)[:, None]
     first = tl.cast(tile, tl.int64) * BLOCK_ROWS
     mask = (cols < n_cols) & (tile * BLOCK_ROWS + rows < n_rows)
-    early: tl.constexpr = WALK == 2
-    x = tl.load(x_ptr + first * x_stride + (rows * x_stride + cols), mask=mask, other=0.0, volatile=early)
-    residual_tile = residual_ptr + first * residual_stride
-    residual = tl.load(residual_tile + (rows * residual_stride + cols), mask=mask, other=0.0, volatile=early)
+    x = tl.load(x_ptr + first * x_stride + (rows * x_stride + cols), mask=mask, other=0.0)
+    residual = tl.load(residual_ptr + first * residual_stride + (rows * residual_stride + cols), mask=mask, other=0.0)
     h = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
     out = first * n_cols + (rows * n_cols + cols)
     tl.store(h_ptr + out, h, mask=mask)
@@ -47,11 +45,11 @@ def add_rms_norm_kernel(
     """h = x + residual; y = h * rsqrt(mean(h * h) + eps) * gamma, rows of n_cols <= BLOCK_COLS.
 
     h is rounded to its dtype before it is normalised: what is normalised is what the next layer adds to. Before a walk gamma
-    is waited for; without one (WALK as in swiglu) all loads are on their way together.
+    is waited for, hence none on a GPU (WALK as in swiglu).
     """
     cols = tl.arange(0, BLOCK_COLS)[None, :]
-    gamma = tl.load(gamma_ptr + cols, mask=cols < n_cols, other=0.0, volatile=WALK == 2).to(tl.float32)
-    if WALK == 1:
+    gamma = tl.load(gamma_ptr + cols, mask=cols < n_cols, other=0.0).to(tl.float32)
+    if WALK:
         for tile in range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_ROWS), tl.num_programs(0)):
             add_rms_norm_tile(
                 tile, gamma, x_ptr, residual_ptr, y_ptr, h_ptr, n_rows, n_cols, x_stride, residual_stride, eps,

@@ -56,7 +56,15 @@ def launch(x: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     programs = tile_grid(x, tile, -(-heads // tile.constants["BLOCK_ROWS"]), tokens.shape[0])
     head_rms_norm_kernel[programs](
-        tokens, gamma, y, tokens.shape[0], heads, head_dim, tokens.stride(0), eps, **tile.arguments(x)
+        tokens,
+        gamma,
+        y,
+        tokens.shape[0],
+        heads,
+        head_dim,
+        tokens.stride(0),
+        eps,
+        **tile.arguments(x),
     )
     return y
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two
+from qcompile.kernels.placement import FEW_ROWS, Launch, from_table, grid, on_its_device
 
 NAME = "rope_cache"
 
@@ -92,7 +92,7 @@ def launch(
     check.launchable(NAME, q)
     rows = [check.as_tokens(NAME, name, tensor) for name, tensor in (("q", q), ("k", k), ("v", v))]
     (batch, length, heads, head_dim), kv_heads = q.shape, k.shape[2]
-    tile = tile or choose(q, max(heads, kv_heads), head_dim)
+    tile = tile or choose(q, batch * length, head_dim)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     _placed(q, kv_heads, tile)(
         *rows,
@@ -115,7 +115,7 @@ def launch(
 
 
 def _placed(q: torch.Tensor, kv_heads: int, tile: Launch) -> Any:
-    """The kernel that the tile is for, with its programs."""
+    """The kernel that the tile is for, with its programs: rows of heads on a GPU, heads of a token on an NPU."""
     from qcompile.kernels.rope_cache.kernel import rope_cache_kernel
     from qcompile.kernels.rope_cache.rows import rope_cache_rows_kernel
 
@@ -127,11 +127,9 @@ def _placed(q: torch.Tensor, kv_heads: int, tile: Launch) -> Any:
     return rope_cache_kernel[grid(q, num_tokens * (-(-heads // block) - (-kv_heads // block)))]
 
 
-def choose(q: torch.Tensor, heads: int, head_dim: int) -> Launch:
+def choose(q: torch.Tensor, num_tokens: int, head_dim: int) -> Launch:
     """The tile for the device of q."""
     if q.device.type == "npu":
         return from_table(NAME, "rope_cache_kernel", q.dtype, {"HALF": head_dim // 2})
-    block = min(power_of_two(heads), max(1, 2048 // head_dim))
-    return Launch(
-        {"BLOCK_HEADS": block, "HALF": head_dim // 2}, {"num_warps": max(1, min(4, block * head_dim // 1024))}
-    )
+    half, pairs = head_dim // 2, 512 if num_tokens <= FEW_ROWS else 1024
+    return Launch({"BLOCK_ROWS": max(1, pairs // half), "HALF": half}, {"num_warps": 4})

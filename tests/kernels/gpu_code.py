@@ -40,18 +40,21 @@ SPLIT: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "matmul_int8_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1}, {"num_warps": 4}),
 }
 ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
-    "quantize_in_pieces": ({"PIECES": 2, "BLOCK_COLS": 4096}, {"num_warps": 8}),
+    "quantize_in_pieces": (
+        {"PIECES": 4, "BLOCK_COLS": 4096},
+        {"num_warps": 8},
+    ),
     "rope_cache_rows": ({"BLOCK_ROWS": 16, "HALF": 64}, {"num_warps": 4}),
-    "swiglu_rows": ({"BLOCK_ROWS": 4, "BLOCK_COLS": 256}, {"num_warps": 4}),
 }
 CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
-    "add_rms_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0}, {"num_warps": 8}),
-    "add_layer_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0}, {"num_warps": 8}),
-    "head_rms_norm": ({"BLOCK_ROWS": 8, "BLOCK_COLS": 128, "WALK": 0}, {"num_warps": 4}),
-    "rope_cache": ({"BLOCK_HEADS": 16, "HALF": 64}, {"num_warps": 4}),
-    "swiglu": ({"BLOCK_COLS": 1024, "WALK": 0}, {"num_warps": 4}),
-    "quantize_per_token": ({"BLOCK_COLS": 32768}, {"num_warps": 16}),
-    "add_rms_norm_quantize": ({"BLOCK_COLS": 4096, "WALK": 0}, {"num_warps": 8}),
+    "add_rms_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0}, {"num_warps": 16}),
+    "add_layer_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0}, {"num_warps": 16}),
+    "head_rms_norm": (
+        {"BLOCK_ROWS": 8, "BLOCK_COLS": 128, "WALK": 0},
+        {"num_warps": 4},
+    ),
+    "swiglu": ({"BLOCK_COLS": 2048, "WALK": 0}, {"num_warps": 8}),
+    "add_rms_norm_quantize": ({"BLOCK_COLS": 4096, "WALK": 0}, {"num_warps": 16}),
     "matmul_bias_residual": (
         {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 8, "HAS_BIAS": 1, "HAS_RESIDUAL": 1},
         {"num_warps": 8, "num_stages": 3},
@@ -77,7 +80,6 @@ def function_of(case: str) -> tuple[Any, dict[str, str]]:
         operator, module = {
             "quantize_in_pieces": ("quantize_per_token", "in_pieces"),
             "rope_cache_rows": ("rope_cache", "rows"),
-            "swiglu_rows": ("swiglu", "rows"),
         }[case]
     typed = table(operator, f"{operator}_kernel").typed_signature("fp16")
     if case in SPLIT:
@@ -86,11 +88,11 @@ def function_of(case: str) -> tuple[Any, dict[str, str]]:
 
 
 def compiled(case: str, **changed: int) -> Any:
-    """The first kernel of an operator, or another that only a GPU runs, for sizes that are multiples of 16 as Qwen's are."""
+    """A kernel that a GPU runs, for sizes that are multiples of 16 as Qwen's are."""
     constants, options = (CASES | FEW_ROWS | ROWS | SPLIT)[case]
     constants = constants | changed
     jit, typed = function_of(case)
-    signature = {name: typed.get(name, "constexpr") for name in jit.arg_names}
+    signature = {name: "constexpr" if name in constants else typed[name] for name in jit.arg_names}
     aligned = [
         index
         for index, name in enumerate(jit.arg_names)

@@ -11,12 +11,12 @@ import pytest
 
 CASES = pytest.importorskip("tests.kernels.gpu_code", reason="needs triton (Linux): its compiler").CASES
 pytestmark = pytest.mark.torch
-ROW_KERNELS = ("add_rms_norm", "add_layer_norm", "head_rms_norm", "rope_cache", "swiglu", "quantize_per_token")
+ROW_KERNELS = ("add_rms_norm", "add_layer_norm", "add_rms_norm_quantize", "head_rms_norm", "swiglu")
 SPLIT = ("matmul_split", "matmul_int8_split")
 SUMS = ("matmul_sum", "matmul_int8_sum")
-ROWS = ("quantize_in_pieces", "rope_cache_rows", "swiglu_rows")
+ROWS = ("quantize_in_pieces", "rope_cache_rows")
 FEW_ROWS = ("gemv_int8", "gemv_int4", "matmul_one_row", "matmul_few_rows")
-MEMORY_BOUND = (*ROW_KERNELS, "add_rms_norm_quantize", *ROWS, *FEW_ROWS, "decode_attention")
+MEMORY_BOUND = (*ROW_KERNELS, *ROWS, *FEW_ROWS, "decode_attention")
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,11 @@ def assert_equal_but_for_ties(q: torch.Tensor, x: torch.Tensor, scale: torch.Ten
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 896), (5, 7), (2, 3, 64), (17, 130), (3, 1)])
-@pytest.mark.parametrize("long_rows", [False, True])
-def test_quantize(dtype: torch.dtype, shape: tuple[int, ...], long_rows: bool) -> None:
+@pytest.mark.parametrize(("block", "long_rows"), [(None, False), (1024, False), (32, True)])
+def test_quantize(dtype: torch.dtype, shape: tuple[int, ...], block: int | None, long_rows: bool) -> None:
     x = fresh(*shape, dtype=dtype)
     given = apart(x) if len(shape) == 2 else x
-    q, scale = launch(given, Launch({"BLOCK_COLS": 32}) if long_rows else None, long_rows)
+    q, scale = launch(given, Launch({"BLOCK_COLS": block}) if block else None, long_rows)
     want_q, want_scale = reference(x, torch.float64)
     assert_close(scale, want_scale, torch.float32)
     assert_equal_but_for_ties(q, x, want_scale)
