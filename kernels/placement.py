@@ -6,7 +6,7 @@ from the table that was checked against the chip's buffers. On a GPU there is on
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -50,6 +50,15 @@ def on_its_device(launch: _Launcher) -> _Launcher:
             return launch(*arguments, **options)
 
     return guarded  # type: ignore[return-value]
+
+
+def compiled_in(tensor: torch.Tensor, *sizes: int) -> tuple[Any, ...]:
+    """Sizes of a model as a kernel's arguments, for a GPU constants of the compilation whatever the kernel's signature says.
+
+    Masks and addresses fold, and division by them is a multiplication: loads start sooner. Every width is compiled anew, so
+    this is not for what changes from call to call. An NPU's tiles were checked with arguments.
+    """
+    return tuple(_constant(size) for size in sizes) if tensor.device.type == "cuda" else sizes
 
 
 def power_of_two(number: int) -> int:
@@ -133,6 +142,13 @@ def gpu_processors(tensor: torch.Tensor) -> int:
     if tensor.device.type != "cuda":
         return 132
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+
+
+@cache
+def _constant(size: int) -> Any:
+    from triton.language import constexpr
+
+    return constexpr(size)
 
 
 def _npu_cores(device: torch.device, core: str) -> int:

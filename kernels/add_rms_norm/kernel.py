@@ -15,7 +15,9 @@ def add_rms_norm_tile(
     cols = tl.arange(0, BLOCK_COLS)[None, :]
     rows = tl.arange(0, BLOCK_ROWS)[:, None]
     first = tl.cast(tile, tl.int64) * BLOCK_ROWS
-    mask = (cols < n_cols) & (tile * BLOCK_ROWS + rows < n_rows)
+    mask = cols < n_cols
+    if WALK or BLOCK_ROWS > 1:  # else there is a program for each row
+        mask = mask & (tile * BLOCK_ROWS + rows < n_rows)
     x = tl.load(x_ptr + first * x_stride + (rows * x_stride + cols), mask=mask, other=0.0)
     residual = tl.load(residual_ptr + first * residual_stride + (rows * residual_stride + cols), mask=mask, other=0.0)
     h = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)

@@ -6,6 +6,7 @@ from qcompile.kernels import arguments as check
 from qcompile.kernels.placement import (
     FEW_ROWS,
     Launch,
+    compiled_in,
     from_table,
     on_its_device,
     row_in_registers,
@@ -57,9 +58,7 @@ def launch(
         y,
         h,
         num_rows,
-        num_cols,
-        x_rows.stride(0),
-        residual_rows.stride(0),
+        *compiled_in(x, num_cols, x_rows.stride(0), residual_rows.stride(0)),
         eps,
         **tile.arguments(x),
     )

@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, on_its_device, row_in_registers, tile_grid
+from qcompile.kernels.placement import Launch, compiled_in, from_table, on_its_device, row_in_registers, tile_grid
 
 NAME = "add_rms_norm_quantize"
 
@@ -44,9 +44,7 @@ def launch(
         scale,
         h,
         num_rows,
-        num_cols,
-        x_rows.stride(0),
-        residual_rows.stride(0),
+        *compiled_in(x, num_cols, x_rows.stride(0), residual_rows.stride(0)),
         eps,
         **tile.arguments(x),
     )

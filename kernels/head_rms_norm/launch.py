@@ -5,6 +5,7 @@ import torch
 from qcompile.kernels import arguments as check
 from qcompile.kernels.placement import (
     Launch,
+    compiled_in,
     from_table,
     on_its_device,
     power_of_two,
@@ -60,9 +61,7 @@ def launch(x: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None
         gamma,
         y,
         tokens.shape[0],
-        heads,
-        head_dim,
-        tokens.stride(0),
+        *compiled_in(x, heads, head_dim, tokens.stride(0)),
         eps,
         **tile.arguments(x),
     )

@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import FEW_ROWS, Launch, from_table, grid, on_its_device, power_of_two
+from qcompile.kernels.placement import FEW_ROWS, Launch, compiled_in, from_table, grid, on_its_device, power_of_two
 
 NAME = "quantize_per_token"
 _NPU_ROW = 8192  # the longest row that stays in the unified buffer; longer ones are read twice
@@ -48,7 +48,9 @@ def launch(
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     if "PIECES" in tile.constants:
-        in_pieces.quantize_in_pieces_kernel[(num_rows,)](rows, q, scale, num_cols, rows.stride(0), **tile.arguments(x))
+        in_pieces.quantize_in_pieces_kernel[(num_rows,)](
+            rows, q, scale, *compiled_in(x, num_cols, rows.stride(0)), **tile.arguments(x)
+        )
         return q, scale
     function = kernel.quantize_long_rows_kernel if long_rows else kernel.quantize_per_token_kernel
     function[grid(x, num_rows)](rows, q, scale, num_rows, num_cols, rows.stride(0), **tile.arguments(x))

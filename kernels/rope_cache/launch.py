@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import FEW_ROWS, Launch, from_table, grid, on_its_device
+from qcompile.kernels.placement import FEW_ROWS, Launch, compiled_in, from_table, grid, on_its_device
 
 NAME = "rope_cache"
 
@@ -105,9 +105,7 @@ def launch(
         v_cache,
         batch * length,
         length,
-        heads,
-        kv_heads,
-        *(row.stride(0) for row in rows),
+        *compiled_in(q, heads, kv_heads, *(row.stride(0) for row in rows)),
         *k_cache.stride()[:3],
         **tile.arguments(q),
     )

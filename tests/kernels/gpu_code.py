@@ -39,22 +39,24 @@ SPLIT: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "matmul_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1, "HAS_RESIDUAL": 1}, {"num_warps": 4}),
     "matmul_int8_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1}, {"num_warps": 4}),
 }
+_ROW = {"n_cols": 3584, "x_stride": 3584, "residual_stride": 3584}  # sizes that launchers hand over as constants
+_HEADS = {"n_heads": 28, "n_kv_heads": 4, "q_stride": 4608, "k_stride": 4608, "v_stride": 4608}
 ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "quantize_in_pieces": (
-        {"PIECES": 4, "BLOCK_COLS": 4096},
+        {"PIECES": 4, "BLOCK_COLS": 4096, "n_cols": 18944, "x_stride": 18944},
         {"num_warps": 8},
     ),
-    "rope_cache_rows": ({"BLOCK_ROWS": 16, "HALF": 64}, {"num_warps": 4}),
+    "rope_cache_rows": ({"BLOCK_ROWS": 16, "HALF": 64, **_HEADS}, {"num_warps": 4}),
 }
 CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
-    "add_rms_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0}, {"num_warps": 16}),
-    "add_layer_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0}, {"num_warps": 16}),
+    "add_rms_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0, **_ROW}, {"num_warps": 16}),
+    "add_layer_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0, **_ROW}, {"num_warps": 16}),
     "head_rms_norm": (
-        {"BLOCK_ROWS": 8, "BLOCK_COLS": 128, "WALK": 0},
+        {"BLOCK_ROWS": 8, "BLOCK_COLS": 128, "WALK": 0, "n_heads": 28, "n_cols": 128, "token_stride": 4608},
         {"num_warps": 4},
     ),
-    "swiglu": ({"BLOCK_COLS": 2048, "WALK": 0}, {"num_warps": 8}),
-    "add_rms_norm_quantize": ({"BLOCK_COLS": 4096, "WALK": 0}, {"num_warps": 16}),
+    "swiglu": ({"BLOCK_COLS": 2048, "WALK": 0, "n_cols": 18944, "row_stride": 37888}, {"num_warps": 8}),
+    "add_rms_norm_quantize": ({"BLOCK_COLS": 4096, "WALK": 0, **_ROW}, {"num_warps": 16}),
     "matmul_bias_residual": (
         {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 8, "HAS_BIAS": 1, "HAS_RESIDUAL": 1},
         {"num_warps": 8, "num_stages": 3},
@@ -126,6 +128,9 @@ def facts(operator: str, **changed: int) -> dict[str, Any]:
         "widest": max(widths, default=0),
         "wide": widths.count(16),
         "async_16": len(re.findall(r"cp\.async\.cg\.shared\.global", ptx)),
+        "wide_products": len(
+            re.findall(r"(?:mul|mad)\.(?:lo|hi)\.[su]64|(?:mul|mad)\.wide\.[su]32\s+%\S+ %\S+ %", ptx)
+        ),
         "mma": ptx.count("mma.sync"),
         "wgmma": ptx.count("wgmma.mma_async"),
         "stack": stack_bytes(kernel.asm["cubin"]),

@@ -1,4 +1,4 @@
-"""The tiles that a GPU is given."""
+"""The tiles that a GPU is given, and the sizes that are compiled into its kernels."""
 
 import importlib
 from types import SimpleNamespace
@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from qcompile.kernels.placement import compiled_in
 
 pytestmark = pytest.mark.torch
 
@@ -43,3 +45,12 @@ def test_tiles(operator: str, sizes: tuple[int, ...], constants: dict[str, int],
     tile = importlib.import_module(f"qcompile.kernels.{operator}.launch").choose(on("cuda"), *sizes)
     assert tile.constants == constants
     assert tile.gpu_options == {"num_warps": warps}
+
+
+def test_sizes_are_constants_on_a_gpu_only() -> None:
+    language = pytest.importorskip("triton.language", reason="needs triton (Linux)")
+    constants = compiled_in(on("cuda"), 896, 1792)
+    assert all(isinstance(one, language.constexpr) for one in constants)
+    assert [one.value for one in constants] == [896, 1792]
+    for device in ("npu", "cpu"):
+        assert compiled_in(on(device), 896, 1792) == (896, 1792)
