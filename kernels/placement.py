@@ -6,7 +6,7 @@ from the table that was checked against the chip's buffers. On a GPU there is on
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,8 @@ _Launcher = TypeVar("_Launcher", bound=Callable[..., Any])
 _INTERPRETED_PROGRAMS = 3  # few and odd, so that programs walk over several tiles and end unevenly
 _MAX_ROW = 1 << 16
 _MIN_SLICE = 512  # of K: a shorter one is over before its loads are many
-_MANY_TILES = 4096  # where a GPU's memory is the limit, and the second axis of its grid is far from full
+FEW_ROWS = 1024  # up to so many a GPU waits for memory, and for programs to start and end; beyond, for bandwidth
+_SECOND_AXIS = 65_535  # the longest of a GPU's grid; the first ends at 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,15 @@ def on_its_device(launch: _Launcher) -> _Launcher:
     return guarded  # type: ignore[return-value]
 
 
+def compiled_in(tensor: torch.Tensor, *sizes: int) -> tuple[Any, ...]:
+    """Sizes of a model as a kernel's arguments, for a GPU constants of the compilation whatever the kernel's signature says.
+
+    Masks and addresses fold, and division by them is a multiplication: loads start sooner. Every width is compiled anew, so
+    this is not for what changes from call to call. An NPU's tiles were checked with arguments.
+    """
+    return tuple(_constant(size) for size in sizes) if tensor.device.type == "cuda" else sizes
+
+
 def power_of_two(number: int) -> int:
     """The smallest power of two that is at least number."""
     return 1 << max(number - 1, 0).bit_length()
@@ -65,17 +75,20 @@ def grid(tensor: torch.Tensor, num_tiles: int, core: str = "vector") -> tuple[in
     return (num_tiles,)
 
 
-def walks(num_tiles: int) -> int:
+def walks(num_rows: int) -> int:
     """WALK for a GPU: whether programs number their tiles through, as on an NPU, or have a grid of two axes.
 
-    Two axes spare the divisions, which count where tiles are few. Many go in the order of memory, and may exceed an axis.
+    Two axes spare the divisions; there may be more rows than the second axis holds.
     """
-    return int(num_tiles > _MANY_TILES)
+    return int(num_rows > _SECOND_AXIS)
 
 
-def tile_grid(tensor: torch.Tensor, tile: Launch, num_rows: int, num_blocks: int) -> tuple[int, ...]:
-    """How many programs to start for rows that are cut into blocks, by the WALK of the tile."""
-    return grid(tensor, num_rows * num_blocks) if tile.constants["WALK"] else (num_rows, num_blocks)
+def tile_grid(tensor: torch.Tensor, tile: Launch, num_blocks: int, num_rows: int = 1) -> tuple[int, ...]:
+    """How many programs to start for rows that are cut into blocks, by the WALK of the tile.
+
+    Without a walk the blocks are the first axis, so that programs start in the order of memory.
+    """
+    return grid(tensor, num_rows * num_blocks) if tile.constants["WALK"] else (num_blocks, num_rows)
 
 
 def few_rows_grid(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> tuple[int]:
@@ -116,12 +129,12 @@ def from_table(
     return Launch(dict(table(operator, function).pick(VARIANTS[dtype], exactly, **wanted).constants))
 
 
-def row_in_registers(operator: str, num_cols: int) -> Launch:
-    """A GPU tile of one whole row, 16 elements a thread."""
+def row_in_registers(operator: str, num_cols: int, per_thread: int = 8) -> Launch:
+    """A GPU tile of one whole row with so many elements a thread, more where a block has no more threads."""
     if num_cols > _MAX_ROW:
         raise fail(operator, f"rows of {num_cols} elements; this operator takes at most {_MAX_ROW}")
     block_cols = power_of_two(num_cols)
-    return Launch({"BLOCK_COLS": block_cols}, {"num_warps": max(1, min(16, block_cols // 512))})
+    return Launch({"BLOCK_COLS": block_cols}, {"num_warps": max(1, min(32, block_cols // 32 // per_thread))})
 
 
 def gpu_processors(tensor: torch.Tensor) -> int:
@@ -129,6 +142,13 @@ def gpu_processors(tensor: torch.Tensor) -> int:
     if tensor.device.type != "cuda":
         return 132
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+
+
+@cache
+def _constant(size: int) -> Any:
+    from triton.language import constexpr
+
+    return constexpr(size)
 
 
 def _npu_cores(device: torch.device, core: str) -> int:

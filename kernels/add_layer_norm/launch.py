@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, row_in_registers
+from qcompile.kernels.placement import Launch, compiled_in, from_table, on_its_device, row_in_registers, tile_grid
 
 NAME = "add_layer_norm"
 
@@ -40,7 +40,7 @@ def launch(
     tile = tile or choose(x, num_cols)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     h = torch.empty_like(y)
-    add_layer_norm_kernel[grid(x, -(-num_rows // tile.constants["BLOCK_ROWS"]))](
+    add_layer_norm_kernel[tile_grid(x, tile, -(-num_rows // tile.constants["BLOCK_ROWS"]))](
         x_rows,
         residual_rows,
         gamma,
@@ -48,9 +48,7 @@ def launch(
         y,
         h,
         num_rows,
-        num_cols,
-        x_rows.stride(0),
-        residual_rows.stride(0),
+        *compiled_in(x, num_cols, x_rows.stride(0), residual_rows.stride(0)),
         eps,
         **tile.arguments(x),
     )
@@ -61,4 +59,4 @@ def choose(x: torch.Tensor, num_cols: int) -> Launch:
     """The tile for the device of x."""
     if x.device.type == "npu":
         return from_table(NAME, "add_layer_norm_kernel", x.dtype, BLOCK_COLS=num_cols)
-    return row_in_registers(NAME, num_cols).replace(BLOCK_ROWS=1)
+    return row_in_registers(NAME, num_cols).replace(BLOCK_ROWS=1, WALK=0)

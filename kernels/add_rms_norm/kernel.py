@@ -4,6 +4,30 @@ import triton
 import triton.language as tl
 
 
+# fmt: off
+@triton.jit
+def add_rms_norm_tile(
+    tile, gamma, x_ptr, residual_ptr, y_ptr, h_ptr, n_rows, n_cols, x_stride, residual_stride, eps,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, WALK: tl.constexpr,
+):
+    # fmt: on
+    """BLOCK_ROWS rows; gamma is fp32 [1, BLOCK_COLS]."""
+    cols = tl.arange(0, BLOCK_COLS)[None, :]
+    rows = tl.arange(0, BLOCK_ROWS)[:, None]
+    first = tl.cast(tile, tl.int64) * BLOCK_ROWS
+    mask = cols < n_cols
+    if WALK or BLOCK_ROWS > 1:  # else there is a program for each row
+        mask = mask & (tile * BLOCK_ROWS + rows < n_rows)
+    x = tl.load(x_ptr + first * x_stride + (rows * x_stride + cols), mask=mask, other=0.0)
+    residual = tl.load(residual_ptr + first * residual_stride + (rows * residual_stride + cols), mask=mask, other=0.0)
+    h = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+    out = first * n_cols + (rows * n_cols + cols)
+    tl.store(h_ptr + out, h, mask=mask)
+    wide = h.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, axis=1) / n_cols + eps)
+    tl.store(y_ptr + out, (wide * scale[:, None] * gamma).to(x.dtype), mask=mask)
+
+
 @triton.jit
 def add_rms_norm_kernel(
     x_ptr,
@@ -18,25 +42,23 @@ def add_rms_norm_kernel(
     eps,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    WALK: tl.constexpr,
 ):
     """h = x + residual; y = h * rsqrt(mean(h * h) + eps) * gamma, rows of n_cols <= BLOCK_COLS.
 
-    h is rounded to its dtype before it is normalised: what is normalised is what the next layer adds to.
+    h is rounded to its dtype before it is normalised: what is normalised is what the next layer adds to. Before a walk gamma
+    is waited for, hence none on a GPU (WALK as in swiglu).
     """
     cols = tl.arange(0, BLOCK_COLS)[None, :]
-    rows = tl.arange(0, BLOCK_ROWS)[:, None]
-    in_row = cols < n_cols
-    gamma = tl.load(gamma_ptr + cols, mask=in_row, other=0.0).to(tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_ROWS), tl.num_programs(0)):
-        first = tl.cast(tile, tl.int64) * BLOCK_ROWS
-        mask = in_row & (tile * BLOCK_ROWS + rows < n_rows)
-        x = tl.load(x_ptr + first * x_stride + (rows * x_stride + cols), mask=mask, other=0.0)
-        residual = tl.load(
-            residual_ptr + first * residual_stride + (rows * residual_stride + cols), mask=mask, other=0.0
-        )
-        h = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
-        out = first * n_cols + (rows * n_cols + cols)
-        tl.store(h_ptr + out, h, mask=mask)
-        wide = h.to(tl.float32)
-        scale = tl.rsqrt(tl.sum(wide * wide, axis=1) / n_cols + eps)
-        tl.store(y_ptr + out, (wide * scale[:, None] * gamma).to(x.dtype), mask=mask)
+    gamma = tl.load(gamma_ptr + cols, mask=cols < n_cols, other=0.0).to(tl.float32)
+    if WALK:
+        for tile in range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_ROWS), tl.num_programs(0)):
+            add_rms_norm_tile(
+                tile, gamma, x_ptr, residual_ptr, y_ptr, h_ptr, n_rows, n_cols, x_stride, residual_stride, eps,
+                BLOCK_ROWS, BLOCK_COLS, WALK,
+            )  # fmt: skip
+    else:
+        add_rms_norm_tile(
+            tl.program_id(0), gamma, x_ptr, residual_ptr, y_ptr, h_ptr, n_rows, n_cols, x_stride, residual_stride, eps,
+            BLOCK_ROWS, BLOCK_COLS, WALK,
+        )  # fmt: skip

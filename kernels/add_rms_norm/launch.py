@@ -3,7 +3,15 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, row_in_registers
+from qcompile.kernels.placement import (
+    FEW_ROWS,
+    Launch,
+    compiled_in,
+    from_table,
+    on_its_device,
+    row_in_registers,
+    tile_grid,
+)
 
 NAME = "add_rms_norm"
 
@@ -39,28 +47,27 @@ def launch(
 
     x_rows, residual_rows = check.as_rows(NAME, "x", x), check.as_rows(NAME, "residual", residual)
     num_rows, num_cols = x_rows.shape
-    tile = tile or choose(x, num_cols)
+    tile = tile or choose(x, num_rows, num_cols)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     h = torch.empty_like(y)
     num_tiles = -(-num_rows // tile.constants["BLOCK_ROWS"])
-    add_rms_norm_kernel[grid(x, num_tiles)](
+    add_rms_norm_kernel[tile_grid(x, tile, num_tiles)](
         x_rows,
         residual_rows,
         gamma,
         y,
         h,
         num_rows,
-        num_cols,
-        x_rows.stride(0),
-        residual_rows.stride(0),
+        *compiled_in(x, num_cols, x_rows.stride(0), residual_rows.stride(0)),
         eps,
         **tile.arguments(x),
     )
     return y, h
 
 
-def choose(x: torch.Tensor, num_cols: int) -> Launch:
+def choose(x: torch.Tensor, num_rows: int, num_cols: int) -> Launch:
     """The tile for the device of x."""
     if x.device.type == "npu":
         return from_table(NAME, "add_rms_norm_kernel", x.dtype, BLOCK_COLS=num_cols)
-    return row_in_registers(NAME, num_cols).replace(BLOCK_ROWS=1)
+    per_thread = 8 if num_rows <= FEW_ROWS else 32
+    return row_in_registers(NAME, num_cols, per_thread).replace(BLOCK_ROWS=1, WALK=0)

@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, row_in_registers
+from qcompile.kernels.placement import Launch, compiled_in, from_table, on_its_device, row_in_registers, tile_grid
 
 NAME = "add_rms_norm_quantize"
 
@@ -36,7 +36,7 @@ def launch(
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    add_rms_norm_quantize_kernel[grid(x, num_rows)](
+    add_rms_norm_quantize_kernel[tile_grid(x, tile, num_rows)](
         x_rows,
         residual_rows,
         gamma,
@@ -44,9 +44,7 @@ def launch(
         scale,
         h,
         num_rows,
-        num_cols,
-        x_rows.stride(0),
-        residual_rows.stride(0),
+        *compiled_in(x, num_cols, x_rows.stride(0), residual_rows.stride(0)),
         eps,
         **tile.arguments(x),
     )
@@ -57,4 +55,4 @@ def choose(x: torch.Tensor, num_cols: int) -> Launch:
     """The tile for the device of x."""
     if x.device.type == "npu":
         return from_table(NAME, "add_rms_norm_quantize_kernel", x.dtype, BLOCK_COLS=num_cols)
-    return row_in_registers(NAME, num_cols)
+    return row_in_registers(NAME, num_cols).replace(WALK=0)

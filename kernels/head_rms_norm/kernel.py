@@ -11,7 +11,7 @@ def head_rms_norm_tile(
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):
     # fmt: on
-    """BLOCK_ROWS heads of one token; token is int64, gamma is fp32 [1, BLOCK_COLS]."""
+    """BLOCK_ROWS heads of one token; token is int64, gamma is fp32 [1 or BLOCK_ROWS, BLOCK_COLS]."""
     cols = tl.arange(0, BLOCK_COLS)[None, :]
     rows = tl.arange(0, BLOCK_ROWS)[:, None]
     head = group * BLOCK_ROWS
@@ -41,9 +41,11 @@ def head_rms_norm_kernel(
     """y = x * rsqrt(mean(x * x) + eps) * gamma for the n_heads rows of n_cols <= BLOCK_COLS of every token.
 
     A token's heads lie side by side (x is a slice of the packed QKV output), tokens are token_stride apart. WALK as in
-    swiglu: without it the grid has an axis of tokens and one of groups of heads.
+    swiglu: without it the grid has an axis of groups of heads and one of tokens.
     """
     cols = tl.arange(0, BLOCK_COLS)[None, :]
+    if not WALK:  # a copy a row, so that each thread loads what it needs: else gamma passes through shared memory
+        cols = tl.broadcast_to(cols, (BLOCK_ROWS, BLOCK_COLS))
     gamma = tl.load(gamma_ptr + cols, mask=cols < n_cols, other=0.0).to(tl.float32)
     if WALK:
         groups = tl.cdiv(n_heads, BLOCK_ROWS)
@@ -54,6 +56,6 @@ def head_rms_norm_kernel(
             )  # fmt: skip
     else:
         head_rms_norm_tile(
-            tl.cast(tl.program_id(0), tl.int64), tl.program_id(1), gamma, x_ptr, y_ptr, n_heads, n_cols, token_stride, eps,
+            tl.cast(tl.program_id(1), tl.int64), tl.program_id(0), gamma, x_ptr, y_ptr, n_heads, n_cols, token_stride, eps,
             BLOCK_ROWS, BLOCK_COLS,
         )  # fmt: skip

@@ -5,6 +5,7 @@ import torch
 from qcompile.kernels import arguments as check
 from qcompile.kernels.placement import (
     Launch,
+    compiled_in,
     from_table,
     on_its_device,
     power_of_two,
@@ -54,9 +55,15 @@ def launch(x: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None
     heads, head_dim = x.shape[-2:]
     tile = tile or choose(x, tokens.shape[0], heads, head_dim)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    programs = tile_grid(x, tile, tokens.shape[0], -(-heads // tile.constants["BLOCK_ROWS"]))
+    programs = tile_grid(x, tile, -(-heads // tile.constants["BLOCK_ROWS"]), tokens.shape[0])
     head_rms_norm_kernel[programs](
-        tokens, gamma, y, tokens.shape[0], heads, head_dim, tokens.stride(0), eps, **tile.arguments(x)
+        tokens,
+        gamma,
+        y,
+        tokens.shape[0],
+        *compiled_in(x, heads, head_dim, tokens.stride(0)),
+        eps,
+        **tile.arguments(x),
     )
     return y
 
@@ -68,9 +75,9 @@ def choose(x: torch.Tensor, num_tokens: int, heads: int, head_dim: int) -> Launc
     block_cols = power_of_two(head_dim)
     if block_cols > _GPU_BLOCK:  # a whole row of the hidden size
         row = row_in_registers(NAME, head_dim)
-        return row.replace(BLOCK_ROWS=1, WALK=walks(num_tokens * heads))
+        return row.replace(BLOCK_ROWS=1, WALK=walks(num_tokens))
     block_rows = min(power_of_two(heads), _GPU_BLOCK // block_cols)
     return Launch(
-        {"BLOCK_ROWS": block_rows, "BLOCK_COLS": block_cols, "WALK": walks(num_tokens * -(-heads // block_rows))},
+        {"BLOCK_ROWS": block_rows, "BLOCK_COLS": block_cols, "WALK": walks(num_tokens)},
         {"num_warps": max(1, block_rows * block_cols // 256)},
     )

@@ -33,7 +33,7 @@ def largest(magnitudes):
 
 @triton.jit
 def quantize_per_token_kernel(x_ptr, q_ptr, scale_ptr, n_rows, n_cols, x_stride, BLOCK_COLS: tl.constexpr):
-    """scale = max|x| / 127; q = round(x / scale), rows of n_cols <= BLOCK_COLS."""
+    """scale = max|x| / 127; q = round(x / scale), rows of n_cols <= BLOCK_COLS; a GPU has in_pieces.py."""
     cols = tl.arange(0, BLOCK_COLS)
     mask = cols < n_cols
     for row in range(tl.program_id(0), n_rows, tl.num_programs(0)):

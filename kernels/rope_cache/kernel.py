@@ -1,4 +1,4 @@
-"""Rotate queries and keys, write keys and values into the KV cache: one source for NPU and GPU."""
+"""Rotate queries and keys, write keys and values into the KV cache, as an NPU wants it; a GPU has rows.py."""
 
 import triton
 import triton.language as tl

@@ -1,9 +1,11 @@
 """Check the arguments of rope_cache, choose a tile, launch."""
 
+from typing import Any
+
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two
+from qcompile.kernels.placement import FEW_ROWS, Launch, compiled_in, from_table, grid, on_its_device
 
 NAME = "rope_cache"
 
@@ -88,15 +90,11 @@ def launch(
     """
     validate(q, k, v, cos, sin, positions, slots, k_cache, v_cache)
     check.launchable(NAME, q)
-    from qcompile.kernels.rope_cache.kernel import rope_cache_kernel
-
     rows = [check.as_tokens(NAME, name, tensor) for name, tensor in (("q", q), ("k", k), ("v", v))]
     (batch, length, heads, head_dim), kv_heads = q.shape, k.shape[2]
-    tile = tile or choose(q, max(heads, kv_heads), head_dim)
+    tile = tile or choose(q, batch * length, head_dim)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    block = tile.constants["BLOCK_HEADS"]
-    num_tiles = batch * length * (-(-heads // block) - (-kv_heads // block))
-    rope_cache_kernel[grid(q, num_tiles)](
+    _placed(q, kv_heads, tile)(
         *rows,
         cos,
         sin,
@@ -107,20 +105,29 @@ def launch(
         v_cache,
         batch * length,
         length,
-        heads,
-        kv_heads,
-        *(row.stride(0) for row in rows),
+        *compiled_in(q, heads, kv_heads, *(row.stride(0) for row in rows)),
         *k_cache.stride()[:3],
         **tile.arguments(q),
     )
     return out
 
 
-def choose(q: torch.Tensor, heads: int, head_dim: int) -> Launch:
+def _placed(q: torch.Tensor, kv_heads: int, tile: Launch) -> Any:
+    """The kernel that the tile is for, with its programs: rows of heads on a GPU, heads of a token on an NPU."""
+    from qcompile.kernels.rope_cache.kernel import rope_cache_kernel
+    from qcompile.kernels.rope_cache.rows import rope_cache_rows_kernel
+
+    num_tokens, heads = q.shape[0] * q.shape[1], q.shape[2]
+    if "BLOCK_ROWS" in tile.constants:
+        block = tile.constants["BLOCK_ROWS"]
+        return rope_cache_rows_kernel[(-(-num_tokens * heads // block) - (-num_tokens * kv_heads // block),)]
+    block = tile.constants["BLOCK_HEADS"]
+    return rope_cache_kernel[grid(q, num_tokens * (-(-heads // block) - (-kv_heads // block)))]
+
+
+def choose(q: torch.Tensor, num_tokens: int, head_dim: int) -> Launch:
     """The tile for the device of q."""
     if q.device.type == "npu":
         return from_table(NAME, "rope_cache_kernel", q.dtype, {"HALF": head_dim // 2})
-    block = min(power_of_two(heads), max(1, 2048 // head_dim))
-    return Launch(
-        {"BLOCK_HEADS": block, "HALF": head_dim // 2}, {"num_warps": max(1, min(4, block * head_dim // 1024))}
-    )
+    half, pairs = head_dim // 2, 512 if num_tokens <= FEW_ROWS else 1024
+    return Launch({"BLOCK_ROWS": max(1, pairs // half), "HALF": half}, {"num_warps": 4})

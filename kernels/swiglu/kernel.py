@@ -20,8 +20,8 @@ def swiglu_tile(row, block, gate_up_ptr, out_ptr, n_cols, row_stride, BLOCK_COLS
 def swiglu_kernel(gate_up_ptr, out_ptr, n_rows, n_cols, row_stride, BLOCK_COLS: tl.constexpr, WALK: tl.constexpr):
     """out = gate / (1 + exp(-gate)) * up; a row holds n_cols gates, then n_cols ups.
 
-    WALK: a program goes over tiles, as an NPU wants it. Without, there is a program for each tile, in a grid of rows by
-    blocks: the walk's divisions are much of what a GPU does in a decode step.
+    WALK: a program goes over tiles, as an NPU wants it. Without, there is a program for each tile, in a grid of blocks by
+    rows: the walk's divisions are much of what a GPU does in a decode step.
     """
     if WALK:
         blocks = tl.cdiv(n_cols, BLOCK_COLS)
@@ -29,5 +29,5 @@ def swiglu_kernel(gate_up_ptr, out_ptr, n_rows, n_cols, row_stride, BLOCK_COLS: 
             row = tl.cast(tile // blocks, tl.int64)
             swiglu_tile(row, tile % blocks, gate_up_ptr, out_ptr, n_cols, row_stride, BLOCK_COLS)
     else:
-        row = tl.cast(tl.program_id(0), tl.int64)
-        swiglu_tile(row, tl.program_id(1), gate_up_ptr, out_ptr, n_cols, row_stride, BLOCK_COLS)
+        row = tl.cast(tl.program_id(1), tl.int64)
+        swiglu_tile(row, tl.program_id(0), gate_up_ptr, out_ptr, n_cols, row_stride, BLOCK_COLS)

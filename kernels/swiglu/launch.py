@@ -3,10 +3,9 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, on_its_device, power_of_two, tile_grid, walks
+from qcompile.kernels.placement import Launch, compiled_in, from_table, on_its_device, power_of_two, tile_grid, walks
 
 NAME = "swiglu"
-_GPU_BLOCK = 1024  # 128 threads with eight elements: the ffn sizes of Qwen leave few lanes idle
 
 
 def validate(gate_up: torch.Tensor) -> None:
@@ -41,8 +40,10 @@ def launch(gate_up: torch.Tensor, tile: Launch | None = None) -> torch.Tensor:
     num_rows, num_cols = rows.shape[0], rows.shape[1] // 2
     tile = tile or choose(gate_up, num_rows, num_cols)
     out = torch.empty((*gate_up.shape[:-1], num_cols), dtype=gate_up.dtype, device=gate_up.device)
-    programs = tile_grid(gate_up, tile, num_rows, -(-num_cols // tile.constants["BLOCK_COLS"]))
-    swiglu_kernel[programs](rows, out, num_rows, num_cols, rows.stride(0), **tile.arguments(gate_up))
+    num_blocks = -(-num_cols // tile.constants["BLOCK_COLS"])
+    swiglu_kernel[tile_grid(gate_up, tile, num_blocks, num_rows)](
+        rows, out, num_rows, *compiled_in(gate_up, num_cols, rows.stride(0)), **tile.arguments(gate_up)
+    )
     return out
 
 
@@ -50,6 +51,6 @@ def choose(gate_up: torch.Tensor, num_rows: int, num_cols: int) -> Launch:
     """The tile for the device of gate_up; long rows are cut into blocks, so there is no longest one."""
     if gate_up.device.type == "npu":
         return from_table(NAME, "swiglu_kernel", gate_up.dtype, BLOCK_COLS=min(num_cols, 4096))
-    block = min(power_of_two(num_cols), _GPU_BLOCK)
-    walk = walks(num_rows * -(-num_cols // block))
-    return Launch({"BLOCK_COLS": block, "WALK": walk}, {"num_warps": max(1, block // 256)})
+    size = num_rows * num_cols  # few results want many programs, many want several elements a thread
+    block = min(power_of_two(num_cols), 512 if size < 1 << 16 else 1024 if size < 1 << 20 else 2048)
+    return Launch({"BLOCK_COLS": block, "WALK": walks(num_rows)}, {"num_warps": max(1, min(8, block // 128))})

@@ -39,14 +39,24 @@ SPLIT: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "matmul_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1, "HAS_RESIDUAL": 1}, {"num_warps": 4}),
     "matmul_int8_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1}, {"num_warps": 4}),
 }
+_ROW = {"n_cols": 3584, "x_stride": 3584, "residual_stride": 3584}  # sizes that launchers hand over as constants
+_HEADS = {"n_heads": 28, "n_kv_heads": 4, "q_stride": 4608, "k_stride": 4608, "v_stride": 4608}
+ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "quantize_in_pieces": (
+        {"PIECES": 4, "BLOCK_COLS": 4096, "n_cols": 18944, "x_stride": 18944},
+        {"num_warps": 8},
+    ),
+    "rope_cache_rows": ({"BLOCK_ROWS": 16, "HALF": 64, **_HEADS}, {"num_warps": 4}),
+}
 CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
-    "add_rms_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096}, {"num_warps": 8}),
-    "add_layer_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096}, {"num_warps": 8}),
-    "head_rms_norm": ({"BLOCK_ROWS": 8, "BLOCK_COLS": 128, "WALK": 0}, {"num_warps": 4}),
-    "rope_cache": ({"BLOCK_HEADS": 16, "HALF": 64}, {"num_warps": 4}),
-    "swiglu": ({"BLOCK_COLS": 1024, "WALK": 0}, {"num_warps": 4}),
-    "quantize_per_token": ({"BLOCK_COLS": 32768}, {"num_warps": 16}),
-    "add_rms_norm_quantize": ({"BLOCK_COLS": 4096}, {"num_warps": 8}),
+    "add_rms_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0, **_ROW}, {"num_warps": 16}),
+    "add_layer_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0, **_ROW}, {"num_warps": 16}),
+    "head_rms_norm": (
+        {"BLOCK_ROWS": 8, "BLOCK_COLS": 128, "WALK": 0, "n_heads": 28, "n_cols": 128, "token_stride": 4608},
+        {"num_warps": 4},
+    ),
+    "swiglu": ({"BLOCK_COLS": 2048, "WALK": 0, "n_cols": 18944, "row_stride": 37888}, {"num_warps": 8}),
+    "add_rms_norm_quantize": ({"BLOCK_COLS": 4096, "WALK": 0, **_ROW}, {"num_warps": 16}),
     "matmul_bias_residual": (
         {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 8, "HAS_BIAS": 1, "HAS_RESIDUAL": 1},
         {"num_warps": 8, "num_stages": 3},
@@ -68,6 +78,11 @@ def function_of(case: str) -> tuple[Any, dict[str, str]]:
         operator, module = "matmul_bias_residual", "few_rows"
     if case in SPLIT:
         operator, module = "matmul_int8" if "int8" in case else "matmul_bias_residual", "split"
+    if case in ROWS:
+        operator, module = {
+            "quantize_in_pieces": ("quantize_per_token", "in_pieces"),
+            "rope_cache_rows": ("rope_cache", "rows"),
+        }[case]
     typed = table(operator, f"{operator}_kernel").typed_signature("fp16")
     if case in SPLIT:
         typed["partial_ptr"] = "*i32" if operator == "matmul_int8" else "*fp32"
@@ -75,11 +90,11 @@ def function_of(case: str) -> tuple[Any, dict[str, str]]:
 
 
 def compiled(case: str, **changed: int) -> Any:
-    """The first kernel of an operator, or another that only a GPU runs, for sizes that are multiples of 16 as Qwen's are."""
-    constants, options = (CASES | FEW_ROWS | SPLIT)[case]
+    """A kernel that a GPU runs, for sizes that are multiples of 16 as Qwen's are."""
+    constants, options = (CASES | FEW_ROWS | ROWS | SPLIT)[case]
     constants = constants | changed
     jit, typed = function_of(case)
-    signature = {name: typed.get(name, "constexpr") for name in jit.arg_names}
+    signature = {name: "constexpr" if name in constants else typed[name] for name in jit.arg_names}
     aligned = [
         index
         for index, name in enumerate(jit.arg_names)
@@ -113,6 +128,9 @@ def facts(operator: str, **changed: int) -> dict[str, Any]:
         "widest": max(widths, default=0),
         "wide": widths.count(16),
         "async_16": len(re.findall(r"cp\.async\.cg\.shared\.global", ptx)),
+        "wide_products": len(
+            re.findall(r"(?:mul|mad)\.(?:lo|hi)\.[su]64|(?:mul|mad)\.wide\.[su]32\s+%\S+ %\S+ %", ptx)
+        ),
         "mma": ptx.count("mma.sync"),
         "wgmma": ptx.count("wgmma.mma_async"),
         "stack": stack_bytes(kernel.asm["cubin"]),
@@ -120,6 +138,6 @@ def facts(operator: str, **changed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    found = {operator: facts(operator) for operator in (*CASES, *FEW_ROWS, *SPLIT)}
+    found = {operator: facts(operator) for operator in (*CASES, *FEW_ROWS, *ROWS, *SPLIT)}
     found["gemv_int8, one tile at a time"] = facts("gemv_int8", STAGES=0)
     print(json.dumps(found))

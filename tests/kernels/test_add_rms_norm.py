@@ -23,10 +23,11 @@ def test_numbers(dtype: torch.dtype, shape: tuple[int, ...], spread: bool) -> No
     assert torch.equal(h, want_h)
 
 
+@pytest.mark.parametrize("walk", [0, 1])
 @pytest.mark.parametrize("rows", [1, 2, 8])
-def test_every_tile_computes_the_same(rows: int) -> None:
+def test_every_tile_computes_the_same(rows: int, walk: int) -> None:
     x, residual, gamma = fresh(9, 100), fresh(9, 100), fresh(100)
-    y, h = launch(x, residual, gamma, 1e-5, Launch({"BLOCK_ROWS": rows, "BLOCK_COLS": 128}))
+    y, h = launch(x, residual, gamma, 1e-5, Launch({"BLOCK_ROWS": rows, "BLOCK_COLS": 128, "WALK": walk}))
     assert_close(y, reference(x, residual, gamma, 1e-5, torch.float64)[0], x.dtype)
     assert torch.equal(h, x + residual)
 

@@ -11,11 +11,12 @@ import pytest
 
 CASES = pytest.importorskip("tests.kernels.gpu_code", reason="needs triton (Linux): its compiler").CASES
 pytestmark = pytest.mark.torch
-ROW_KERNELS = ("add_rms_norm", "add_layer_norm", "head_rms_norm", "rope_cache", "swiglu", "quantize_per_token")
+ROW_KERNELS = ("add_rms_norm", "add_layer_norm", "add_rms_norm_quantize", "head_rms_norm", "swiglu")
 SPLIT = ("matmul_split", "matmul_int8_split")
 SUMS = ("matmul_sum", "matmul_int8_sum")
+ROWS = ("quantize_in_pieces", "rope_cache_rows")
 FEW_ROWS = ("gemv_int8", "gemv_int4", "matmul_one_row", "matmul_few_rows")
-MEMORY_BOUND = (*ROW_KERNELS, "add_rms_norm_quantize", *FEW_ROWS, "decode_attention")
+MEMORY_BOUND = (*ROW_KERNELS, *ROWS, *FEW_ROWS, "decode_attention")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,11 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 def test_memory_is_moved_in_pieces_of_16_bytes(code: dict[str, dict[str, Any]], operator: str) -> None:
     assert code[operator]["widest"] == 16 or code[operator]["async_16"]
     assert code[operator]["wide"] + code[operator]["async_16"] >= 2
+
+
+@pytest.mark.parametrize("operator", [*ROW_KERNELS, "quantize_in_pieces"])
+def test_sizes_that_are_constants_leave_no_product_of_64_bits(code: dict[str, dict[str, Any]], operator: str) -> None:
+    assert code[operator]["wide_products"] == 0
 
 
 @pytest.mark.parametrize("operator", FEW_ROWS)

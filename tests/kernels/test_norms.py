@@ -22,9 +22,11 @@ def test_add_layer_norm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     want_y, want_h = layer_norm_reference(x, residual, gamma, beta, 1e-5, torch.float64)
     if len(shape) == 2:
         x = apart(x)
-    y, h = layer_norm.launch(x, residual, gamma, beta, 1e-5)
-    assert_close(y, want_y, dtype)
-    assert torch.equal(h, want_h)
+    for walk in (0, 1):
+        tile = layer_norm.choose(x, shape[-1]).replace(WALK=walk)
+        y, h = layer_norm.launch(x, residual, gamma, beta, 1e-5, tile)
+        assert_close(y, want_y, dtype)
+        assert torch.equal(h, want_h)
 
 
 def test_a_large_mean_costs_no_digits() -> None:

@@ -26,15 +26,30 @@ def assert_equal_but_for_ties(q: torch.Tensor, x: torch.Tensor, scale: torch.Ten
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 896), (5, 7), (2, 3, 64), (17, 130), (3, 1)])
-@pytest.mark.parametrize("long_rows", [False, True])
-def test_quantize(dtype: torch.dtype, shape: tuple[int, ...], long_rows: bool) -> None:
+@pytest.mark.parametrize(("block", "long_rows"), [(None, False), (1024, False), (32, True)])
+def test_quantize(dtype: torch.dtype, shape: tuple[int, ...], block: int | None, long_rows: bool) -> None:
     x = fresh(*shape, dtype=dtype)
     given = apart(x) if len(shape) == 2 else x
-    q, scale = launch(given, Launch({"BLOCK_COLS": 32}) if long_rows else None, long_rows)
+    q, scale = launch(given, Launch({"BLOCK_COLS": block}) if block else None, long_rows)
     want_q, want_scale = reference(x, torch.float64)
     assert_close(scale, want_scale, torch.float32)
     assert_equal_but_for_ties(q, x, want_scale)
     assert int((q != want_q).sum()) <= q.numel() // 100
+
+
+@pytest.mark.parametrize(
+    ("columns", "pieces", "block"), [(7, 1, 4), (300, 4, 64), (300, 1, 256), (512, 1, 256), (1, 1, 1)]
+)
+def test_rows_in_pieces(columns: int, pieces: int, block: int) -> None:
+    x = fresh(5, columns)
+    x[1] = 0.0
+    x[2, -1] = float("nan")
+    x[3, 0] = float("-inf")
+    q, scale = launch(apart(x), Launch({"PIECES": pieces, "BLOCK_COLS": block}))
+    want_q, want_scale = reference(x)
+    assert torch.equal(q, want_q)
+    assert torch.equal(scale.isnan(), want_scale.isnan())
+    assert torch.allclose(scale, want_scale, rtol=1e-6, atol=0.0, equal_nan=True)
 
 
 def test_ties_go_to_the_even_number() -> None:
@@ -61,11 +76,13 @@ def test_rows_of_zeros_and_rows_that_are_not_finite(long_rows: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # numpy's, in the interpreter
+@pytest.mark.parametrize("walk", [0, 1])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_the_fused_form_says_so_in_the_scale_too(bad: float) -> None:
+def test_the_fused_form_says_so_in_the_scale_too(bad: float, walk: int) -> None:
     x = fresh(3, 16)
     x[1, 2] = bad
-    q, scale, _ = fused.launch(x, torch.zeros(3, 16), torch.ones(16), 1e-6)
+    tile = Launch({"BLOCK_COLS": 16, "WALK": walk})
+    q, scale, _ = fused.launch(x, torch.zeros(3, 16), torch.ones(16), 1e-6, tile)
     assert bool(scale[1].isnan())
     assert not q[1].any()
     assert bool(torch.isfinite(scale[[0, 2]]).all())
@@ -73,10 +90,12 @@ def test_the_fused_form_says_so_in_the_scale_too(bad: float) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 896), (5, 7), (2, 3, 64), (17, 130)])
-def test_add_rms_norm_quantize(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("walk", [0, 1])
+def test_add_rms_norm_quantize(dtype: torch.dtype, shape: tuple[int, ...], walk: int) -> None:
     x, residual, gamma = fresh(*shape, dtype=dtype), fresh(*shape, dtype=dtype), fresh(shape[-1], dtype=dtype)
     want_q, want_scale, want_h = fused_reference(x, residual, gamma, 1e-6, torch.float64)
-    q, scale, h = fused.launch(apart(x) if len(shape) == 2 else x, residual, gamma, 1e-6)
+    tile = fused.choose(x, shape[-1]).replace(WALK=walk)
+    q, scale, h = fused.launch(apart(x) if len(shape) == 2 else x, residual, gamma, 1e-6, tile)
     assert torch.equal(h, want_h)
     assert_close(scale, want_scale, torch.float32)
     assert int((q.int() - want_q.int()).abs().max()) <= 1

@@ -64,6 +64,18 @@ def test_more_heads_than_a_tile_has() -> None:
     assert_close(launch(**given, tile=Launch({"BLOCK_HEADS": 2, "HALF": 8})), want.double(), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 14, 2, 64), (2, 5, 4, 2, 16), (3, 2, 3, 3, 32)])
+@pytest.mark.parametrize("tile", [{"BLOCK_ROWS": 8}, {"BLOCK_HEADS": 16}], ids=["rows of one list", "heads of a token"])
+def test_either_kernel(dtype: torch.dtype, shape: tuple[int, int, int, int, int], tile: dict[str, int]) -> None:
+    given = arguments(*shape, dtype=dtype)
+    want = {**given, "k_cache": given["k_cache"].clone(), "v_cache": given["v_cache"].clone()}
+    out = reference(**want)
+    assert_close(launch(**given, tile=Launch({**tile, "HALF": shape[-1] // 2})), out.double(), dtype)
+    assert_close(given["k_cache"], want["k_cache"].double(), dtype)
+    assert torch.equal(given["v_cache"], want["v_cache"])
+
+
 def test_nan_stays_in_its_token() -> None:
     given = arguments(1, 3, 2, 1, 16)
     given["q"][0, 1, 0, 0] = float("nan")

@@ -71,13 +71,14 @@ def test_every_qwen_has_its_tiles_on_an_npu(dtype: torch.dtype, sizes: tuple[int
     hidden, ffn, heads, kv_heads, head_dim = sizes
     x = npu(dtype)
     launchers = {name: importlib.import_module(f"qcompile.kernels.{name}.launch") for name in OPERATORS}
-    for name in ("add_rms_norm", "add_layer_norm", "add_rms_norm_quantize"):
+    assert launchers["add_rms_norm"].choose(x, 8, hidden).constants["BLOCK_COLS"] >= hidden
+    for name in ("add_layer_norm", "add_rms_norm_quantize"):
         assert launchers[name].choose(x, hidden).constants["BLOCK_COLS"] >= hidden
     assert launchers["head_rms_norm"].choose(x, 8, heads, head_dim).constants["BLOCK_COLS"] == head_dim
-    assert launchers["rope_cache"].choose(x, heads, head_dim).constants["HALF"] == head_dim // 2
+    assert launchers["rope_cache"].choose(x, 8, head_dim).constants["HALF"] == head_dim // 2
     assert launchers["swiglu"].choose(x, 8, ffn).constants["BLOCK_COLS"] > 0
-    assert launchers["quantize_per_token"].choose(x, hidden, False).constants["BLOCK_COLS"] >= hidden
-    assert launchers["quantize_per_token"].choose(x, ffn, True).constants["BLOCK_COLS"] > 0
+    assert launchers["quantize_per_token"].choose(x, 8, hidden, False).constants["BLOCK_COLS"] >= hidden
+    assert launchers["quantize_per_token"].choose(x, 8, ffn, True).constants["BLOCK_COLS"] > 0
     for rows in (1, 17, 4096):
         assert launchers["matmul_bias_residual"].choose(x, rows, hidden, ffn).constants["BLOCK_M"] >= min(rows, 64)
         assert launchers["matmul_int8"].choose(x, rows, hidden, dtype).constants["BLOCK_M"] >= min(rows, 128)

@@ -1,0 +1,56 @@
+"""The tiles that a GPU is given, and the sizes that are compiled into its kernels."""
+
+import importlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from qcompile.kernels.placement import compiled_in
+
+pytestmark = pytest.mark.torch
+
+
+def on(device: str) -> Any:
+    """As much of a tensor as choosing a tile looks at."""
+    return SimpleNamespace(device=SimpleNamespace(type=device), dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("operator", "sizes", "constants", "warps"),
+    [
+        ("add_rms_norm", (128, 896), {"BLOCK_COLS": 1024, "BLOCK_ROWS": 1, "WALK": 0}, 4),
+        ("add_rms_norm", (4096, 896), {"BLOCK_COLS": 1024, "BLOCK_ROWS": 1, "WALK": 0}, 1),
+        ("add_rms_norm", (4096, 3584), {"BLOCK_COLS": 4096, "BLOCK_ROWS": 1, "WALK": 0}, 4),
+        ("add_rms_norm", (1, 65_536), {"BLOCK_COLS": 65_536, "BLOCK_ROWS": 1, "WALK": 0}, 32),
+        ("add_layer_norm", (3584,), {"BLOCK_COLS": 4096, "BLOCK_ROWS": 1, "WALK": 0}, 16),
+        ("add_rms_norm_quantize", (2048,), {"BLOCK_COLS": 2048, "WALK": 0}, 8),
+        ("head_rms_norm", (4096, 14, 64), {"BLOCK_ROWS": 16, "BLOCK_COLS": 64, "WALK": 0}, 4),
+        ("head_rms_norm", (4096, 28, 128), {"BLOCK_ROWS": 8, "BLOCK_COLS": 128, "WALK": 0}, 4),
+        ("swiglu", (1, 4864), {"BLOCK_COLS": 512, "WALK": 0}, 4),
+        ("swiglu", (16, 4864), {"BLOCK_COLS": 1024, "WALK": 0}, 8),
+        ("swiglu", (128, 18_944), {"BLOCK_COLS": 2048, "WALK": 0}, 8),
+        ("swiglu", (65_536, 18_944), {"BLOCK_COLS": 2048, "WALK": 1}, 8),
+        ("rope_cache", (128, 64), {"BLOCK_ROWS": 16, "HALF": 32}, 4),
+        ("rope_cache", (4096, 128), {"BLOCK_ROWS": 16, "HALF": 64}, 4),
+        ("quantize_per_token", (1, 4864, False), {"PIECES": 2, "BLOCK_COLS": 2048}, 4),
+        ("quantize_per_token", (4096, 4864, False), {"PIECES": 4, "BLOCK_COLS": 1024}, 2),
+        ("quantize_per_token", (4096, 11_008, False), {"PIECES": 2, "BLOCK_COLS": 4096}, 8),
+        ("quantize_per_token", (1, 18_944, False), {"PIECES": 4, "BLOCK_COLS": 4096}, 8),
+        ("quantize_per_token", (1, 1, False), {"PIECES": 1, "BLOCK_COLS": 1}, 1),
+    ],
+)
+def test_tiles(operator: str, sizes: tuple[int, ...], constants: dict[str, int], warps: int) -> None:
+    tile = importlib.import_module(f"qcompile.kernels.{operator}.launch").choose(on("cuda"), *sizes)
+    assert tile.constants == constants
+    assert tile.gpu_options == {"num_warps": warps}
+
+
+def test_sizes_are_constants_on_a_gpu_only() -> None:
+    language = pytest.importorskip("triton.language", reason="needs triton (Linux)")
+    constants = compiled_in(on("cuda"), 896, 1792)
+    assert all(isinstance(one, language.constexpr) for one in constants)
+    assert [one.value for one in constants] == [896, 1792]
+    for device in ("npu", "cpu"):
+        assert compiled_in(on(device), 896, 1792) == (896, 1792)
