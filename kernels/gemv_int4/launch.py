@@ -4,14 +4,16 @@ import torch
 
 from qcompile.kernels import arguments as check
 from qcompile.kernels.gemv_int4.reference import GROUPS
-from qcompile.kernels.placement import Launch, few_rows_grid, from_table, gpu_processors, on_its_device, power_of_two
+from qcompile.kernels.placement import Launch, few_rows_grid, from_table, on_its_device, power_of_two
 
 NAME = "gemv_int4"
 MAX_ROWS = 16
 _MANY_OUT = 8192
 _MANY = (8, 128, 2, 1)  # BLOCK_N, words of a row of the tile, STAGES, warps, for one row of x
 _FEW = (4, 512, 2, 4)  # the same where results are so few that warps have to share them
-_DOT_INNER = 16  # of tl.dot, at least; smaller groups go row by row
+_DOT_GROUP = 128  # the words of a smaller group are too few for tl.dot: row by row then
+_DOT_MANY = (32, 4, 3)  # BLOCK_N, BLOCK_G (so many warps), num_stages on the matrix units
+_DOT_FEW = (16, 8, 3)  # the same where results are so few that programs need more bytes on their way
 
 
 def validate(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> int:
@@ -58,6 +60,7 @@ def launch(
     """
     group = validate(x, weight, scale, bias)
     check.launchable(NAME, x)
+    from qcompile.kernels.gemv_int4.few_rows import gemv_int4_dot_kernel
     from qcompile.kernels.gemv_int4.kernel import gemv_int4_kernel, gemv_int4_rows_kernel
 
     rows = check.as_rows(NAME, "x", x)
@@ -65,6 +68,8 @@ def launch(
     tile = (tile or choose(x, num_rows, num_out, num_groups, group)).replace(HAS_BIAS=int(bias is not None))
     out = torch.empty((*x.shape[:-1], num_out), dtype=x.dtype, device=x.device)
     kernel = gemv_int4_rows_kernel if "BLOCK_M" in tile.constants else gemv_int4_kernel
+    if "PTX" in tile.constants:
+        kernel = gemv_int4_dot_kernel
     kernel[few_rows_grid(x, tile, num_rows, num_out)](
         rows,
         weight,
@@ -84,10 +89,20 @@ def choose(x: torch.Tensor, num_rows: int, num_out: int, num_groups: int, group:
     """The tile for the device of x; measured on an H100 (kernels/RESULTS.md)."""
     if x.device.type == "npu":
         return from_table(NAME, "gemv_int4_kernel", x.dtype, {"GROUP": group})
-    if num_rows > 1 and group // 8 >= _DOT_INNER:
-        block_n = 32 if num_out >= 32 * gpu_processors(x) else 16
-        at_once = {"BLOCK_M": 16, "BLOCK_N": block_n, "BLOCK_G": 4, "GROUP": group}
-        return Launch(at_once, {"num_warps": 4, "num_stages": 3})
+    if group >= _DOT_GROUP and (num_rows > 1 or x.dtype != torch.float32):
+        return dot_tile(x, num_rows, *(_DOT_MANY if num_out >= _MANY_OUT else _DOT_FEW))
     block_n, words, stages, warps = _MANY if num_out >= _MANY_OUT else _FEW
     block_groups = min(power_of_two(num_groups), words // (group // 8))
     return Launch({"BLOCK_N": block_n, "BLOCK_G": block_groups, "GROUP": group, "STAGES": stages}, {"num_warps": warps})
+
+
+def dot_tile(x: torch.Tensor, num_rows: int, block_n: int, block_groups: int, stages: int) -> Launch:
+    """A tile for a GPU's matrix units, a warp a group; in PTX where the device and the dtype have it."""
+    is_ptx = x.device.type == "cuda" and torch.version.cuda is not None and x.dtype != torch.float32
+    constants = {
+        "BLOCK_M": 8 if num_rows <= 8 else 16,
+        "BLOCK_N": block_n,
+        "BLOCK_G": block_groups,
+        "GROUP": _DOT_GROUP,
+    }
+    return Launch(constants | {"PTX": int(is_ptx)}, {"num_warps": block_groups, "num_stages": stages})

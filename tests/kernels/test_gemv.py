@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from qcompile.errors import KernelError
 from qcompile.kernels.gemv_int4 import reference as int4
+from qcompile.kernels.gemv_int4.few_rows import BF16_PLANES, FP16_PLANES
+from qcompile.kernels.gemv_int4.launch import dot_tile
 from qcompile.kernels.gemv_int4.launch import launch as gemv_int4
 from qcompile.kernels.gemv_int8 import reference as int8
 from qcompile.kernels.gemv_int8.launch import launch as gemv_int8
@@ -42,6 +44,61 @@ def test_gemv_int4(dtype: torch.dtype, shape: tuple[int, int, int], group: int, 
     assert_close(gemv_int4(apart(x), int4.pack(q), scale, bias), want, dtype)
     small = Launch({"BLOCK_N": 8, "BLOCK_G": 2, "GROUP": group, "STAGES": 0})
     assert_close(gemv_int4(x, int4.pack(q), scale, bias, small), want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 70, 1152), (7, 9, 384), (16, 33, 128)])
+@pytest.mark.parametrize("tile", [(16, 8, 3), (32, 4, 3), (64, 2, 4)])
+def test_gemv_int4_on_matrix_units(dtype: torch.dtype, shape: tuple[int, int, int], tile: tuple[int, int, int]) -> None:
+    rows, num_out, num_in = shape
+    x, bias = fresh(rows, num_in, dtype=dtype), fresh(num_out, dtype=dtype)
+    q, scale = int4.quantize_weight(fresh(num_out, num_in, dtype=dtype), 128)
+    want = int4.reference(x, int4.pack(q), scale, bias, torch.float64)
+    assert_close(gemv_int4(apart(x), int4.pack(q), scale, bias, dot_tile(x, rows, *tile)), want, dtype)
+
+
+def pairs(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Registers as two numbers each, and back."""
+    return values.to(torch.int32).view(dtype) if values.dtype == torch.int64 else values.view(torch.int32).long()
+
+
+def step_of_ptx(line: str, registers: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """What one instruction of the few that are used does to registers, int64 tensors of 32 bits."""
+    name, *parts = line.replace(",", " ").rstrip(";").split()
+    a, *rest = [registers[part] if part in registers else torch.tensor(int(part, 0)) for part in parts[1:]]
+    if name == "mov.b32":
+        result = a.expand(registers["$8"].shape)
+    elif name == "shr.u32":
+        result = a >> rest[0]
+    elif name == "lop3.b32":
+        assert int(rest[2]) == 0xEA
+        result = (a & rest[0]) | rest[1]
+    elif name == "prmt.b32":
+        both = [(one >> (8 * byte)) & 255 for one in (a, rest[0]) for byte in range(4)]
+        result = sum((both[(int(rest[1]) >> (4 * i)) & 15] << (8 * i) for i in range(4)), torch.zeros_like(a))
+    else:
+        x, *others = [pairs(torch.where(one >= 1 << 31, one - (1 << 32), one), dtype) for one in (a, *rest)]
+        wide = (
+            x.double() * others[0].double() + others[1].double()
+            if name[:3] == "fma"
+            else x.double() + others[0].double()
+        )
+        result = pairs(wide.to(dtype), dtype) & 0xFFFFFFFF
+    registers[parts[0]] = result
+
+
+@pytest.mark.parametrize(("ptx", "dtype"), [(FP16_PLANES, torch.float16), (BF16_PLANES, torch.bfloat16)])
+def test_the_ptx_gives_the_nibbles_of_two_words(ptx: object, dtype: torch.dtype) -> None:
+    words = torch.randint(0, 1 << 32, (2, 1000))
+    registers = {"$8": words[0], "$9": words[1]}
+    for line in str(getattr(ptx, "value", ptx)).splitlines():
+        if line and not line.startswith(("{", "}", ".reg")):
+            step_of_ptx(line, registers, dtype)
+    for j in range(8):
+        got = pairs(
+            torch.where(registers[f"${j}"] >= 1 << 31, registers[f"${j}"] - (1 << 32), registers[f"${j}"]), dtype
+        )
+        assert torch.equal(got.view(-1, 2).T.long(), ((words >> (4 * j)) & 15) - 8)
 
 
 @settings(deadline=None, max_examples=20)

@@ -1,0 +1,137 @@
+"""The int4 product on a GPU's matrix units, for one row of x or up to 16; no NPU runs it.
+
+A program has BLOCK_N rows of weights, a warp of it one group of every BLOCK_G; the groups are summed once at the end. Nibbles
+become fp16 or bf16 two at a time (`planes`), in 1.25 or 1.5 instructions a weight, and are the left operand, of which the
+matrix instruction takes 16 rows; of the right one, x, 8 columns are enough.
+"""
+
+import triton
+import triton.language as tl
+
+# Two words (a, b) to the eight pairs (nibble j of a, nibble j of b), less 8. A nibble among the lowest bits of an fp16 of 1024
+# makes that 1024 + q; four places up, 1024 + 16 q. One addition, or multiply-add, leaves q - 8, exactly.
+FP16_PLANES: tl.constexpr = tl.constexpr("""
+{
+.reg .b32 low, high, low8, high8, magic, off, off16, part;
+mov.b32 magic, 0x64006400;
+mov.b32 off, 0xE408E408;
+mov.b32 off16, 0xD480D480;
+mov.b32 part, 0x2C002C00;
+prmt.b32 low, $8, $9, 0x5410;
+prmt.b32 high, $8, $9, 0x7632;
+shr.u32 low8, low, 8;
+shr.u32 high8, high, 8;
+lop3.b32 $0, low, 0x000F000F, magic, 0xEA;
+lop3.b32 $1, low, 0x00F000F0, magic, 0xEA;
+lop3.b32 $2, low8, 0x000F000F, magic, 0xEA;
+lop3.b32 $3, low8, 0x00F000F0, magic, 0xEA;
+lop3.b32 $4, high, 0x000F000F, magic, 0xEA;
+lop3.b32 $5, high, 0x00F000F0, magic, 0xEA;
+lop3.b32 $6, high8, 0x000F000F, magic, 0xEA;
+lop3.b32 $7, high8, 0x00F000F0, magic, 0xEA;
+add.rn.f16x2 $0, $0, off;
+fma.rn.f16x2 $1, $1, part, off16;
+add.rn.f16x2 $2, $2, off;
+fma.rn.f16x2 $3, $3, part, off16;
+add.rn.f16x2 $4, $4, off;
+fma.rn.f16x2 $5, $5, part, off16;
+add.rn.f16x2 $6, $6, off;
+fma.rn.f16x2 $7, $7, part, off16;
+}
+""")
+# The same in bf16, where only 128 + q fits: its fraction has seven bits.
+BF16_PLANES: tl.constexpr = tl.constexpr("""
+{
+.reg .b32 low, high, low4, high4, low8, high8, low12, high12, magic, off;
+mov.b32 magic, 0x43004300;
+mov.b32 off, 0xC308C308;
+prmt.b32 low, $8, $9, 0x5410;
+prmt.b32 high, $8, $9, 0x7632;
+shr.u32 low4, low, 4;
+shr.u32 low8, low, 8;
+shr.u32 low12, low, 12;
+shr.u32 high4, high, 4;
+shr.u32 high8, high, 8;
+shr.u32 high12, high, 12;
+lop3.b32 $0, low, 0x000F000F, magic, 0xEA;
+lop3.b32 $1, low4, 0x000F000F, magic, 0xEA;
+lop3.b32 $2, low8, 0x000F000F, magic, 0xEA;
+lop3.b32 $3, low12, 0x000F000F, magic, 0xEA;
+lop3.b32 $4, high, 0x000F000F, magic, 0xEA;
+lop3.b32 $5, high4, 0x000F000F, magic, 0xEA;
+lop3.b32 $6, high8, 0x000F000F, magic, 0xEA;
+lop3.b32 $7, high12, 0x000F000F, magic, 0xEA;
+add.rn.bf16x2 $0, $0, off;
+add.rn.bf16x2 $1, $1, off;
+add.rn.bf16x2 $2, $2, off;
+add.rn.bf16x2 $3, $3, off;
+add.rn.bf16x2 $4, $4, off;
+add.rn.bf16x2 $5, $5, off;
+add.rn.bf16x2 $6, $6, off;
+add.rn.bf16x2 $7, $7, off;
+}
+""")
+
+
+@triton.jit
+def plane(words, j: tl.constexpr, dtype: tl.constexpr):
+    """Nibble j of every word, less 8."""
+    return (((words >> (4 * j)) & 15) - 8).to(dtype)
+
+
+@triton.jit
+def planes(words, dtype: tl.constexpr, PTX: tl.constexpr):
+    """The eight nibbles of every word, less 8; PTX says the same in a third of the instructions."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            FP16_PLANES if dtype == tl.float16 else BF16_PLANES, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r", [words],
+            dtype=(dtype.value, dtype.value, dtype.value, dtype.value, dtype.value, dtype.value, dtype.value, dtype.value),
+            is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        return (
+            plane(words, 0, dtype), plane(words, 1, dtype), plane(words, 2, dtype), plane(words, 3, dtype),
+            plane(words, 4, dtype), plane(words, 5, dtype), plane(words, 6, dtype), plane(words, 7, dtype),
+        )  # fmt: skip
+
+
+# fmt: off
+@triton.jit
+def gemv_int4_dot_kernel(
+    x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_groups, x_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    # fmt: on
+    """out[m, n] = sum_g scale[n, g] * sum_i x[m, g, i] * weight[n, g, i] + bias[n] for BLOCK_N of n and all m."""
+    WORDS: tl.constexpr = GROUP // 8
+    groups, i, word = tl.arange(0, BLOCK_G), tl.arange(0, WORDS), tl.arange(0, BLOCK_G * WORDS)
+    m, local_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    n = tl.program_id(0) * BLOCK_N + local_n
+    in_n = n < n_out
+    first = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N * n_groups
+    word_place = local_n[:, None] * (n_groups * WORDS) + word[None, :]
+    scale_place = local_n[None, :] * n_groups + groups[:, None]
+    x_place = m[None, None, :] * x_stride + groups[:, None, None] * GROUP + i[None, :, None]
+    in_scale = (groups[:, None] < n_groups) & in_n[None, :]
+    scale = tl.load(scale_ptr + first + scale_place, mask=in_scale, other=0.0)
+    total = tl.zeros((BLOCK_G, BLOCK_N, BLOCK_M), dtype=tl.float32)
+    for start in range(0, n_groups, BLOCK_G):
+        in_word = in_n[:, None] & (word < (n_groups - start) * WORDS)[None, :]
+        words = tl.load(weight_ptr + (first + start) * WORDS + word_place, mask=in_word, other=0)
+        words = tl.permute(tl.reshape(words, (BLOCK_N, BLOCK_G, WORDS)), (1, 0, 2))
+        scale_now, after = scale.to(tl.float32), start + BLOCK_G  # loaded a turn ahead: it is not staged as words and x are
+        in_scale = (groups[:, None] < n_groups - after) & in_n[None, :]
+        scale = tl.load(scale_ptr + first + after + scale_place, mask=in_scale, other=0.0)
+        x_mask = (groups[:, None, None] < n_groups - start) & (m[None, None, :] < n_rows)
+        weights = planes(words, x_ptr.dtype.element_ty, PTX)
+        part = tl.zeros((BLOCK_G, BLOCK_N, BLOCK_M), dtype=tl.float32)
+        for j in tl.static_range(8):
+            x = tl.load(x_ptr + start * GROUP + j * WORDS + x_place, mask=x_mask, other=0.0)
+            part = tl.dot(weights[j], x, part, input_precision="ieee")
+        total += part * scale_now[:, :, None]
+    out = tl.sum(total, axis=0)
+    if HAS_BIAS:
+        out += tl.load(bias_ptr + n, mask=in_n, other=0.0).to(tl.float32)[:, None]
+    mask = in_n[:, None] & (m[None, :] < n_rows)
+    tl.store(out_ptr + (m[None, :] * n_out + n[:, None]), out.to(out_ptr.dtype.element_ty), mask=mask)
