@@ -21,6 +21,10 @@ _FEW_ROWS = 16
 _SPLIT_ROWS = 512  # beyond, tiles are enough, or partial sums too large
 _SHORT_IN = 1024  # of which a product is over before a second kernel would have begun
 _SUM_COLS = 512
+_FEW_WAVES = 6  # of large tiles: in more, an empty part of the last is little
+_LONG_IN = 3072  # of which the last wave takes longer than another launch
+_TMA = {"TMA": 1, "EARLY": 0}  # added to a tile where whole tiles are copied
+_SPLIT_TMA = {"TMA": 1, "PDL": 0}  # the same where K is cut into slices
 _SPLIT_CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS")
 
 
@@ -70,21 +74,48 @@ def launch(
     """
     validate(x, weight, bias, residual)
     check.launchable(NAME, x)
+    num_rows, num_out = x.numel() // x.shape[-1], weight.shape[0]
+    parts = plan(x, weight, num_rows) if tile is None else [(num_rows, tile)]
+    return in_parts(x, weight, bias, residual, parts)
+
+
+def in_parts(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    parts: list[tuple[int, Launch]],
+) -> torch.Tensor:
+    """The same, so many rows after each other with each tile."""
     rows = check.as_rows(NAME, "x", x)
     residual_rows = rows if residual is None else check.as_rows(NAME, "residual", residual)
+    extras = {"HAS_BIAS": int(bias is not None), "HAS_RESIDUAL": int(residual is not None)}
+    out = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device=x.device)
+    out_rows = out.view(-1, weight.shape[0])
+    first = 0
+    for count, tile in parts:
+        some = slice(first, first + count)
+        launch_one = _split if "SPLITS" in tile.constants else _tma if "TMA" in tile.constants else _whole
+        some_bias = weight if bias is None else bias
+        launch_one(rows[some], weight, some_bias, residual_rows[some], out_rows[some], tile.replace(**extras))
+        first += count
+    return out
+
+
+def _whole(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual_rows: torch.Tensor,
+    out: torch.Tensor,
+    tile: Launch,
+) -> None:
+    """Launch one kernel for all of K."""
     num_rows, (num_out, num_in) = rows.shape[0], weight.shape
-    tile = (tile or choose(x, num_rows, num_out, num_in)).replace(
-        HAS_BIAS=int(bias is not None), HAS_RESIDUAL=int(residual is not None)
-    )
-    out = torch.empty((*x.shape[:-1], num_out), dtype=x.dtype, device=x.device)
-    some_bias = weight if bias is None else bias
-    if "SPLITS" in tile.constants:
-        _split(rows, weight, some_bias, residual_rows, out, tile)
-        return out
-    _kernel(x, tile, num_rows, num_out)(
+    _kernel(rows, tile, num_rows, num_out)(
         rows,
         weight,
-        some_bias,
+        bias,
         residual_rows,
         out,
         num_rows,
@@ -93,9 +124,39 @@ def launch(
         rows.stride(0),
         weight.stride(0),
         residual_rows.stride(0),
-        **tile.arguments(x),
+        **tile.arguments(rows),
     )
-    return out
+
+
+def _tma(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual_rows: torch.Tensor,
+    out: torch.Tensor,
+    tile: Launch,
+) -> None:
+    """Launch the kernel that has whole tiles copied, for one slice of K or, into partial sums, for several."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from qcompile.kernels.matmul_bias_residual.tma import matmul_tma_kernel
+
+    num_rows, (num_out, num_in) = rows.shape[0], weight.shape
+    constants = {"EARLY": 0, "SPLITS": 1, "PDL": 0, "GROUP_M": _GROUP_M} | tile.constants
+    constants = {name: value for name, value in constants.items() if name != "TMA"}
+    block_m, block_n, block_k = (constants[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    matmul_tma_kernel[-(-num_rows // block_m) * -(-num_out // block_n), constants["SPLITS"]](
+        TensorDescriptor.from_tensor(rows, [block_m, block_k]),
+        TensorDescriptor.from_tensor(weight, [block_n, block_k]),
+        bias,
+        residual_rows,
+        out,
+        num_rows,
+        num_out,
+        num_in,
+        residual_rows.stride(0),
+        **Launch(constants, tile.gpu_options).arguments(rows),
+    )
 
 
 def _split(
@@ -112,21 +173,25 @@ def _split(
     num_rows, (num_out, num_in) = rows.shape[0], weight.shape
     constants = {name: tile.constants[name] for name in _SPLIT_CONSTANTS}
     extras = {name: tile.constants[name] for name in ("HAS_BIAS", "HAS_RESIDUAL")}
-    splits = constants["SPLITS"]
+    splits, is_dependent = constants["SPLITS"], tile.constants.get("PDL", 0)
     partial = torch.empty((splits, num_rows, num_out), dtype=torch.float32, device=rows.device)
-    blocks = (-(-num_out // constants["BLOCK_N"]), -(-num_rows // constants["BLOCK_M"]), splits)
-    matmul_split_kernel[blocks](
-        rows,
-        weight,
-        partial,
-        num_rows,
-        num_out,
-        num_in,
-        rows.stride(0),
-        weight.stride(0),
-        **Launch(constants, tile.gpu_options).arguments(rows),
-    )
-    total = Launch({"BLOCK_COLS": _SUM_COLS, "SPLITS": splits, **extras}, {"num_warps": 4})
+    if "TMA" in tile.constants:
+        _tma(rows, weight, bias, residual_rows, partial, tile.replace(HAS_BIAS=0, HAS_RESIDUAL=0))
+    else:
+        blocks = (-(-num_out // constants["BLOCK_N"]), -(-num_rows // constants["BLOCK_M"]), splits)
+        matmul_split_kernel[blocks](
+            rows,
+            weight,
+            partial,
+            num_rows,
+            num_out,
+            num_in,
+            rows.stride(0),
+            weight.stride(0),
+            **Launch(constants, tile.gpu_options).arguments(rows),
+        )
+    options = {"num_warps": 4} | ({"launch_pdl": True} if is_dependent else {})
+    total = Launch({"BLOCK_COLS": _SUM_COLS, "SPLITS": splits, "PDL": is_dependent, **extras}, options)
     matmul_sum_kernel[num_rows, -(-num_out // _SUM_COLS)](
         partial, bias, residual_rows, out, num_rows, num_out, residual_rows.stride(0), **total.arguments(rows)
     )
@@ -147,6 +212,43 @@ def _kernel(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> Any:
     from qcompile.kernels.matmul_bias_residual.kernel import matmul_bias_residual_kernel
 
     return matmul_bias_residual_kernel[grid(x, m_blocks * n_blocks, "cube")]
+
+
+def plan(x: torch.Tensor, weight: torch.Tensor, num_rows: int) -> list[tuple[int, Launch]]:
+    """How many rows go with which tile: those of the last, mostly empty wave of large tiles on a GPU with smaller ones.
+
+    With TMA where the operands lie as it wants them.
+    """
+    num_out, num_in = weight.shape
+    tile = choose(x, num_rows, num_out, num_in)
+    if x.device.type == "npu" or "GROUP_M" not in tile.constants:
+        return [(num_rows, tile)]
+    head = num_rows if num_rows <= _SPLIT_ROWS else whole_waves(x, tile, num_rows, num_out)
+    parts = [(head, tile)]
+    if head < num_rows:
+        parts.append((num_rows - head, choose(x, num_rows - head, num_out, num_in)))
+    if not takes_tma(x, weight):
+        return parts
+    return [(count, one.replace(**(_SPLIT_TMA if "SPLITS" in one.constants else _TMA))) for count, one in parts]
+
+
+def whole_waves(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> int:
+    """The rows of so many blocks of rows as a GPU's multiprocessors take in whole waves; all, if that saves little."""
+    processors, block_m = gpu_processors(x), tile.constants["BLOCK_M"]
+    n_blocks = -(-num_out // tile.constants["BLOCK_N"])
+    waves, left = divmod(-(-num_rows // block_m) * n_blocks, processors)
+    head = waves * processors // n_blocks * block_m
+    is_worth = 0 < waves <= _FEW_WAVES and 0 < left <= processors // 2 and 0 < num_rows - head <= _SPLIT_ROWS
+    return head if is_worth and x.shape[-1] >= _LONG_IN else num_rows
+
+
+def takes_tma(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the GPU copies whole tiles by itself, and x and weight lie as that wants them."""
+    if x.device.type != "cuda" or torch.version.cuda is None or x.dtype == torch.float32:
+        return False
+    operands = (check.as_rows(NAME, "x", x), weight)
+    is_aligned = all(one.data_ptr() % 16 == 0 and one.stride(0) * one.element_size() % 16 == 0 for one in operands)
+    return is_aligned and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int) -> Launch:

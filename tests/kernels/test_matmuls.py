@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qcompile.errors import KernelError
-from qcompile.kernels.matmul_bias_residual.launch import choose
+from qcompile.kernels.matmul_bias_residual.launch import choose, in_parts, plan
 from qcompile.kernels.matmul_bias_residual.launch import launch as matmul
 from qcompile.kernels.matmul_bias_residual.reference import reference as matmul_reference
 from qcompile.kernels.matmul_int8.launch import choose as choose_int8
@@ -18,10 +18,14 @@ SMALL = Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "GROUP_M": 8})
 ONE_ROW = Launch({"BLOCK_N": 4, "BLOCK_K": 64, "STAGES": 2})
 FEW_ROWS = Launch({"BLOCK_M": 8, "BLOCK_N": 16, "BLOCK_K": 16, "PARTS": 2})
 SPLIT = tuple(Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "SPLITS": splits}) for splits in (1, 3, 7))
+TMA = tuple(SMALL.replace(TMA=1, EARLY=early) for early in (0, 1))
+SPLIT_TMA = tuple(SMALL.replace(TMA=1, SPLITS=splits) for splits in (3, 7))
 EXTRAS = ["", "bias", "residual", "bias residual"]
 
 
-def check_matmul(dtype: torch.dtype, shape: tuple[int, int, int], extras: str, *tiles: Launch | None) -> None:
+def check_matmul(
+    dtype: torch.dtype, shape: tuple[int, int, int], extras: str, *tiles: Launch | None, gap: int = 3
+) -> None:
     """With rows apart, and everything beside them NaN."""
     rows, num_out, num_in = shape
     x, weight = fresh(rows, num_in, dtype=dtype), fresh(num_out, num_in, dtype=dtype)
@@ -30,7 +34,7 @@ def check_matmul(dtype: torch.dtype, shape: tuple[int, int, int], extras: str, *
     want = matmul_reference(x, weight, bias, residual, torch.float64)
     spread = None if residual is None else apart(residual)
     for tile in tiles:
-        assert_close(matmul(apart(x), apart(weight), bias, spread, tile), want, dtype)
+        assert_close(matmul(apart(x, gap), apart(weight, gap), bias, spread, tile), want, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -53,6 +57,37 @@ def test_few_rows_on_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int], extr
 def test_slices_of_k_on_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
     """In 1, 3 and 7 slices: K of 30 to 333 has 1 to 11 blocks, so some slices are longer and some have nothing to do."""
     check_matmul(dtype, shape, extras, *SPLIT)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(33, 20, 104), (130, 17, 32), (2, 48, 224)])
+@pytest.mark.parametrize("extras", EXTRAS)
+def test_tiles_copied_as_a_whole(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
+    """Rows begin at multiples of 16 bytes, which such copies want."""
+    check_matmul(dtype, shape, extras, *TMA, *SPLIT_TMA, gap=8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads"),
+    [
+        ((4096, 3584, 18944), [3584, 512]),  # 448 tiles of 128 x 256 for 132 multiprocessors
+        ((4096, 3584, 2048), [4096]),  # over too soon
+        ((4096, 2048, 11008), [4096]),  # two waves, nearly full
+        ((512, 3584, 18944), [512]),
+        ((1, 3584, 18944), [1]),
+    ],
+)
+def test_rows_of_the_last_wave(shape: tuple[int, int, int], heads: list[int]) -> None:
+    rows, num_out, num_in = shape
+    x, weight = torch.zeros(1, num_in, dtype=torch.float16), torch.zeros(1).half().expand(num_out, num_in)
+    assert [count for count, _ in plan(x, weight, rows)] == heads
+
+
+def test_rows_in_parts() -> None:
+    x, weight, residual = fresh(50, 40), fresh(17, 40), fresh(50, 17)
+    want = matmul_reference(x, weight, None, residual, torch.float64)
+    got = in_parts(apart(x), weight, None, apart(residual), [(33, SMALL), (17, SPLIT[1])])
+    assert_close(got, want, torch.float32)
 
 
 def test_the_slices_chosen_for_each_size() -> None:
