@@ -8,6 +8,7 @@ from qcompile.kernels.placement import Launch, few_rows_grid, from_table, on_its
 NAME = "gemv_int8"
 MAX_ROWS = 16  # more are work for a matrix product
 _MANY_OUT = 3072
+_ROWS = (16, 128, 4, 3)  # BLOCK_N, BLOCK_K, PARTS (so many warps), num_stages for several rows
 
 
 def validate(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -46,7 +47,8 @@ def launch(
     """
     validate(x, weight, scale, bias)
     check.launchable(NAME, x)
-    from qcompile.kernels.gemv_int8.kernel import gemv_int8_kernel, gemv_int8_rows_kernel
+    from qcompile.kernels.gemv_int8.few_rows import gemv_int8_rows_kernel
+    from qcompile.kernels.gemv_int8.kernel import gemv_int8_kernel
 
     rows = check.as_rows(NAME, "x", x)
     num_rows, (num_out, num_in) = rows.shape[0], weight.shape
@@ -73,6 +75,15 @@ def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int) -> Launch:
     if x.device.type == "npu":
         return from_table(NAME, "gemv_int8_kernel", x.dtype, BLOCK_N=16)
     if num_rows > 1:
-        return Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "PARTS": 4}, {"num_warps": 4, "num_stages": 3})
+        return rows_tile(x, num_rows, *_ROWS)
     block_k, stages = (512, 5) if num_out >= _MANY_OUT else (1024, 3)  # few programs want more bytes each
     return Launch({"BLOCK_N": 4, "BLOCK_K": min(power_of_two(num_in), block_k), "STAGES": stages}, {"num_warps": 4})
+
+
+def rows_tile(
+    x: torch.Tensor, num_rows: int, block_n: int, block_k: int, parts: int, stages: int, is_ptx: bool = True
+) -> Launch:
+    """A tile for a GPU's matrix units; in PTX where the device and the dtype have it, unless told otherwise."""
+    has_ptx = x.device.type == "cuda" and torch.version.cuda is not None and x.dtype == torch.float16
+    constants = {"BLOCK_M": 8 if num_rows <= 8 else 16, "BLOCK_N": block_n, "BLOCK_K": block_k, "PARTS": parts}
+    return Launch(constants | {"PTX": int(is_ptx and has_ptx)}, {"num_warps": parts, "num_stages": stages})

@@ -23,6 +23,11 @@ _SHORT_IN = 1024  # of which a product is over before a second kernel would have
 _SUM_COLS = 512
 _FEW_WAVES = 6  # of large tiles: in more, an empty part of the last is little
 _LONG_IN = 3072  # of which the last wave takes longer than another launch
+_LARGE = {  # BLOCK_M, BLOCK_N, BLOCK_K, warps, num_stages: what a wave of them takes
+    (128, 256, 64, 8, 3): 1.0,
+    (256, 128, 64, 8, 4): 1.0,
+    (128, 128, 64, 8, 4): 0.58,
+}
 _TMA = {"TMA": 1, "EARLY": 0}  # added to a tile where whole tiles are copied
 _SPLIT_TMA = {"TMA": 1, "PDL": 0}  # the same where K is cut into slices
 _SPLIT_CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS")
@@ -67,14 +72,14 @@ def launch(
         bias: [N] or None.
         residual: [..., N] or None.
         tile: Instead of the one chosen for the device. With STAGES it is one for the kernel of one row, with PARTS
-            for that of few rows, with SPLITS for those that cut K into so many slices.
+            for that of few rows, with SPLITS for those that cut K into so many slices, with TMA for one in tma.py.
 
     Raises:
         KernelError: Arguments that the kernel does not take.
     """
     validate(x, weight, bias, residual)
     check.launchable(NAME, x)
-    num_rows, num_out = x.numel() // x.shape[-1], weight.shape[0]
+    num_rows = x.numel() // x.shape[-1]
     parts = plan(x, weight, num_rows) if tile is None else [(num_rows, tile)]
     return in_parts(x, weight, bias, residual, parts)
 
@@ -260,9 +265,19 @@ def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int) -> Launch:
     if num_rows <= _FEW_ROWS:
         return _few_rows(x, num_rows, num_in)
     wide_tiles = -(-num_rows // 128) * -(-num_out // 256)
-    if x.dtype != torch.float32 and wide_tiles >= gpu_processors(x):
-        return _gpu(128, 256, 64, 8, 3)
+    if x.dtype != torch.float32 and (num_rows > _SPLIT_ROWS or wide_tiles >= gpu_processors(x)):
+        return _large(x, num_rows, num_out)
     return _some_rows(x, num_rows, num_out)
+
+
+def _large(x: torch.Tensor, num_rows: int, num_out: int) -> Launch:
+    """Of the large tiles the one whose waves over a GPU's multiprocessors take least time."""
+
+    def cost(wave: float, block_m: int, block_n: int) -> float:
+        tiles = -(-num_rows // block_m) * -(-num_out // block_n)
+        return wave * -(-tiles // gpu_processors(x))
+
+    return _gpu(*min(_LARGE, key=lambda tile: cost(_LARGE[tile], *tile[:2])))
 
 
 def _some_rows(x: torch.Tensor, num_rows: int, num_out: int) -> Launch:

@@ -37,7 +37,7 @@ def matmul_tma_kernel(
     """A tile of out, or, with SPLITS above 1, the partial sum that is program_id(1)'s of a tile, as in split.py.
 
     x and weight are descriptors of [BLOCK_M, BLOCK_K] and [BLOCK_N, BLOCK_K]; past their ends they give 0. EARLY adds bias and
-    residual before the product: they come from memory while its first tiles do. PDL lets the kernel that sums be launched early.
+    residual before the product: they come from memory while its first tiles do. PDL lets the kernel that sums start early.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()

@@ -20,10 +20,19 @@ from qcompile.kernels.tile_table import table
 _H100 = GPUTarget("cuda", 90, 32)
 _COUNTS = {"n_rows", "n_tokens", "n_batch", "n_splits", "n_kv_heads", "n_heads", "n_chunks", "n_groups", "n_candidates"}
 _COUNTS |= {"group", "tokens_per_row", "top_k"}  # arguments that are seldom multiples of 16
+OPERATORS = {"gemv_int4_dot": "gemv_int4", "gemv_int8_rows": "gemv_int8"}
 FEW_ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "matmul_one_row": ({"BLOCK_N": 4, "BLOCK_K": 256, "STAGES": 6, "HAS_BIAS": 1, "HAS_RESIDUAL": 1}, {"num_warps": 2}),
     "matmul_few_rows": (
         {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "PARTS": 4, "HAS_BIAS": 1, "HAS_RESIDUAL": 1},
+        {"num_warps": 4, "num_stages": 3},
+    ),
+    "gemv_int4_dot": (
+        {"BLOCK_M": 8, "BLOCK_N": 32, "BLOCK_G": 4, "GROUP": 128, "HAS_BIAS": 1, "PTX": 1},
+        {"num_warps": 4, "num_stages": 3},
+    ),
+    "gemv_int8_rows": (
+        {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "PARTS": 4, "HAS_BIAS": 1, "PTX": 1},
         {"num_warps": 4, "num_stages": 3},
     ),
 }
@@ -36,7 +45,12 @@ SPLIT: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "SPLITS": 4},
         {"num_warps": 8, "num_stages": 4},
     ),
-    "matmul_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1, "HAS_RESIDUAL": 1}, {"num_warps": 4}),
+    "matmul_tma": (
+        {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 8, "SPLITS": 1, "EARLY": 0, "PDL": 0}
+        | {"HAS_BIAS": 1, "HAS_RESIDUAL": 1},
+        {"num_warps": 8, "num_stages": 3},
+    ),
+    "matmul_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1, "HAS_RESIDUAL": 1, "PDL": 0}, {"num_warps": 4}),
     "matmul_int8_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1}, {"num_warps": 4}),
 }
 CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
@@ -65,11 +79,15 @@ def function_of(case: str) -> tuple[Any, dict[str, str]]:
     """The kernel of a case, and the types of its arguments in fp16."""
     operator, module = case, "kernel"
     if case in FEW_ROWS:
-        operator, module = "matmul_bias_residual", "few_rows"
+        operator, module = OPERATORS.get(case, "matmul_bias_residual"), "few_rows"
     if case in SPLIT:
-        operator, module = "matmul_int8" if "int8" in case else "matmul_bias_residual", "split"
+        operator, module = (
+            "matmul_int8" if "int8" in case else "matmul_bias_residual",
+            "tma" if "tma" in case else "split",
+        )
     typed = table(operator, f"{operator}_kernel").typed_signature("fp16")
     if case in SPLIT:
+        typed |= {"x": "tensordesc<fp16[128, 64]>", "weight": "tensordesc<fp16[256, 64]>"}
         typed["partial_ptr"] = "*i32" if operator == "matmul_int8" else "*fp32"
     return getattr(importlib.import_module(f"qcompile.kernels.{operator}.{module}"), f"{case}_kernel"), typed
 
@@ -113,8 +131,10 @@ def facts(operator: str, **changed: int) -> dict[str, Any]:
         "widest": max(widths, default=0),
         "wide": widths.count(16),
         "async_16": len(re.findall(r"cp\.async\.cg\.shared\.global", ptx)),
+        "tma": len(re.findall(r"cp\.async\.bulk\.tensor", ptx)),
         "mma": ptx.count("mma.sync"),
         "wgmma": ptx.count("wgmma.mma_async"),
+        "from_int": len(re.findall(r"cvt\.rn\.f\d+\.s", ptx)),
         "stack": stack_bytes(kernel.asm["cubin"]),
     }
 

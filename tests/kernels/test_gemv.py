@@ -1,5 +1,7 @@
 """gemv_int8 and gemv_int4."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,9 @@ from qcompile.kernels.gemv_int4.few_rows import BF16_PLANES, FP16_PLANES
 from qcompile.kernels.gemv_int4.launch import dot_tile
 from qcompile.kernels.gemv_int4.launch import launch as gemv_int4
 from qcompile.kernels.gemv_int8 import reference as int8
+from qcompile.kernels.gemv_int8.few_rows import FP16_OF_BYTES
 from qcompile.kernels.gemv_int8.launch import launch as gemv_int8
+from qcompile.kernels.gemv_int8.launch import rows_tile
 from qcompile.kernels.placement import Launch
 from tests.kernels.numerics import DTYPES, apart, assert_close, fresh, poisoned  # noqa: F401
 
@@ -57,48 +61,71 @@ def test_gemv_int4_on_matrix_units(dtype: torch.dtype, shape: tuple[int, int, in
     assert_close(gemv_int4(apart(x), int4.pack(q), scale, bias, dot_tile(x, rows, *tile)), want, dtype)
 
 
-def pairs(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Registers as two numbers each, and back."""
-    return values.to(torch.int32).view(dtype) if values.dtype == torch.int64 else values.view(torch.int32).long()
+def halves(register: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Registers, int64 in 0 ... 2**32 - 1, as two numbers each, [2, count]."""
+    return torch.where(register >= 1 << 31, register - (1 << 32), register).to(torch.int32).view(dtype).view(-1, 2).T
 
 
-def step_of_ptx(line: str, registers: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
-    """What one instruction of the few that are used does to registers, int64 tensors of 32 bits."""
-    name, *parts = line.replace(",", " ").rstrip(";").split()
-    a, *rest = [registers[part] if part in registers else torch.tensor(int(part, 0)) for part in parts[1:]]
+def step_of_ptx(line: str, registers: dict[str, torch.Tensor], dtype: torch.dtype, shape: torch.Size) -> None:
+    """What one instruction, of the few that are used, does to registers."""
+    name, target, *parts = line.replace(",", " ").rstrip(";").split()
+    a, *rest = [registers[part] if part in registers else torch.tensor(int(part, 0)).expand(shape) for part in parts]
     if name == "mov.b32":
-        result = a.expand(registers["$8"].shape)
+        result = a
     elif name == "shr.u32":
         result = a >> rest[0]
+    elif name == "xor.b32":
+        result = a ^ rest[0]
     elif name == "lop3.b32":
-        assert int(rest[2]) == 0xEA
+        assert parts[3] == "0xEA"
         result = (a & rest[0]) | rest[1]
     elif name == "prmt.b32":
-        both = [(one >> (8 * byte)) & 255 for one in (a, rest[0]) for byte in range(4)]
-        result = sum((both[(int(rest[1]) >> (4 * i)) & 15] << (8 * i) for i in range(4)), torch.zeros_like(a))
+        given = [(one >> (8 * byte)) & 255 for one in (a, rest[0]) for byte in range(4)]
+        result = sum((given[(int(parts[2], 0) >> (4 * i)) & 15] << (8 * i) for i in range(4)), torch.zeros_like(a))
     else:
-        x, *others = [pairs(torch.where(one >= 1 << 31, one - (1 << 32), one), dtype) for one in (a, *rest)]
-        wide = (
-            x.double() * others[0].double() + others[1].double()
-            if name[:3] == "fma"
-            else x.double() + others[0].double()
-        )
-        result = pairs(wide.to(dtype), dtype) & 0xFFFFFFFF
-    registers[parts[0]] = result
+        assert name.startswith(("add.rn.", "fma.rn."))
+        x, *others = [halves(one, dtype).double() for one in (a, *rest)]
+        wide = x * others[0] + others[1] if name.startswith("fma") else x + others[0]
+        result = wide.to(dtype).T.contiguous().view(torch.int32).flatten().long() & 0xFFFFFFFF
+    registers[target] = result
+
+
+def run_ptx(ptx: Any, dtype: torch.dtype, **given: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Every register after the instructions of ptx, on the registers given, by number."""
+    registers = {f"${name[1:]}": value for name, value in given.items()}
+    shape = next(iter(given.values())).shape
+    for line in ptx.value.splitlines():
+        if line and not line.startswith(("{", "}", ".reg")):
+            step_of_ptx(line, registers, dtype, shape)
+    return registers
 
 
 @pytest.mark.parametrize(("ptx", "dtype"), [(FP16_PLANES, torch.float16), (BF16_PLANES, torch.bfloat16)])
-def test_the_ptx_gives_the_nibbles_of_two_words(ptx: object, dtype: torch.dtype) -> None:
+def test_the_ptx_gives_the_nibbles_of_two_words(ptx: Any, dtype: torch.dtype) -> None:
     words = torch.randint(0, 1 << 32, (2, 1000))
-    registers = {"$8": words[0], "$9": words[1]}
-    for line in str(getattr(ptx, "value", ptx)).splitlines():
-        if line and not line.startswith(("{", "}", ".reg")):
-            step_of_ptx(line, registers, dtype)
+    registers = run_ptx(ptx, dtype, _8=words[0], _9=words[1])
     for j in range(8):
-        got = pairs(
-            torch.where(registers[f"${j}"] >= 1 << 31, registers[f"${j}"] - (1 << 32), registers[f"${j}"]), dtype
-        )
-        assert torch.equal(got.view(-1, 2).T.long(), ((words >> (4 * j)) & 15) - 8)
+        assert torch.equal(halves(registers[f"${j}"], dtype).long(), ((words >> (4 * j)) & 15) - 8)
+
+
+def test_the_ptx_gives_the_numbers_of_four_bytes() -> None:
+    register = torch.randint(0, 1 << 32, (1000,))
+    registers = run_ptx(FP16_OF_BYTES, torch.float16, _2=register)
+    got = torch.cat([halves(registers[name], torch.float16) for name in ("$0", "$1")])
+    assert torch.equal(got.T.long().flatten(), register.to(torch.int32).view(torch.int8).long())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 70, 65), (16, 9, 1500)])
+@pytest.mark.parametrize("tile", [(16, 128, 4, 3), (32, 64, 2, 3)])
+def test_gemv_int8_on_matrix_units(
+    dtype: torch.dtype, shape: tuple[int, int, int], tile: tuple[int, int, int, int]
+) -> None:
+    rows, num_out, num_in = shape
+    x, bias = fresh(rows, num_in, dtype=dtype), fresh(num_out, dtype=dtype)
+    weight, scale = int8.quantize_weight(fresh(num_out, num_in))
+    want = int8.reference(x, weight, scale, bias, torch.float64)
+    assert_close(gemv_int8(apart(x), weight, scale, bias, rows_tile(x, rows, *tile)), want, dtype)
 
 
 @settings(deadline=None, max_examples=20)

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.torch
 ROW_KERNELS = ("add_rms_norm", "add_layer_norm", "head_rms_norm", "rope_cache", "swiglu", "quantize_per_token")
 SPLIT = ("matmul_split", "matmul_int8_split")
 SUMS = ("matmul_sum", "matmul_int8_sum")
-FEW_ROWS = ("gemv_int8", "gemv_int4", "matmul_one_row", "matmul_few_rows")
+ON_MATRIX_UNITS = ("matmul_few_rows", "gemv_int4_dot", "gemv_int8_rows")
+FEW_ROWS = ("gemv_int8", "gemv_int4", "matmul_one_row", *ON_MATRIX_UNITS)
 MEMORY_BOUND = (*ROW_KERNELS, "add_rms_norm_quantize", *FEW_ROWS, "decode_attention")
 
 
@@ -52,14 +53,25 @@ def test_without_stages_they_have_one(code: dict[str, dict[str, Any]]) -> None:
 
 
 def test_only_several_rows_need_a_matrix_unit(code: dict[str, dict[str, Any]]) -> None:
-    assert code["matmul_few_rows"]["mma"] > 0
+    assert all(code[operator]["mma"] > 0 for operator in ON_MATRIX_UNITS)
     assert code["matmul_one_row"]["mma"] == 0
+
+
+def test_packed_weights_become_fp16_without_conversions(code: dict[str, dict[str, Any]]) -> None:
+    assert code["gemv_int8"]["from_int"] > 0
+    assert code["gemv_int4_dot"]["from_int"] == code["gemv_int8_rows"]["from_int"] == 0
 
 
 @pytest.mark.parametrize("operator", ["matmul_bias_residual", "matmul_int8", *SPLIT])
 def test_large_products_use_the_warpgroup_matrix_instruction(code: dict[str, dict[str, Any]], operator: str) -> None:
     assert code[operator]["wgmma"] > 0
     assert code[operator]["async_16"] > 0
+
+
+def test_tiles_are_copied_as_a_whole(code: dict[str, dict[str, Any]]) -> None:
+    assert code["matmul_tma"]["wgmma"] > 0
+    assert code["matmul_tma"]["tma"] >= 2
+    assert code["matmul_tma"]["async_16"] == 0
 
 
 @pytest.mark.parametrize("operator", SUMS)

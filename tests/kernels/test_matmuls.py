@@ -83,6 +83,18 @@ def test_rows_of_the_last_wave(shape: tuple[int, int, int], heads: list[int]) ->
     assert [count for count, _ in plan(x, weight, rows)] == heads
 
 
+def test_large_tiles_by_their_waves() -> None:
+    x = torch.zeros(1, 4864, dtype=torch.float16)
+    for rows, num_out, cut in (
+        (4096, 896, (128, 256)),  # 128 tiles, one wave
+        (32768, 896, (256, 128)),  # 7 waves instead of 8
+        (1024, 896, (128, 128)),
+        (4096, 3584, (128, 256)),
+    ):
+        tile = choose(x, rows, num_out, 4864)
+        assert (tile.constants["BLOCK_M"], tile.constants["BLOCK_N"]) == cut
+
+
 def test_rows_in_parts() -> None:
     x, weight, residual = fresh(50, 40), fresh(17, 40), fresh(50, 17)
     want = matmul_reference(x, weight, None, residual, torch.float64)
