@@ -29,6 +29,9 @@ _LARGE = {  # BLOCK_M, BLOCK_N, BLOCK_K, warps, num_stages: what a wave of them 
     (128, 128, 64, 8, 4): 0.58,
 }
 _TMA = {"TMA": 1, "EARLY": 0}  # added to a tile where whole tiles are copied
+_SPLIT_TILE = (128, 64, 8, 4)  # BLOCK_M, BLOCK_K, warps, num_stages for more than 64 rows
+_SPLIT_WIDTHS = (128, 64)  # BLOCK_N, the first that gives most multiprocessors work
+_SPLIT_RESIDENT = 1  # programs of such a tile on a multiprocessor at a time
 _SPLIT_TMA = {"TMA": 1, "PDL": 0}  # the same where K is cut into slices
 _SPLIT_CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS")
 
@@ -283,11 +286,11 @@ def _large(x: torch.Tensor, num_rows: int, num_out: int) -> Launch:
 def _some_rows(x: torch.Tensor, num_rows: int, num_out: int) -> Launch:
     """A tile for a GPU that large tiles do not fill: K in slices, or small tiles where K is short."""
     is_fp32, is_low = x.dtype == torch.float32, num_rows <= 64
-    block_m, block_k, warps, stages = (64, 32, 4, 3) if is_fp32 else (64, 64, 4, 4) if is_low else (128, 64, 8, 4)
-    widths, m_blocks = (64,) if is_fp32 else (128, 64), -(-num_rows // block_m)
+    block_m, block_k, warps, stages = (64, 32, 4, 3) if is_fp32 else (64, 64, 4, 4) if is_low else _SPLIT_TILE
+    widths, m_blocks = (64,) if is_fp32 else _SPLIT_WIDTHS, -(-num_rows // block_m)
     if num_rows > _SPLIT_ROWS:
         return _gpu(block_m, widths[0], block_k, warps, stages)
-    block_n, splits = slices_of_k(x, m_blocks, num_out, widths)
+    block_n, splits = slices_of_k(x, m_blocks, num_out, widths, 1 if is_fp32 or is_low else _SPLIT_RESIDENT)
     if x.shape[-1] < _SHORT_IN and m_blocks * -(-num_out // block_n) < gpu_processors(x):
         return _gpu(64, 32, block_k, 4, stages)
     tile = _gpu(block_m, block_n, block_k, warps, stages)

@@ -172,6 +172,12 @@ def test_slices_of_k_change_no_bit_of_int8(dtype: torch.dtype, shape: tuple[int,
         assert torch.equal(matmul_int8(x, weight, *scales, bias, dtype, tile), want)
 
 
+def test_the_int8_slices_of_few_rows() -> None:
+    for num_out, num_in, splits in ((3584, 18944, 4), (896, 4864, 4), (896, 896, None), (18944, 3584, None)):
+        x = torch.zeros(1, num_in, dtype=torch.int8)
+        assert choose_int8(x, 1, num_out, torch.float16).constants.get("SPLITS") == splits
+
+
 def test_sums_of_int8_are_exact() -> None:
     x = torch.full((2, 2048), 127, dtype=torch.int8)
     for tile in (None, SMALL, *SPLIT):
