@@ -134,6 +134,13 @@ def gpu_processors(tensor: torch.Tensor) -> int:
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count
 
 
+def is_hopper(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's GPU copies whole tiles by itself and can start a kernel before the last has ended."""
+    if tensor.device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(tensor.device) >= (9, 0)
+
+
 def _npu_cores(device: torch.device, core: str) -> int:
     from triton.runtime import driver
 

@@ -1,4 +1,4 @@
-"""The int4 product on a GPU's matrix units, for one row of x or up to 16; no NPU runs it.
+"""The int4 product on a GPU's matrix units, for one row of x or up to 16, in slices of K where N is small; no NPU runs it.
 
 A program has BLOCK_N rows of weights, a warp of it one group of every BLOCK_G; the groups are summed once at the end. Nibbles
 become fp16 or bf16 two at a time (`planes`), in 1.25 or 1.5 instructions a weight, and are the left operand, of which the
@@ -95,43 +95,77 @@ def planes(words, dtype: tl.constexpr, PTX: tl.constexpr):
         )  # fmt: skip
 
 
+@triton.jit
+def planes_of_x(x, BLOCK_G: tl.constexpr, WORDS: tl.constexpr):
+    """The eight parts [BLOCK_G, WORDS, 1] of one row x [BLOCK_G, 8 * WORDS] that the nibble planes meet."""
+    x = tl.permute(tl.reshape(x, (BLOCK_G, 2, 2, 2, WORDS, 1)), (0, 4, 5, 3, 2, 1))
+    low, high = tl.split(x)
+    low_low, low_high = tl.split(low)
+    high_low, high_high = tl.split(high)
+    first, second = tl.split(low_low)
+    third, fourth = tl.split(low_high)
+    fifth, sixth = tl.split(high_low)
+    seventh, eighth = tl.split(high_high)
+    return first, second, third, fourth, fifth, sixth, seventh, eighth
+
+
 # fmt: off
 @triton.jit
 def gemv_int4_dot_kernel(
     x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_groups, x_stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
-    PTX: tl.constexpr,
+    PTX: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
 ):
     # fmt: on
-    """out[m, n] = sum_g scale[n, g] * sum_i x[m, g, i] * weight[n, g, i] + bias[n] for BLOCK_N of n and all m."""
+    """out[m, n] = sum_g scale[n, g] * sum_i x[m, g, i] * weight[n, g, i] + bias[n] for BLOCK_N of n and all m.
+
+    One row, BLOCK_M of 1, is copied to shared memory as it lies, once for all planes, and repeated only in registers: as eight
+    columns for each plane it would fill as much of that memory as the weights do. With SPLITS above 1 out is
+    [SPLITS, n_rows, n_out] in fp32: partial sums over the whole BLOCK_Gs that are program_id(1)'s, perhaps none. PDL lets the
+    kernel that adds them start early.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     WORDS: tl.constexpr = GROUP // 8
+    COLS: tl.constexpr = BLOCK_M if BLOCK_M > 8 else 8  # of the matrix instruction
     groups, i, word = tl.arange(0, BLOCK_G), tl.arange(0, WORDS), tl.arange(0, BLOCK_G * WORDS)
-    m, local_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    m, local_n = tl.arange(0, COLS), tl.arange(0, BLOCK_N)
     n = tl.program_id(0) * BLOCK_N + local_n
     in_n = n < n_out
+    split, n_steps = tl.program_id(1), tl.cdiv(n_groups, BLOCK_G)
+    begin, end = split * n_steps // SPLITS * BLOCK_G, (split + 1) * n_steps // SPLITS * BLOCK_G
     first = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N * n_groups
     word_place = local_n[:, None] * (n_groups * WORDS) + word[None, :]
     scale_place = local_n[None, :] * n_groups + groups[:, None]
     x_place = m[None, None, :] * x_stride + groups[:, None, None] * GROUP + i[None, :, None]
-    in_scale = (groups[:, None] < n_groups) & in_n[None, :]
-    scale = tl.load(scale_ptr + first + scale_place, mask=in_scale, other=0.0)
-    total = tl.zeros((BLOCK_G, BLOCK_N, BLOCK_M), dtype=tl.float32)
-    for start in range(0, n_groups, BLOCK_G):
+    row_place = groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    in_scale = (groups[:, None] < n_groups - begin) & in_n[None, :]
+    scale = tl.load(scale_ptr + first + begin + scale_place, mask=in_scale, other=0.0)
+    total = tl.zeros((BLOCK_G, BLOCK_N, COLS), dtype=tl.float32)
+    for start in range(begin, end, BLOCK_G):
         in_word = in_n[:, None] & (word < (n_groups - start) * WORDS)[None, :]
         words = tl.load(weight_ptr + (first + start) * WORDS + word_place, mask=in_word, other=0)
         words = tl.permute(tl.reshape(words, (BLOCK_N, BLOCK_G, WORDS)), (1, 0, 2))
         scale_now, after = scale.to(tl.float32), start + BLOCK_G  # loaded a turn ahead: it is not staged as words and x are
         in_scale = (groups[:, None] < n_groups - after) & in_n[None, :]
         scale = tl.load(scale_ptr + first + after + scale_place, mask=in_scale, other=0.0)
-        x_mask = (groups[:, None, None] < n_groups - start) & (m[None, None, :] < n_rows)
         weights = planes(words, x_ptr.dtype.element_ty, PTX)
-        part = tl.zeros((BLOCK_G, BLOCK_N, BLOCK_M), dtype=tl.float32)
-        for j in tl.static_range(8):
-            x = tl.load(x_ptr + start * GROUP + j * WORDS + x_place, mask=x_mask, other=0.0)
-            part = tl.dot(weights[j], x, part, input_precision="ieee")
+        part = tl.zeros((BLOCK_G, BLOCK_N, COLS), dtype=tl.float32)
+        if BLOCK_M == 1:
+            row = tl.load(x_ptr + start * GROUP + row_place, mask=groups[:, None] < n_groups - start, other=0.0)
+            parts = planes_of_x(row, BLOCK_G, WORDS)
+            for j in tl.static_range(8):
+                x = tl.broadcast_to(parts[j], (BLOCK_G, WORDS, COLS))
+                part = tl.dot(weights[j], x, part, input_precision="ieee")
+        else:
+            x_mask = (groups[:, None, None] < n_groups - start) & (m[None, None, :] < n_rows)
+            for j in tl.static_range(8):
+                x = tl.load(x_ptr + start * GROUP + j * WORDS + x_place, mask=x_mask, other=0.0)
+                part = tl.dot(weights[j], x, part, input_precision="ieee")
         total += part * scale_now[:, :, None]
     out = tl.sum(total, axis=0)
     if HAS_BIAS:
         out += tl.load(bias_ptr + n, mask=in_n, other=0.0).to(tl.float32)[:, None]
     mask = in_n[:, None] & (m[None, :] < n_rows)
-    tl.store(out_ptr + (m[None, :] * n_out + n[:, None]), out.to(out_ptr.dtype.element_ty), mask=mask)
+    out_tile = out_ptr + tl.cast(split, tl.int64) * n_rows * n_out
+    tl.store(out_tile + (m[None, :] * n_out + n[:, None]), out.to(out_ptr.dtype.element_ty), mask=mask)

@@ -28,8 +28,8 @@ FEW_ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"num_warps": 4, "num_stages": 3},
     ),
     "gemv_int4_dot": (
-        {"BLOCK_M": 8, "BLOCK_N": 32, "BLOCK_G": 4, "GROUP": 128, "HAS_BIAS": 1, "PTX": 1},
-        {"num_warps": 4, "num_stages": 3},
+        {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_G": 4, "GROUP": 128, "HAS_BIAS": 1, "PTX": 1, "SPLITS": 1, "PDL": 0},
+        {"num_warps": 4, "num_stages": 2},
     ),
     "gemv_int8_rows": (
         {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "PARTS": 4, "HAS_BIAS": 1, "PTX": 1},
@@ -92,9 +92,9 @@ def function_of(case: str) -> tuple[Any, dict[str, str]]:
     return getattr(importlib.import_module(f"qcompile.kernels.{operator}.{module}"), f"{case}_kernel"), typed
 
 
-def compiled(case: str, **changed: int) -> Any:
+def compiled(case: str, options: dict[str, int], changed: dict[str, int]) -> Any:
     """The first kernel of an operator, or another that only a GPU runs, for sizes that are multiples of 16 as Qwen's are."""
-    constants, options = (CASES | FEW_ROWS | SPLIT)[case]
+    constants, usual = (CASES | FEW_ROWS | SPLIT)[case]
     constants = constants | changed
     jit, typed = function_of(case)
     signature = {name: typed.get(name, "constexpr") for name in jit.arg_names}
@@ -109,7 +109,7 @@ def compiled(case: str, **changed: int) -> Any:
         constexprs={(jit.arg_names.index(name),): value for name, value in constants.items()},
         attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
     )
-    return triton.compile(source, target=_H100, options=options)
+    return triton.compile(source, target=_H100, options=usual | options)
 
 
 def stack_bytes(cubin: bytes) -> int:
@@ -122,9 +122,9 @@ def stack_bytes(cubin: bytes) -> int:
     return max(int(number) for number in re.findall(r"STACK:(\d+)", listed.stdout + listed.stderr))
 
 
-def facts(operator: str, **changed: int) -> dict[str, Any]:
-    """Widths of global accesses in bytes, asynchronous copies, matrix instructions, local memory."""
-    kernel = compiled(operator, **changed)
+def facts(operator: str, options: dict[str, int] | None = None, **changed: int) -> dict[str, Any]:
+    """Widths of global accesses in bytes, asynchronous copies, matrix instructions, memory a thread and a program."""
+    kernel = compiled(operator, options or {}, changed)
     ptx = kernel.asm["ptx"]
     widths = [int(v or 1) * int(b) // 8 for v, b in re.findall(r"(?:ld|st)\.global(?:\.v(\d))?\.b(\d+)", ptx)]
     return {
@@ -135,11 +135,14 @@ def facts(operator: str, **changed: int) -> dict[str, Any]:
         "mma": ptx.count("mma.sync"),
         "wgmma": ptx.count("wgmma.mma_async"),
         "from_int": len(re.findall(r"cvt\.rn\.f\d+\.s", ptx)),
+        "shared": kernel.metadata.shared,
         "stack": stack_bytes(kernel.asm["cubin"]),
     }
 
 
 if __name__ == "__main__":
     found = {operator: facts(operator) for operator in (*CASES, *FEW_ROWS, *SPLIT)}
+    one_row = facts("gemv_int4_dot", options={"num_warps": 2, "num_stages": 4}, BLOCK_M=1, BLOCK_N=32, BLOCK_G=2)
+    found["gemv_int4_dot, one row"] = one_row
     found["gemv_int8, one tile at a time"] = facts("gemv_int8", STAGES=0)
     print(json.dumps(found))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from qcompile.errors import KernelError
 from qcompile.kernels.gemv_int4 import reference as int4
 from qcompile.kernels.gemv_int4.few_rows import BF16_PLANES, FP16_PLANES
+from qcompile.kernels.gemv_int4.launch import choose as choose_int4
 from qcompile.kernels.gemv_int4.launch import dot_tile
 from qcompile.kernels.gemv_int4.launch import launch as gemv_int4
 from qcompile.kernels.gemv_int8 import reference as int8
@@ -52,13 +53,31 @@ def test_gemv_int4(dtype: torch.dtype, shape: tuple[int, int, int], group: int, 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 70, 1152), (7, 9, 384), (16, 33, 128)])
-@pytest.mark.parametrize("tile", [(16, 8, 3), (32, 4, 3), (64, 2, 4)])
-def test_gemv_int4_on_matrix_units(dtype: torch.dtype, shape: tuple[int, int, int], tile: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("tile", [(16, 8, 3), (32, 4, 3), (64, 2, 4), (32, 2, 4, 3), (16, 1, 4, 7)])
+def test_gemv_int4_on_matrix_units(dtype: torch.dtype, shape: tuple[int, int, int], tile: tuple[int, ...]) -> None:
+    """The last two in 3 and 7 slices: K of 1 to 9 groups, so some slices are longer and some have nothing to do."""
     rows, num_out, num_in = shape
-    x, bias = fresh(rows, num_in, dtype=dtype), fresh(num_out, dtype=dtype)
+    x = fresh(rows, num_in, dtype=dtype)
     q, scale = int4.quantize_weight(fresh(num_out, num_in, dtype=dtype), 128)
-    want = int4.reference(x, int4.pack(q), scale, bias, torch.float64)
-    assert_close(gemv_int4(apart(x), int4.pack(q), scale, bias, dot_tile(x, rows, *tile)), want, dtype)
+    for bias in (None, fresh(num_out, dtype=dtype)):
+        want = int4.reference(x, int4.pack(q), scale, bias, torch.float64)
+        assert_close(gemv_int4(apart(x), int4.pack(q), scale, bias, dot_tile(x, rows, *tile)), want, dtype)
+
+
+def test_the_int4_kernel_chosen_for_each_size() -> None:
+    x = torch.zeros(1, 128, dtype=torch.float16)
+    for num_out, num_in, slices, block_n in (  # the slices of one row, the tile of several
+        (37888, 3584, 1, 64),
+        (3584, 18944, 11, 32),
+        (22016, 2048, None, 64),
+        (2048, 11008, 14, 16),
+        (9728, 896, None, 32),
+        (896, 4864, None, 16),
+    ):
+        assert choose_int4(x, 1, num_out, num_in // 128, 128).constants.get("SPLITS") == slices
+        assert choose_int4(x, 16, num_out, num_in // 128, 128).constants["BLOCK_N"] == block_n
+    assert "SPLITS" not in choose_int4(x.float(), 1, 37888, 28, 128).constants
+    assert "SPLITS" not in choose_int4(x, 16, 37888, 56, 64).constants
 
 
 def halves(register: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -15,7 +15,8 @@ ROW_KERNELS = ("add_rms_norm", "add_layer_norm", "head_rms_norm", "rope_cache", 
 SPLIT = ("matmul_split", "matmul_int8_split")
 SUMS = ("matmul_sum", "matmul_int8_sum")
 ON_MATRIX_UNITS = ("matmul_few_rows", "gemv_int4_dot", "gemv_int8_rows")
-FEW_ROWS = ("gemv_int8", "gemv_int4", "matmul_one_row", *ON_MATRIX_UNITS)
+ONE_ROW_INT4 = "gemv_int4_dot, one row"
+FEW_ROWS = ("gemv_int8", "gemv_int4", ONE_ROW_INT4, "matmul_one_row", *ON_MATRIX_UNITS)
 MEMORY_BOUND = (*ROW_KERNELS, "add_rms_norm_quantize", *FEW_ROWS, "decode_attention")
 
 
@@ -59,7 +60,13 @@ def test_only_several_rows_need_a_matrix_unit(code: dict[str, dict[str, Any]]) -
 
 def test_packed_weights_become_fp16_without_conversions(code: dict[str, dict[str, Any]]) -> None:
     assert code["gemv_int8"]["from_int"] > 0
-    assert code["gemv_int4_dot"]["from_int"] == code["gemv_int8_rows"]["from_int"] == 0
+    for operator in ("gemv_int4_dot", ONE_ROW_INT4, "gemv_int8_rows"):
+        assert code[operator]["from_int"] == 0
+
+
+def test_one_row_of_x_is_not_copied_for_every_column(code: dict[str, dict[str, Any]]) -> None:
+    words, x = 32 * 2 * 64, 2 * 128 * 2  # bytes of a tile; three are on their way
+    assert code[ONE_ROW_INT4]["shared"] < 3 * (words + x) + 512
 
 
 @pytest.mark.parametrize("operator", ["matmul_bias_residual", "matmul_int8", *SPLIT])
