@@ -1,4 +1,4 @@
-"""The int8 product on a GPU's matrix units, which read the weights once whatever the number of rows; no NPU runs it."""
+"""The int8 product on a GPU's matrix units, which read the weights once for one row or several; no NPU runs it."""
 
 import triton
 import triton.language as tl

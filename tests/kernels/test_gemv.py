@@ -13,6 +13,7 @@ from qcompile.kernels.gemv_int4.few_rows import BF16_PLANES, FP16_PLANES
 from qcompile.kernels.gemv_int4.launch import choose as choose_int4
 from qcompile.kernels.gemv_int4.launch import dot_tile
 from qcompile.kernels.gemv_int4.launch import launch as gemv_int4
+from qcompile.kernels.gemv_int8 import launch as int8_launch
 from qcompile.kernels.gemv_int8 import reference as int8
 from qcompile.kernels.gemv_int8.few_rows import FP16_OF_BYTES
 from qcompile.kernels.gemv_int8.launch import launch as gemv_int8
@@ -145,6 +146,23 @@ def test_gemv_int8_on_matrix_units(
     weight, scale = int8.quantize_weight(fresh(num_out, num_in))
     want = int8.reference(x, weight, scale, bias, torch.float64)
     assert_close(gemv_int8(apart(x), weight, scale, bias, rows_tile(x, rows, *tile)), want, dtype)
+
+
+def test_the_int8_kernel_chosen_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_launch, "has_ptx", lambda x: x.dtype == torch.float16)
+    x = torch.zeros(1, 128, dtype=torch.float16)
+    for num_out, num_in, one, several in (
+        (37888, 3584, (16, 128, 4, 3), (32, 128, 4, 3)),
+        (3584, 18944, (16, 128, 4, 4), (16, 256, 4, 3)),
+        (2048, 11008, (16, 128, 8, 3), (16, 256, 4, 3)),
+        (9728, 896, None, (16, 128, 4, 3)),
+        (896, 4864, None, (16, 128, 4, 3)),
+    ):
+        for rows, cut in ((1, one), (16, several)):
+            tile = int8_launch.choose(x, rows, num_out, num_in)
+            assert tile == rows_tile(x, rows, *cut) if cut else "STAGES" in tile.constants
+            plain = int8_launch.choose(x.bfloat16(), rows, num_out, num_in)
+            assert plain == rows_tile(x.bfloat16(), rows, 16, 128, 4, 3) if rows > 1 else "STAGES" in plain.constants
 
 
 @settings(deadline=None, max_examples=20)
