@@ -86,9 +86,7 @@ def few_rows_grid(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) ->
     return (num_rows * num_tiles,) if tile.constants["STAGES"] else grid(x, num_rows * num_tiles)
 
 
-def slices_of_k(
-    x: torch.Tensor, m_blocks: int, num_out: int, widths: Sequence[int], resident: int = 1
-) -> tuple[int, int]:
+def slices_of_k(x: torch.Tensor, m_blocks: int, num_out: int, widths: Sequence[int]) -> tuple[int, int]:
     """BLOCK_N, one of widths, and the number of slices of K that give a GPU's multiprocessors their programs.
 
     The widest tile of which three quarters of them get one, because it reads x least often; else that of which most do.
@@ -98,9 +96,8 @@ def slices_of_k(
         m_blocks: Blocks of rows.
         num_out: N.
         widths: To choose from, widest first.
-        resident: Programs that a multiprocessor has at a time.
     """
-    processors = resident * gpu_processors(x)
+    processors = gpu_processors(x)
     most, cut = 0, (widths[0], 1)
     for width in widths:
         tiles = m_blocks * -(-num_out // width)

@@ -46,7 +46,7 @@ SPLIT: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"num_warps": 8, "num_stages": 4},
     ),
     "matmul_tma": (
-        {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 8, "SPLITS": 1, "EARLY": 0, "PDL": 0}
+        {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 8, "SPLITS": 1, "PDL": 1, "AFTER": 1}
         | {"HAS_BIAS": 1, "HAS_RESIDUAL": 1},
         {"num_warps": 8, "num_stages": 3},
     ),

@@ -18,7 +18,7 @@ SMALL = Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "GROUP_M": 8})
 ONE_ROW = Launch({"BLOCK_N": 4, "BLOCK_K": 64, "STAGES": 2})
 FEW_ROWS = Launch({"BLOCK_M": 8, "BLOCK_N": 16, "BLOCK_K": 16, "PARTS": 2})
 SPLIT = tuple(Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "SPLITS": splits}) for splits in (1, 3, 7))
-TMA = tuple(SMALL.replace(TMA=1, EARLY=early) for early in (0, 1))
+TMA = SMALL.replace(TMA=1)
 SPLIT_TMA = tuple(SMALL.replace(TMA=1, SPLITS=splits) for splits in (3, 7))
 EXTRAS = ["", "bias", "residual", "bias residual"]
 
@@ -64,7 +64,7 @@ def test_slices_of_k_on_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int], e
 @pytest.mark.parametrize("extras", EXTRAS)
 def test_tiles_copied_as_a_whole(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
     """Rows begin at multiples of 16 bytes, which such copies want."""
-    check_matmul(dtype, shape, extras, *TMA, *SPLIT_TMA, gap=8)
+    check_matmul(dtype, shape, extras, TMA, *SPLIT_TMA, gap=8)
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,31 @@ def test_large_tiles_by_their_waves() -> None:
         assert (tile.constants["BLOCK_M"], tile.constants["BLOCK_N"]) == cut
 
 
+def test_tiles_that_are_copied_as_a_whole() -> None:
+    for rows, num_out, num_in, cut in (
+        (4096, 896, 4864, (128, 128, 64, None)),  # 224 tiles at a time, two a multiprocessor
+        (32768, 896, 4864, (256, 128, 64, None)),
+        (4096, 2048, 11008, (128, 256, 64, None)),
+        (128, 3584, 18944, (128, 128, 128, 4)),
+        (128, 3584, 3584, (128, 64, 64, 4)),
+        (128, 2048, 11008, (128, 64, 64, 8)),
+        (128, 2048, 2048, (128, 64, 64, 4)),
+        (128, 896, 4864, (128, 64, 64, 9)),
+        (128, 896, 896, (64, 32, 64, None)),
+        (512, 3584, 18944, (128, 128, 64, None)),
+        (32, 3584, 18944, (64, 128, 64, 4)),
+    ):
+        constants = choose(torch.zeros(1, num_in, dtype=torch.float16), rows, num_out, num_in, True).constants
+        assert tuple(constants.get(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS")) == cut
+        assert constants["TMA"] == 1
+
+
 def test_rows_in_parts() -> None:
     x, weight, residual = fresh(50, 40), fresh(17, 40), fresh(50, 17)
     want = matmul_reference(x, weight, None, residual, torch.float64)
-    got = in_parts(apart(x), weight, None, apart(residual), [(33, SMALL), (17, SPLIT[1])])
-    assert_close(got, want, torch.float32)
+    for head, tail in ((SMALL, SPLIT[1]), (TMA, TMA), (TMA, SPLIT_TMA[0])):
+        got = in_parts(apart(x, 8), weight, None, apart(residual), [(33, head), (17, tail)])
+        assert_close(got, want, torch.float32)
 
 
 def test_the_slices_chosen_for_each_size() -> None:
@@ -173,7 +193,13 @@ def test_slices_of_k_change_no_bit_of_int8(dtype: torch.dtype, shape: tuple[int,
 
 
 def test_the_int8_slices_of_few_rows() -> None:
-    for num_out, num_in, splits in ((3584, 18944, 4), (896, 4864, 4), (896, 896, None), (18944, 3584, None)):
+    for num_out, num_in, splits in (
+        (3584, 18944, 4),
+        (2048, 11008, 4),
+        (896, 4864, 4),
+        (896, 896, None),
+        (37888, 3584, None),
+    ):
         x = torch.zeros(1, num_in, dtype=torch.int8)
         assert choose_int8(x, 1, num_out, torch.float16).constants.get("SPLITS") == splits
 
