@@ -111,6 +111,36 @@ def planes_of_x(x, BLOCK_G: tl.constexpr, WORDS: tl.constexpr):
 
 # fmt: off
 @triton.jit
+def group_dots(
+    weights, x_ptr, n_rows, left, x_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr, COLS: tl.constexpr,
+):
+    # fmt: on
+    """The products [BLOCK_G, BLOCK_N, COLS] of BLOCK_G groups, of which `left` are there: weights are the eight nibble planes.
+
+    One row, BLOCK_M of 1, is copied to shared memory as it lies, once for all planes, and repeated only in registers: as eight
+    columns for each plane it would fill as much of that memory as the weights do.
+    """
+    WORDS: tl.constexpr = GROUP // 8
+    groups, i, m = tl.arange(0, BLOCK_G), tl.arange(0, WORDS), tl.arange(0, COLS)
+    part = tl.zeros((BLOCK_G, BLOCK_N, COLS), dtype=tl.float32)
+    if BLOCK_M == 1:
+        place = groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+        parts = planes_of_x(tl.load(x_ptr + place, mask=groups[:, None] < left, other=0.0), BLOCK_G, WORDS)
+        for j in tl.static_range(8):
+            x = tl.broadcast_to(parts[j], (BLOCK_G, WORDS, COLS))
+            part = tl.dot(weights[j], x, part, input_precision="ieee")
+    else:
+        place = m[None, None, :] * x_stride + groups[:, None, None] * GROUP + i[None, :, None]
+        mask = (groups[:, None, None] < left) & (m[None, None, :] < n_rows)
+        for j in tl.static_range(8):
+            x = tl.load(x_ptr + j * WORDS + place, mask=mask, other=0.0)
+            part = tl.dot(weights[j], x, part, input_precision="ieee")
+    return part
+
+
+# fmt: off
+@triton.jit
 def gemv_int4_dot_kernel(
     x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_groups, x_stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -119,16 +149,14 @@ def gemv_int4_dot_kernel(
     # fmt: on
     """out[m, n] = sum_g scale[n, g] * sum_i x[m, g, i] * weight[n, g, i] + bias[n] for BLOCK_N of n and all m.
 
-    One row, BLOCK_M of 1, is copied to shared memory as it lies, once for all planes, and repeated only in registers: as eight
-    columns for each plane it would fill as much of that memory as the weights do. With SPLITS above 1 out is
-    [SPLITS, n_rows, n_out] in fp32: partial sums over the whole BLOCK_Gs that are program_id(1)'s, perhaps none. PDL lets the
-    kernel that adds them start early.
+    With SPLITS above 1 out is [SPLITS, n_rows, n_out] in fp32: partial sums over the whole BLOCK_Gs that are program_id(1)'s,
+    perhaps none. PDL lets the kernel that adds them start early.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     WORDS: tl.constexpr = GROUP // 8
     COLS: tl.constexpr = BLOCK_M if BLOCK_M > 8 else 8  # of the matrix instruction
-    groups, i, word = tl.arange(0, BLOCK_G), tl.arange(0, WORDS), tl.arange(0, BLOCK_G * WORDS)
+    groups, word = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_G * WORDS)
     m, local_n = tl.arange(0, COLS), tl.arange(0, BLOCK_N)
     n = tl.program_id(0) * BLOCK_N + local_n
     in_n = n < n_out
@@ -137,8 +165,6 @@ def gemv_int4_dot_kernel(
     first = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N * n_groups
     word_place = local_n[:, None] * (n_groups * WORDS) + word[None, :]
     scale_place = local_n[None, :] * n_groups + groups[:, None]
-    x_place = m[None, None, :] * x_stride + groups[:, None, None] * GROUP + i[None, :, None]
-    row_place = groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     in_scale = (groups[:, None] < n_groups - begin) & in_n[None, :]
     scale = tl.load(scale_ptr + first + begin + scale_place, mask=in_scale, other=0.0)
     total = tl.zeros((BLOCK_G, BLOCK_N, COLS), dtype=tl.float32)
@@ -150,18 +176,9 @@ def gemv_int4_dot_kernel(
         in_scale = (groups[:, None] < n_groups - after) & in_n[None, :]
         scale = tl.load(scale_ptr + first + after + scale_place, mask=in_scale, other=0.0)
         weights = planes(words, x_ptr.dtype.element_ty, PTX)
-        part = tl.zeros((BLOCK_G, BLOCK_N, COLS), dtype=tl.float32)
-        if BLOCK_M == 1:
-            row = tl.load(x_ptr + start * GROUP + row_place, mask=groups[:, None] < n_groups - start, other=0.0)
-            parts = planes_of_x(row, BLOCK_G, WORDS)
-            for j in tl.static_range(8):
-                x = tl.broadcast_to(parts[j], (BLOCK_G, WORDS, COLS))
-                part = tl.dot(weights[j], x, part, input_precision="ieee")
-        else:
-            x_mask = (groups[:, None, None] < n_groups - start) & (m[None, None, :] < n_rows)
-            for j in tl.static_range(8):
-                x = tl.load(x_ptr + start * GROUP + j * WORDS + x_place, mask=x_mask, other=0.0)
-                part = tl.dot(weights[j], x, part, input_precision="ieee")
+        part = group_dots(
+            weights, x_ptr + start * GROUP, n_rows, n_groups - start, x_stride, BLOCK_M, BLOCK_N, BLOCK_G, GROUP, COLS
+        )
         total += part * scale_now[:, :, None]
     out = tl.sum(total, axis=0)
     if HAS_BIAS:
