@@ -100,7 +100,7 @@ def few_rows_grid(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) ->
 
 
 def slices_of_k(x: torch.Tensor, m_blocks: int, num_out: int, widths: Sequence[int]) -> tuple[int, int]:
-    """BLOCK_N, one of widths, and the number of slices of K that give a GPU's multiprocessors a program each.
+    """BLOCK_N, one of widths, and the number of slices of K that give a GPU's multiprocessors their programs.
 
     The widest tile of which three quarters of them get one, because it reads x least often; else that of which most do.
 
@@ -149,6 +149,13 @@ def _constant(size: int) -> Any:
     from triton.language import constexpr
 
     return constexpr(size)
+
+
+def is_hopper(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's GPU copies whole tiles by itself and can start a kernel before the last has ended."""
+    if tensor.device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(tensor.device) >= (9, 0)
 
 
 def _npu_cores(device: torch.device, core: str) -> int:

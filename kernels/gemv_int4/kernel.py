@@ -1,4 +1,4 @@
-"""Weight-only int4 product for a few rows: one source for NPU and GPU, and one more for several rows on a GPU.
+"""Weight-only int4 product for a few rows: one source for NPU and GPU (on a GPU's matrix units: few_rows.py).
 
 Eight weights a word. Word i of a group of GROUP weights holds, in bits 4j ... 4j + 3, weight j * GROUP / 8 + i plus 8: every
 nibble plane meets a contiguous part of x, so nothing is shuffled. Nibbles are masked out where they stand; the 16**j they
@@ -171,43 +171,3 @@ def gemv_int4_kernel(
                 tile, x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_groups, x_stride,
                 BLOCK_N, BLOCK_G, GROUP, HAS_BIAS, STAGES,
             )  # fmt: skip
-
-
-# fmt: off
-@triton.jit
-def gemv_int4_rows_kernel(
-    x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_groups, x_stride,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
-):
-    # fmt: on
-    """The same for up to BLOCK_M rows at once, on a GPU's matrix units: one group a warp, summed at the end."""
-    WORDS: tl.constexpr = GROUP // 8
-    groups, i = tl.arange(0, BLOCK_G), tl.arange(0, WORDS)
-    m, local_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    n = tl.program_id(0) * BLOCK_N + local_n
-    in_n = n < n_out
-    first = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N * n_groups
-    word = local_n[None, :, None] * (n_groups * WORDS) + groups[:, None, None] * WORDS + i[None, None, :]
-    x_place = m[None, None, :] * x_stride + groups[:, None, None] * GROUP + i[None, :, None]
-    total = tl.zeros((BLOCK_G, BLOCK_N, BLOCK_M), dtype=tl.float32)
-    for start in range(0, n_groups, BLOCK_G):
-        in_k = groups < n_groups - start
-        mask = in_k[:, None, None] & in_n[None, :, None]
-        words = tl.load(weight_ptr + (first + start) * WORDS + word, mask=mask, other=0)
-        scale_place = local_n[None, :] * n_groups + groups[:, None]
-        scale_mask = in_k[:, None] & in_n[None, :]
-        scale = tl.load(scale_ptr + first + start + scale_place, mask=scale_mask, other=0.0).to(tl.float32)
-        x_mask = in_k[:, None, None] & (m[None, None, :] < n_rows)
-        part = tl.zeros((BLOCK_G, BLOCK_N, BLOCK_M), dtype=tl.float32)
-        for j in tl.static_range(8):
-            x = tl.load(x_ptr + start * GROUP + j * WORDS + x_place, mask=x_mask, other=0.0)
-            part = tl.dot((((words >> (4 * j)) & 15) - 8).to(x.dtype), x, part, input_precision="ieee")
-        total += part * scale[:, :, None]
-    out = tl.sum(total, axis=0)
-    if HAS_BIAS:
-        out += tl.load(bias_ptr + n, mask=in_n, other=0.0).to(tl.float32)[:, None]
-    tl.store(
-        out_ptr + (m[None, :] * n_out + n[:, None]),
-        out.to(out_ptr.dtype.element_ty),
-        mask=in_n[:, None] & (m[None, :] < n_rows),
-    )

@@ -1,4 +1,4 @@
-"""Weight-only int8 product for a few rows: one source for NPU and GPU, and one more for several rows on a GPU.
+"""Weight-only int8 product for a few rows: one source for NPU and GPU (several rows on a GPU: few_rows.py).
 
 No tl.dot on an NPU: Ascend's cube core takes no int8 weights beside fp16 activations, so the compiler would write the widened
 weights to memory and read them again, which is the traffic that int8 is to save.
@@ -70,36 +70,3 @@ def gemv_int8_kernel(
                 tile, x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_in, x_stride,
                 BLOCK_N, BLOCK_K, HAS_BIAS, STAGES,
             )  # fmt: skip
-
-
-# fmt: off
-@triton.jit
-def gemv_int8_rows_kernel(
-    x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, n_rows, n_out, n_in, x_stride,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr,
-):
-    # fmt: on
-    """The same for up to BLOCK_M rows at once, on a GPU's matrix units: weights are read once whatever the number of rows.
-
-    A batched product: each of PARTS warps has its own slice of K, and the slices are summed once at the end. With BLOCK_N rows
-    of weights alone the few programs would have too few bytes on their way.
-    """
-    part, k = tl.arange(0, PARTS)[:, None, None], tl.arange(0, BLOCK_K)
-    m, local_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    n = tl.program_id(0) * BLOCK_N + local_n
-    in_n = n < n_out
-    weight_tile = weight_ptr + tl.cast(tl.program_id(0), tl.int64) * BLOCK_N * n_in
-    weight_k, x_k = part * BLOCK_K + k[None, None, :], part * BLOCK_K + k[None, :, None]
-    total = tl.zeros((PARTS, BLOCK_N, BLOCK_M), dtype=tl.float32)
-    for start in range(0, n_in, BLOCK_K * PARTS):
-        left = n_in - start
-        weight_mask = (weight_k < left) & in_n[None, :, None]
-        weight = tl.load(weight_tile + start + (local_n[None, :, None] * n_in + weight_k), mask=weight_mask, other=0)
-        x_mask = (x_k < left) & (m[None, None, :] < n_rows)
-        x = tl.load(x_ptr + start + (m[None, None, :] * x_stride + x_k), mask=x_mask, other=0.0)
-        total = tl.dot(weight.to(x.dtype), x, total, input_precision="ieee")
-    out = tl.sum(total, axis=0) * tl.load(scale_ptr + n, mask=in_n, other=0.0)[:, None]
-    if HAS_BIAS:
-        out += tl.load(bias_ptr + n, mask=in_n, other=0.0).to(tl.float32)[:, None]
-    mask = in_n[:, None] & (m[None, :] < n_rows)
-    tl.store(out_ptr + (m[None, :] * n_out + n[:, None]), out.to(out_ptr.dtype.element_ty), mask=mask)

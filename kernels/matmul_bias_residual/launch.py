@@ -10,17 +10,39 @@ from qcompile.kernels.placement import (
     from_table,
     gpu_processors,
     grid,
+    is_hopper,
     on_its_device,
     power_of_two,
     slices_of_k,
 )
+from qcompile.kernels.slices import add_slices
 
 NAME = "matmul_bias_residual"
 _GROUP_M = 8
 _FEW_ROWS = 16
 _SPLIT_ROWS = 512  # beyond, tiles are enough, or partial sums too large
 _SHORT_IN = 1024  # of which a product is over before a second kernel would have begun
-_SUM_COLS = 512
+_WIDE = 128 * 256
+_FEW_WAVES = 6  # of large tiles: in more, an empty part of the last is little
+_LONG_IN = 3072  # of which the last wave takes longer than another launch
+_LARGE = {  # BLOCK_M, BLOCK_N, BLOCK_K, warps, num_stages: what a wave of them takes
+    (128, 256, 64, 8, 3): 1.0,
+    (256, 128, 64, 8, 4): 1.0,
+    (128, 128, 64, 8, 4): 0.58,
+}
+_PAIR = (128, 128, 64, 4, 3)  # two to a multiprocessor, copied by TMA, where all run at once
+_SPLIT_TILE = (128, 64, 8, 4)  # BLOCK_M, BLOCK_K, warps, num_stages for more than 64 rows, cut into slices of K
+_SPLIT_WIDTHS = (128, 64)  # BLOCK_N, the first that gives most multiprocessors work
+_SPLIT_PAIR = (128, 64, 64, 4, 4)  # for 65 to 128 rows that TMA copies: again two to a multiprocessor
+_SPLIT_LONG = (
+    128,
+    128,
+    128,
+    8,
+    3,
+)  # and where a slice has more of K than _LONG_SLICE: one, with more weights on their way
+_LONG_SLICE = 4096
+_MIN_SLICE = 512
 _SPLIT_CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS")
 
 
@@ -63,73 +85,136 @@ def launch(
         bias: [N] or None.
         residual: [..., N] or None.
         tile: Instead of the one chosen for the device. With STAGES it is one for the kernel of one row, with PARTS
-            for that of few rows, with SPLITS for those that cut K into so many slices.
+            for that of few rows, with SPLITS for those that cut K into so many slices, with TMA for one in tma.py.
 
     Raises:
         KernelError: Arguments that the kernel does not take.
     """
     validate(x, weight, bias, residual)
     check.launchable(NAME, x)
+    num_rows = x.numel() // x.shape[-1]
+    parts = plan(x, weight, num_rows) if tile is None else [(num_rows, tile)]
+    return in_parts(x, weight, bias, residual, parts)
+
+
+def in_parts(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    parts: list[tuple[int, Launch]],
+) -> torch.Tensor:
+    """The same, so many rows after each other with each tile; with TMA the next starts while the last one ends."""
     rows = check.as_rows(NAME, "x", x)
-    residual_rows = rows if residual is None else check.as_rows(NAME, "residual", residual)
+    residual_rows = None if residual is None else check.as_rows(NAME, "residual", residual)
+    out = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device=x.device)
+    out_rows = out.view(-1, weight.shape[0])
+    first = 0
+    for count, tile in parts:
+        some = slice(first, first + count)
+        if "TMA" in tile.constants and is_hopper(x):
+            tile = tile.replace(PDL=int(first + count < len(rows)), AFTER=int(first > 0))
+        launch_one = _split if "SPLITS" in tile.constants else _tma if "TMA" in tile.constants else _whole
+        some_residual = None if residual_rows is None else residual_rows[some]
+        launch_one(rows[some], weight, bias, some_residual, out_rows[some], tile)
+        first += count
+    return out
+
+
+def _whole(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor,
+    tile: Launch,
+) -> None:
+    """Launch one kernel for all of K."""
     num_rows, (num_out, num_in) = rows.shape[0], weight.shape
-    tile = (tile or choose(x, num_rows, num_out, num_in)).replace(
-        HAS_BIAS=int(bias is not None), HAS_RESIDUAL=int(residual is not None)
-    )
-    out = torch.empty((*x.shape[:-1], num_out), dtype=x.dtype, device=x.device)
-    some_bias = weight if bias is None else bias
-    if "SPLITS" in tile.constants:
-        _split(rows, weight, some_bias, residual_rows, out, tile)
-        return out
-    _kernel(x, tile, num_rows, num_out)(
+    _kernel(rows, tile, num_rows, num_out)(
         rows,
         weight,
-        some_bias,
-        residual_rows,
+        out if bias is None else bias,
+        out if residual is None else residual,
         out,
         num_rows,
         num_out,
         num_in,
         rows.stride(0),
         weight.stride(0),
-        residual_rows.stride(0),
-        **tile.arguments(x),
+        0 if residual is None else residual.stride(0),
+        **tile.replace(**_extras(bias, residual)).arguments(rows),
     )
-    return out
+
+
+def _tma(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor,
+    tile: Launch,
+) -> None:
+    """Launch the kernel that has whole tiles copied, for one slice of K or, into partial sums, for several."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from qcompile.kernels.matmul_bias_residual.tma import matmul_tma_kernel
+
+    num_rows, (num_out, num_in) = rows.shape[0], weight.shape
+    constants = {"SPLITS": 1, "PDL": 0, "AFTER": 0, "GROUP_M": _GROUP_M} | tile.constants | _extras(bias, residual)
+    constants = {name: value for name, value in constants.items() if name != "TMA"}
+    options = tile.gpu_options | ({"launch_pdl": True} if constants["AFTER"] else {})
+    block_m, block_n, block_k = (constants[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    matmul_tma_kernel[-(-num_rows // block_m) * -(-num_out // block_n), constants["SPLITS"]](
+        TensorDescriptor.from_tensor(rows, [block_m, block_k]),
+        TensorDescriptor.from_tensor(weight, [block_n, block_k]),
+        out if bias is None else bias,
+        out if residual is None else residual,
+        out,
+        num_rows,
+        num_out,
+        num_in,
+        0 if residual is None else residual.stride(0),
+        **Launch(constants, options).arguments(rows),
+    )
 
 
 def _split(
     rows: torch.Tensor,
     weight: torch.Tensor,
-    bias: torch.Tensor,
-    residual_rows: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
     out: torch.Tensor,
     tile: Launch,
 ) -> None:
     """Launch the product of every slice of K, then their sum into out."""
-    from qcompile.kernels.matmul_bias_residual.split import matmul_split_kernel, matmul_sum_kernel
+    from qcompile.kernels.matmul_bias_residual.split import matmul_split_kernel
 
     num_rows, (num_out, num_in) = rows.shape[0], weight.shape
     constants = {name: tile.constants[name] for name in _SPLIT_CONSTANTS}
-    extras = {name: tile.constants[name] for name in ("HAS_BIAS", "HAS_RESIDUAL")}
-    splits = constants["SPLITS"]
-    partial = torch.empty((splits, num_rows, num_out), dtype=torch.float32, device=rows.device)
-    blocks = (-(-num_out // constants["BLOCK_N"]), -(-num_rows // constants["BLOCK_M"]), splits)
-    matmul_split_kernel[blocks](
-        rows,
-        weight,
-        partial,
-        num_rows,
-        num_out,
-        num_in,
-        rows.stride(0),
-        weight.stride(0),
-        **Launch(constants, tile.gpu_options).arguments(rows),
-    )
-    total = Launch({"BLOCK_COLS": _SUM_COLS, "SPLITS": splits, **extras}, {"num_warps": 4})
-    matmul_sum_kernel[num_rows, -(-num_out // _SUM_COLS)](
-        partial, bias, residual_rows, out, num_rows, num_out, residual_rows.stride(0), **total.arguments(rows)
-    )
+    is_tma = "TMA" in tile.constants
+    is_dependent = is_tma and is_hopper(rows)
+    partial = torch.empty((constants["SPLITS"], num_rows, num_out), dtype=torch.float32, device=rows.device)
+    if is_tma:
+        _tma(rows, weight, None, None, partial, tile.replace(PDL=int(is_dependent)))
+    else:
+        blocks = (-(-num_out // constants["BLOCK_N"]), -(-num_rows // constants["BLOCK_M"]), constants["SPLITS"])
+        matmul_split_kernel[blocks](
+            rows,
+            weight,
+            partial,
+            num_rows,
+            num_out,
+            num_in,
+            rows.stride(0),
+            weight.stride(0),
+            **Launch(constants, tile.gpu_options).arguments(rows),
+        )
+    add_slices(partial, bias, residual, out, is_dependent)
+
+
+def _extras(bias: torch.Tensor | None, residual: torch.Tensor | None) -> dict[str, int]:
+    return {"HAS_BIAS": int(bias is not None), "HAS_RESIDUAL": int(residual is not None)}
 
 
 def _kernel(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> Any:
@@ -149,8 +234,44 @@ def _kernel(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> Any:
     return matmul_bias_residual_kernel[grid(x, m_blocks * n_blocks, "cube")]
 
 
-def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int) -> Launch:
-    """The tile for the device of x: the largest that still gives every core work; on a GPU another kernel for few rows."""
+def plan(x: torch.Tensor, weight: torch.Tensor, num_rows: int) -> list[tuple[int, Launch]]:
+    """How many rows go with which tile: those of the last, mostly empty wave of large tiles on a GPU with smaller ones."""
+    (num_out, num_in), is_tma = weight.shape, takes_tma(x, weight)
+    tile = choose(x, num_rows, num_out, num_in, is_tma)
+    if x.device.type == "npu" or "GROUP_M" not in tile.constants or num_rows <= _SPLIT_ROWS:
+        return [(num_rows, tile)]
+    head = whole_waves(x, tile, num_rows, num_out)
+    if head == num_rows:
+        return [(num_rows, tile)]
+    return [(head, tile), (num_rows - head, choose(x, num_rows - head, num_out, num_in, is_tma))]
+
+
+def whole_waves(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> int:
+    """The rows of so many blocks of rows as a GPU's multiprocessors take in whole waves; all, if that saves little."""
+    processors, block_m = gpu_processors(x), tile.constants["BLOCK_M"]
+    n_blocks = -(-num_out // tile.constants["BLOCK_N"])
+    waves, left = divmod(-(-num_rows // block_m) * n_blocks, processors)
+    head = waves * processors // n_blocks * block_m
+    is_wide = block_m * tile.constants["BLOCK_N"] >= _WIDE  # smaller ones are what the last wave would get
+    is_worth = (
+        is_wide and 0 < waves <= _FEW_WAVES and 0 < left <= processors // 2 and 0 < num_rows - head <= _SPLIT_ROWS
+    )
+    return head if is_worth and x.shape[-1] >= _LONG_IN else num_rows
+
+
+def takes_tma(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the GPU copies whole tiles by itself, and x and weight lie as that wants them."""
+    if x.dtype == torch.float32 or not is_hopper(x):
+        return False
+    operands = (check.as_rows(NAME, "x", x), weight)
+    return all(one.data_ptr() % 16 == 0 and one.stride(0) * one.element_size() % 16 == 0 for one in operands)
+
+
+def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int, is_tma: bool = False) -> Launch:
+    """The tile for the device of x: the largest that still gives every core work; on a GPU another kernel for few rows.
+
+    Measured on an H100 and, with is_tma, where tiles are copied as a whole, on an H200.
+    """
     if x.device.type == "npu":
         return from_table(
             NAME, "matmul_bias_residual_kernel", x.dtype, BLOCK_M=min(num_rows, 64 if x.dtype == torch.float32 else 128)
@@ -158,16 +279,42 @@ def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int) -> Launch:
     if num_rows <= _FEW_ROWS:
         return _few_rows(x, num_rows, num_in)
     wide_tiles = -(-num_rows // 128) * -(-num_out // 256)
-    if x.dtype != torch.float32 and wide_tiles >= gpu_processors(x):
-        return _gpu(128, 256, 64, 8, 3)
-    return _some_rows(x, num_rows, num_out)
+    if x.dtype != torch.float32 and (num_rows > _SPLIT_ROWS or wide_tiles >= gpu_processors(x)):
+        tile = _large(x, num_rows, num_out, is_tma)
+    elif is_tma and 64 < num_rows <= 128 and num_in >= _SHORT_IN:
+        tile = _one_block(x, num_out, num_in)
+    else:
+        tile = _some_rows(x, num_rows, num_out)
+    return tile.replace(TMA=1) if is_tma else tile
+
+
+def _large(x: torch.Tensor, num_rows: int, num_out: int, is_tma: bool) -> Launch:
+    """Of the large tiles the one whose waves over a GPU's multiprocessors take least time."""
+
+    def tiles(block_m: int, block_n: int) -> int:
+        return -(-num_rows // block_m) * -(-num_out // block_n)
+
+    if is_tma and tiles(*_PAIR[:2]) <= 2 * gpu_processors(x):
+        return _gpu(*_PAIR)
+    return _gpu(*min(_LARGE, key=lambda tile: _LARGE[tile] * -(-tiles(*tile[:2]) // gpu_processors(x))))
+
+
+def _one_block(x: torch.Tensor, num_out: int, num_in: int) -> Launch:
+    """A tile of all rows, in slices of K that fill a wave of two programs to a multiprocessor, or of one if they are long."""
+    blocks, processors = -(-num_out // _SPLIT_PAIR[1]), gpu_processors(x)
+    splits = max(1, min(2 * processors // blocks, num_in // _MIN_SLICE))
+    tile = _gpu(*_SPLIT_PAIR)
+    if num_in > _LONG_SLICE * splits:
+        splits = max(1, processors // -(-num_out // _SPLIT_LONG[1]))
+        tile = _gpu(*_SPLIT_LONG)
+    return tile if splits == 1 else tile.replace(SPLITS=splits)
 
 
 def _some_rows(x: torch.Tensor, num_rows: int, num_out: int) -> Launch:
     """A tile for a GPU that large tiles do not fill: K in slices, or small tiles where K is short."""
     is_fp32, is_low = x.dtype == torch.float32, num_rows <= 64
-    block_m, block_k, warps, stages = (64, 32, 4, 3) if is_fp32 else (64, 64, 4, 4) if is_low else (128, 64, 8, 4)
-    widths, m_blocks = (64,) if is_fp32 else (128, 64), -(-num_rows // block_m)
+    block_m, block_k, warps, stages = (64, 32, 4, 3) if is_fp32 else (64, 64, 4, 4) if is_low else _SPLIT_TILE
+    widths, m_blocks = (64,) if is_fp32 else _SPLIT_WIDTHS, -(-num_rows // block_m)
     if num_rows > _SPLIT_ROWS:
         return _gpu(block_m, widths[0], block_k, warps, stages)
     block_n, splits = slices_of_k(x, m_blocks, num_out, widths)

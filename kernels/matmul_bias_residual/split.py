@@ -46,9 +46,15 @@ def matmul_split_kernel(
 def matmul_sum_kernel(
     partial_ptr, bias_ptr, residual_ptr, out_ptr, n_rows, n_out, residual_stride,
     BLOCK_COLS: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     # fmt: on
-    """out[m, n] = sum of partial[split, m, n] over splits + bias[n] + residual[m, n], rounded once; m is program_id(0)."""
+    """out[m, n] = sum of partial[split, m, n] over splits + bias[n] + residual[m, n], rounded once; m is program_id(0).
+
+    With PDL it is launched before the partial sums are there, and waits for them.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     n = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     mask = n < n_out
     row = tl.cast(tl.program_id(0), tl.int64)

@@ -8,6 +8,10 @@ from qcompile.kernels.placement import Launch, from_table, gpu_processors, grid,
 NAME = "matmul_int8"
 _GROUP_M = 8
 _FEW_ROWS = 16
+_FEW_ROWS_TILE = (16, 64, 256, 4, 4)  # BLOCK_M, BLOCK_N, BLOCK_K, warps, num_stages
+_FEW_ROWS_SLICE = (16, 32, 256, 4, 4)  # the same for a slice of K
+_FEW_ROWS_PROGRAMS = 4  # a multiprocessor, of slices
+_FEW_ROWS_SLICES = 4  # at most
 _SPLIT_ROWS = 512  # as in matmul_bias_residual
 _SHORT_IN = 1024
 _SUM_COLS = 512
@@ -129,11 +133,18 @@ def choose(x: torch.Tensor, num_rows: int, num_out: int, out_dtype: torch.dtype)
     if x.device.type == "npu":
         return from_table(NAME, "matmul_int8_kernel", out_dtype, BLOCK_M=min(num_rows, 128))
     if num_rows <= _FEW_ROWS:
-        return _gpu(16, 64, 256, 4, 4)
+        return _few_rows(x, num_out)
     wide_tiles = -(-num_rows // 128) * -(-num_out // 256)
     if wide_tiles >= gpu_processors(x):
         return _gpu(128, 256, 128, 8, 3)
     return _some_rows(x, num_rows, num_out)
+
+
+def _few_rows(x: torch.Tensor, num_out: int) -> Launch:
+    """A tile for the rows of a decode step on a GPU: K in as many slices as keep enough bytes on their way."""
+    tiles = -(-num_out // _FEW_ROWS_SLICE[1])
+    splits = min(_FEW_ROWS_PROGRAMS * gpu_processors(x) // tiles, x.shape[-1] // _SHORT_IN, _FEW_ROWS_SLICES)
+    return _gpu(*_FEW_ROWS_TILE) if splits <= 1 else _gpu(*_FEW_ROWS_SLICE).replace(SPLITS=splits)
 
 
 def _some_rows(x: torch.Tensor, num_rows: int, num_out: int) -> Launch:

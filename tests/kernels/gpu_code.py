@@ -20,10 +20,19 @@ from qcompile.kernels.tile_table import table
 _H100 = GPUTarget("cuda", 90, 32)
 _COUNTS = {"n_rows", "n_tokens", "n_batch", "n_splits", "n_kv_heads", "n_heads", "n_chunks", "n_groups", "n_candidates"}
 _COUNTS |= {"group", "tokens_per_row", "top_k"}  # arguments that are seldom multiples of 16
+OPERATORS = {"gemv_int4_dot": "gemv_int4", "gemv_int8_rows": "gemv_int8"}
 FEW_ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "matmul_one_row": ({"BLOCK_N": 4, "BLOCK_K": 256, "STAGES": 6, "HAS_BIAS": 1, "HAS_RESIDUAL": 1}, {"num_warps": 2}),
     "matmul_few_rows": (
         {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "PARTS": 4, "HAS_BIAS": 1, "HAS_RESIDUAL": 1},
+        {"num_warps": 4, "num_stages": 3},
+    ),
+    "gemv_int4_dot": (
+        {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_G": 4, "GROUP": 128, "HAS_BIAS": 1, "PTX": 1, "SPLITS": 1, "PDL": 0},
+        {"num_warps": 4, "num_stages": 2},
+    ),
+    "gemv_int8_rows": (
+        {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "PARTS": 4, "HAS_BIAS": 1, "PTX": 1},
         {"num_warps": 4, "num_stages": 3},
     ),
 }
@@ -36,7 +45,12 @@ SPLIT: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "SPLITS": 4},
         {"num_warps": 8, "num_stages": 4},
     ),
-    "matmul_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1, "HAS_RESIDUAL": 1}, {"num_warps": 4}),
+    "matmul_tma": (
+        {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 8, "SPLITS": 1, "PDL": 1, "AFTER": 1}
+        | {"HAS_BIAS": 1, "HAS_RESIDUAL": 1},
+        {"num_warps": 8, "num_stages": 3},
+    ),
+    "matmul_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1, "HAS_RESIDUAL": 1, "PDL": 0}, {"num_warps": 4}),
     "matmul_int8_sum": ({"BLOCK_COLS": 512, "SPLITS": 8, "HAS_BIAS": 1}, {"num_warps": 4}),
 }
 _ROW = {"n_cols": 3584, "x_stride": 3584, "residual_stride": 3584}  # sizes that launchers hand over as constants
@@ -75,9 +89,12 @@ def function_of(case: str) -> tuple[Any, dict[str, str]]:
     """The kernel of a case, and the types of its arguments in fp16."""
     operator, module = case, "kernel"
     if case in FEW_ROWS:
-        operator, module = "matmul_bias_residual", "few_rows"
+        operator, module = OPERATORS.get(case, "matmul_bias_residual"), "few_rows"
     if case in SPLIT:
-        operator, module = "matmul_int8" if "int8" in case else "matmul_bias_residual", "split"
+        operator, module = (
+            "matmul_int8" if "int8" in case else "matmul_bias_residual",
+            "tma" if "tma" in case else "split",
+        )
     if case in ROWS:
         operator, module = {
             "quantize_in_pieces": ("quantize_per_token", "in_pieces"),
@@ -85,13 +102,14 @@ def function_of(case: str) -> tuple[Any, dict[str, str]]:
         }[case]
     typed = table(operator, f"{operator}_kernel").typed_signature("fp16")
     if case in SPLIT:
+        typed |= {"x": "tensordesc<fp16[128, 64]>", "weight": "tensordesc<fp16[256, 64]>"}
         typed["partial_ptr"] = "*i32" if operator == "matmul_int8" else "*fp32"
     return getattr(importlib.import_module(f"qcompile.kernels.{operator}.{module}"), f"{case}_kernel"), typed
 
 
-def compiled(case: str, **changed: int) -> Any:
-    """A kernel that a GPU runs, for sizes that are multiples of 16 as Qwen's are."""
-    constants, options = (CASES | FEW_ROWS | ROWS | SPLIT)[case]
+def compiled(case: str, options: dict[str, int], changed: dict[str, int]) -> Any:
+    """The first kernel of an operator, or another that only a GPU runs, for sizes that are multiples of 16 as Qwen's are."""
+    constants, usual = (CASES | FEW_ROWS | ROWS | SPLIT)[case]
     constants = constants | changed
     jit, typed = function_of(case)
     signature = {name: "constexpr" if name in constants else typed[name] for name in jit.arg_names}
@@ -106,7 +124,7 @@ def compiled(case: str, **changed: int) -> Any:
         constexprs={(jit.arg_names.index(name),): value for name, value in constants.items()},
         attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
     )
-    return triton.compile(source, target=_H100, options=options)
+    return triton.compile(source, target=_H100, options=usual | options)
 
 
 def stack_bytes(cubin: bytes) -> int:
@@ -119,9 +137,9 @@ def stack_bytes(cubin: bytes) -> int:
     return max(int(number) for number in re.findall(r"STACK:(\d+)", listed.stdout + listed.stderr))
 
 
-def facts(operator: str, **changed: int) -> dict[str, Any]:
-    """Widths of global accesses in bytes, asynchronous copies, matrix instructions, local memory."""
-    kernel = compiled(operator, **changed)
+def facts(operator: str, options: dict[str, int] | None = None, **changed: int) -> dict[str, Any]:
+    """Widths of global accesses in bytes, asynchronous copies, matrix instructions, memory a thread and a program."""
+    kernel = compiled(operator, options or {}, changed)
     ptx = kernel.asm["ptx"]
     widths = [int(v or 1) * int(b) // 8 for v, b in re.findall(r"(?:ld|st)\.global(?:\.v(\d))?\.b(\d+)", ptx)]
     return {
@@ -131,13 +149,18 @@ def facts(operator: str, **changed: int) -> dict[str, Any]:
         "wide_products": len(
             re.findall(r"(?:mul|mad)\.(?:lo|hi)\.[su]64|(?:mul|mad)\.wide\.[su]32\s+%\S+ %\S+ %", ptx)
         ),
+        "tma": len(re.findall(r"cp\.async\.bulk\.tensor", ptx)),
         "mma": ptx.count("mma.sync"),
         "wgmma": ptx.count("wgmma.mma_async"),
+        "from_int": len(re.findall(r"cvt\.rn\.f\d+\.s", ptx)),
+        "shared": kernel.metadata.shared,
         "stack": stack_bytes(kernel.asm["cubin"]),
     }
 
 
 if __name__ == "__main__":
     found = {operator: facts(operator) for operator in (*CASES, *FEW_ROWS, *ROWS, *SPLIT)}
+    one_row = facts("gemv_int4_dot", options={"num_warps": 2, "num_stages": 4}, BLOCK_M=1, BLOCK_N=32, BLOCK_G=2)
+    found["gemv_int4_dot, one row"] = one_row
     found["gemv_int8, one tile at a time"] = facts("gemv_int8", STAGES=0)
     print(json.dumps(found))

@@ -15,7 +15,9 @@ ROW_KERNELS = ("add_rms_norm", "add_layer_norm", "add_rms_norm_quantize", "head_
 SPLIT = ("matmul_split", "matmul_int8_split")
 SUMS = ("matmul_sum", "matmul_int8_sum")
 ROWS = ("quantize_in_pieces", "rope_cache_rows")
-FEW_ROWS = ("gemv_int8", "gemv_int4", "matmul_one_row", "matmul_few_rows")
+ON_MATRIX_UNITS = ("matmul_few_rows", "gemv_int4_dot", "gemv_int8_rows")
+ONE_ROW_INT4 = "gemv_int4_dot, one row"
+FEW_ROWS = ("gemv_int8", "gemv_int4", ONE_ROW_INT4, "matmul_one_row", *ON_MATRIX_UNITS)
 MEMORY_BOUND = (*ROW_KERNELS, *ROWS, *FEW_ROWS, "decode_attention")
 
 
@@ -58,14 +60,31 @@ def test_without_stages_they_have_one(code: dict[str, dict[str, Any]]) -> None:
 
 
 def test_only_several_rows_need_a_matrix_unit(code: dict[str, dict[str, Any]]) -> None:
-    assert code["matmul_few_rows"]["mma"] > 0
+    assert all(code[operator]["mma"] > 0 for operator in ON_MATRIX_UNITS)
     assert code["matmul_one_row"]["mma"] == 0
+
+
+def test_packed_weights_become_fp16_without_conversions(code: dict[str, dict[str, Any]]) -> None:
+    assert code["gemv_int8"]["from_int"] > 0
+    for operator in ("gemv_int4_dot", ONE_ROW_INT4, "gemv_int8_rows"):
+        assert code[operator]["from_int"] == 0
+
+
+def test_one_row_of_x_is_not_copied_for_every_column(code: dict[str, dict[str, Any]]) -> None:
+    words, x = 32 * 2 * 64, 2 * 128 * 2  # bytes of a tile; three are on their way
+    assert code[ONE_ROW_INT4]["shared"] < 3 * (words + x) + 512
 
 
 @pytest.mark.parametrize("operator", ["matmul_bias_residual", "matmul_int8", *SPLIT])
 def test_large_products_use_the_warpgroup_matrix_instruction(code: dict[str, dict[str, Any]], operator: str) -> None:
     assert code[operator]["wgmma"] > 0
     assert code[operator]["async_16"] > 0
+
+
+def test_tiles_are_copied_as_a_whole(code: dict[str, dict[str, Any]]) -> None:
+    assert code["matmul_tma"]["wgmma"] > 0
+    assert code["matmul_tma"]["tma"] >= 2
+    assert code["matmul_tma"]["async_16"] == 0
 
 
 @pytest.mark.parametrize("operator", SUMS)

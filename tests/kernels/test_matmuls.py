@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qcompile.errors import KernelError
-from qcompile.kernels.matmul_bias_residual.launch import choose
+from qcompile.kernels.matmul_bias_residual.launch import choose, in_parts, plan
 from qcompile.kernels.matmul_bias_residual.launch import launch as matmul
 from qcompile.kernels.matmul_bias_residual.reference import reference as matmul_reference
 from qcompile.kernels.matmul_int8.launch import choose as choose_int8
@@ -18,10 +18,14 @@ SMALL = Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "GROUP_M": 8})
 ONE_ROW = Launch({"BLOCK_N": 4, "BLOCK_K": 64, "STAGES": 2})
 FEW_ROWS = Launch({"BLOCK_M": 8, "BLOCK_N": 16, "BLOCK_K": 16, "PARTS": 2})
 SPLIT = tuple(Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "SPLITS": splits}) for splits in (1, 3, 7))
+TMA = SMALL.replace(TMA=1)
+SPLIT_TMA = tuple(SMALL.replace(TMA=1, SPLITS=splits) for splits in (3, 7))
 EXTRAS = ["", "bias", "residual", "bias residual"]
 
 
-def check_matmul(dtype: torch.dtype, shape: tuple[int, int, int], extras: str, *tiles: Launch | None) -> None:
+def check_matmul(
+    dtype: torch.dtype, shape: tuple[int, int, int], extras: str, *tiles: Launch | None, gap: int = 3
+) -> None:
     """With rows apart, and everything beside them NaN."""
     rows, num_out, num_in = shape
     x, weight = fresh(rows, num_in, dtype=dtype), fresh(num_out, num_in, dtype=dtype)
@@ -30,7 +34,7 @@ def check_matmul(dtype: torch.dtype, shape: tuple[int, int, int], extras: str, *
     want = matmul_reference(x, weight, bias, residual, torch.float64)
     spread = None if residual is None else apart(residual)
     for tile in tiles:
-        assert_close(matmul(apart(x), apart(weight), bias, spread, tile), want, dtype)
+        assert_close(matmul(apart(x, gap), apart(weight, gap), bias, spread, tile), want, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -53,6 +57,69 @@ def test_few_rows_on_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int], extr
 def test_slices_of_k_on_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
     """In 1, 3 and 7 slices: K of 30 to 333 has 1 to 11 blocks, so some slices are longer and some have nothing to do."""
     check_matmul(dtype, shape, extras, *SPLIT)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(33, 20, 104), (130, 17, 32), (2, 48, 224)])
+@pytest.mark.parametrize("extras", EXTRAS)
+def test_tiles_copied_as_a_whole(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
+    """Rows begin at multiples of 16 bytes, which such copies want."""
+    check_matmul(dtype, shape, extras, TMA, *SPLIT_TMA, gap=8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads"),
+    [
+        ((4096, 3584, 18944), [3584, 512]),  # 448 tiles of 128 x 256 for 132 multiprocessors
+        ((4096, 3584, 2048), [4096]),  # over too soon
+        ((4096, 2048, 11008), [4096]),  # two waves, nearly full
+        ((512, 3584, 18944), [512]),
+        ((1, 3584, 18944), [1]),
+    ],
+)
+def test_rows_of_the_last_wave(shape: tuple[int, int, int], heads: list[int]) -> None:
+    rows, num_out, num_in = shape
+    x, weight = torch.zeros(1, num_in, dtype=torch.float16), torch.zeros(1).half().expand(num_out, num_in)
+    assert [count for count, _ in plan(x, weight, rows)] == heads
+
+
+def test_large_tiles_by_their_waves() -> None:
+    x = torch.zeros(1, 4864, dtype=torch.float16)
+    for rows, num_out, cut in (
+        (4096, 896, (128, 256)),  # 128 tiles, one wave
+        (32768, 896, (256, 128)),  # 7 waves instead of 8
+        (1024, 896, (128, 128)),
+        (4096, 3584, (128, 256)),
+    ):
+        tile = choose(x, rows, num_out, 4864)
+        assert (tile.constants["BLOCK_M"], tile.constants["BLOCK_N"]) == cut
+
+
+def test_tiles_that_are_copied_as_a_whole() -> None:
+    for rows, num_out, num_in, cut in (
+        (4096, 896, 4864, (128, 128, 64, None)),  # 224 tiles at a time, two a multiprocessor
+        (32768, 896, 4864, (256, 128, 64, None)),
+        (4096, 2048, 11008, (128, 256, 64, None)),
+        (128, 3584, 18944, (128, 128, 128, 4)),
+        (128, 3584, 3584, (128, 64, 64, 4)),
+        (128, 2048, 11008, (128, 64, 64, 8)),
+        (128, 2048, 2048, (128, 64, 64, 4)),
+        (128, 896, 4864, (128, 64, 64, 9)),
+        (128, 896, 896, (64, 32, 64, None)),
+        (512, 3584, 18944, (128, 128, 64, None)),
+        (32, 3584, 18944, (64, 128, 64, 4)),
+    ):
+        constants = choose(torch.zeros(1, num_in, dtype=torch.float16), rows, num_out, num_in, True).constants
+        assert tuple(constants.get(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS")) == cut
+        assert constants["TMA"] == 1
+
+
+def test_rows_in_parts() -> None:
+    x, weight, residual = fresh(50, 40), fresh(17, 40), fresh(50, 17)
+    want = matmul_reference(x, weight, None, residual, torch.float64)
+    for head, tail in ((SMALL, SPLIT[1]), (TMA, TMA), (TMA, SPLIT_TMA[0])):
+        got = in_parts(apart(x, 8), weight, None, apart(residual), [(33, head), (17, tail)])
+        assert_close(got, want, torch.float32)
 
 
 def test_the_slices_chosen_for_each_size() -> None:
@@ -123,6 +190,18 @@ def test_slices_of_k_change_no_bit_of_int8(dtype: torch.dtype, shape: tuple[int,
     assert_close(want, matmul_int8_reference(x, weight, *scales, bias, dtype, torch.float64), dtype)
     for tile in SPLIT:
         assert torch.equal(matmul_int8(x, weight, *scales, bias, dtype, tile), want)
+
+
+def test_the_int8_slices_of_few_rows() -> None:
+    for num_out, num_in, splits in (
+        (3584, 18944, 4),
+        (2048, 11008, 4),
+        (896, 4864, 4),
+        (896, 896, None),
+        (37888, 3584, None),
+    ):
+        x = torch.zeros(1, num_in, dtype=torch.int8)
+        assert choose_int8(x, 1, num_out, torch.float16).constants.get("SPLITS") == splits
 
 
 def test_sums_of_int8_are_exact() -> None:
