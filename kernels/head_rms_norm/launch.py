@@ -4,6 +4,7 @@ import torch
 
 from qcompile.kernels import arguments as check
 from qcompile.kernels.placement import (
+    FEW_ROWS,
     Launch,
     compiled_in,
     from_table,
@@ -15,7 +16,7 @@ from qcompile.kernels.placement import (
 )
 
 NAME = "head_rms_norm"
-_GPU_BLOCK = 1024  # 128 threads with eight elements
+_GPU_BLOCK = 1024  # elements of a program
 
 
 def validate(x: torch.Tensor, gamma: torch.Tensor) -> None:
@@ -77,7 +78,8 @@ def choose(x: torch.Tensor, num_tokens: int, heads: int, head_dim: int) -> Launc
         row = row_in_registers(NAME, head_dim)
         return row.replace(BLOCK_ROWS=1, WALK=walks(num_tokens))
     block_rows = min(power_of_two(heads), _GPU_BLOCK // block_cols)
+    per_thread = 4 if num_tokens <= FEW_ROWS else 8
     return Launch(
         {"BLOCK_ROWS": block_rows, "BLOCK_COLS": block_cols, "WALK": walks(num_tokens)},
-        {"num_warps": max(1, block_rows * block_cols // 256)},
+        {"num_warps": max(1, block_rows * block_cols // 32 // per_thread)},
     )

@@ -27,6 +27,7 @@ def on(device: str) -> Any:
         ("add_layer_norm", (3584,), {"BLOCK_COLS": 4096, "BLOCK_ROWS": 1, "WALK": 0}, 16),
         ("add_rms_norm_quantize", (2048,), {"BLOCK_COLS": 2048, "WALK": 0}, 8),
         ("head_rms_norm", (4096, 14, 64), {"BLOCK_ROWS": 16, "BLOCK_COLS": 64, "WALK": 0}, 4),
+        ("head_rms_norm", (128, 14, 64), {"BLOCK_ROWS": 16, "BLOCK_COLS": 64, "WALK": 0}, 8),
         ("head_rms_norm", (4096, 28, 128), {"BLOCK_ROWS": 8, "BLOCK_COLS": 128, "WALK": 0}, 4),
         ("swiglu", (1, 4864), {"BLOCK_COLS": 512, "WALK": 0}, 4),
         ("swiglu", (16, 4864), {"BLOCK_COLS": 1024, "WALK": 0}, 8),
