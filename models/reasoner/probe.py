@@ -6,15 +6,13 @@ solved, and when half of its problems always are and the others never.
 """
 
 import json
-from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from models.reasoner import corpus
-from models.reasoner.data import BY_TYPE, problems
+from models.reasoner.data import BY_TYPE
 from models.reasoner.generate import Generator
-from models.reasoner.rewards import judge
+from models.reasoner.rewards import judge, problem_of
 from models.reasoner.settings import Settings
 
 _FLOOR = 0.02
@@ -29,8 +27,15 @@ def probe(settings: Settings, model: Any, tokenizer: Any, device: Any, dtype: An
         Over all problems and for each family, easy and hard: pass_1, the share of right samples, pass_k, and variance,
         that of right among the samples of one problem.
     """
-    asked = list(islice(problems(settings.seed, "valid", hard_share=settings.hard_share), settings.probe))
-    prompts = tokenizer([corpus.chat_text(tokenizer, p) for p in asked], add_special_tokens=False)["input_ids"]
+    rows = corpus.asked(
+        settings.probe,
+        seed=settings.seed,
+        hard_share=settings.hard_share,
+        split="valid",
+        tokenizer_from=settings.model,
+    )
+    asked = [problem_of(source) for source in rows["problem"]]
+    prompts = tokenizer(list(rows["prompt"]), add_special_tokens=False)["input_ids"]
     generator = Generator(model, {tokenizer.eos_token_id}, device=device, dtype=dtype)
     repeated = [prompt for prompt in prompts for _ in range(settings.group)]
     answers = generator.generate(
@@ -41,7 +46,7 @@ def probe(settings: Settings, model: Any, tokenizer: Any, device: Any, dtype: An
         rows=_ROWS,
     )
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    sources = [json.dumps(asdict(problem), ensure_ascii=False) for problem in asked for _ in range(settings.group)]
+    sources = [source for source in rows["problem"] for _ in range(settings.group)]
     pairs = list(zip(sources, texts, strict=True))
     verdicts = judge(pairs)
     right = [
