@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from qcompile.errors import KernelError
-from qcompile.kernels.matmul_bias_residual.launch import choose, in_parts, plan
+from qcompile.kernels.matmul_bias_residual.launch import in_parts
 from qcompile.kernels.matmul_bias_residual.launch import launch as matmul
+from qcompile.kernels.matmul_bias_residual.plan import choose, plan
 from qcompile.kernels.matmul_bias_residual.reference import reference as matmul_reference
 from qcompile.kernels.matmul_int8.launch import choose as choose_int8
 from qcompile.kernels.matmul_int8.launch import launch as matmul_int8

@@ -12,6 +12,7 @@ import torch
 from qcompile.errors import KernelError
 from qcompile.kernels import OPERATORS
 from qcompile.kernels.decode_attention.launch import choose_merge, count_splits
+from qcompile.kernels.matmul_bias_residual import plan
 from qcompile.kernels.tile_table import ROOT, KernelTable, table, tables
 
 pytest.importorskip("triton")
@@ -80,7 +81,7 @@ def test_every_qwen_has_its_tiles_on_an_npu(dtype: torch.dtype, sizes: tuple[int
     assert launchers["quantize_per_token"].choose(x, 8, hidden, False).constants["BLOCK_COLS"] >= hidden
     assert launchers["quantize_per_token"].choose(x, 8, ffn, True).constants["BLOCK_COLS"] > 0
     for rows in (1, 17, 4096):
-        assert launchers["matmul_bias_residual"].choose(x, rows, hidden, ffn).constants["BLOCK_M"] >= min(rows, 64)
+        assert plan.choose(x, rows, hidden, ffn).constants["BLOCK_M"] >= min(rows, 64)
         assert launchers["matmul_int8"].choose(x, rows, hidden, dtype).constants["BLOCK_M"] >= min(rows, 128)
     assert launchers["gemv_int8"].choose(x, 1, ffn, hidden).constants["BLOCK_K"] > 0
     assert launchers["gemv_int4"].choose(x, 1, ffn, hidden // 128, 128).constants["GROUP"] == 128

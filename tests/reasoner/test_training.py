@@ -14,15 +14,13 @@ pytest.importorskip("trl")
 pytest.importorskip("peft")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # the libraries deprecate each other
 
-from models.reasoner import corpus, probe, supervised  # noqa: E402
+from models.reasoner import corpus, supervised  # noqa: E402
 from models.reasoner.architectures import load_model, load_tokenizer, new_model, save_model  # noqa: E402
 from models.reasoner.callbacks import FiniteGuard, StepLog  # noqa: E402
-from models.reasoner.demonstrations import demonstrate  # noqa: E402
 from models.reasoner.merge import main as merging  # noqa: E402
 from models.reasoner.merge import merge  # noqa: E402
 from models.reasoner.problem import normalised_prompt, split_of  # noqa: E402
 from models.reasoner.reinforced import PackedGRPOTrainer, pack_left  # noqa: E402
-from models.reasoner.rewards import problem_of  # noqa: E402
 from models.reasoner.score import main as scoring  # noqa: E402
 from models.reasoner.settings import Settings  # noqa: E402
 from models.reasoner.train import sound_attention, train  # noqa: E402
@@ -344,55 +342,12 @@ def test_collate_points_at_the_tokens_to_learn() -> None:
     assert batch["targets"].tolist() == [3, 4, 6]
 
 
-def test_guessing_among_four_is_not_worth_practising() -> None:
-    families = {
-        "knights/hard": {"pass_1": 0.25, "pass_k": 1.0, "variance": 0.19},
-        "sum/hard": {"pass_1": 0.5, "pass_k": 1.0, "variance": 0.25},
-        "sum/easy": {"pass_1": 0.5, "pass_k": 1.0, "variance": 0.25},
-        "base/hard": {"pass_1": 0.5, "pass_k": 0.5, "variance": 0.0},  # half of its problems always, half never
-        "travel/hard": {"pass_1": 1.0, "pass_k": 1.0, "variance": 0.0},
-    }
-    weights = probe.weights({"families": families})
-    assert weights["sum", True] > weights["sum", False] > weights["travel", True]
-    assert weights["knights", True] == weights["base", True] == weights["travel", True] > 0
-
-
-def test_the_variance_is_that_among_the_samples_of_one_problem() -> None:
-    assert probe._summary([4, 0], 4) == {"pass_1": 0.5, "pass_k": 0.5, "variance": 0.0}
-    assert probe._summary([2, 2], 4)["variance"] == pytest.approx(1 / 3, abs=1e-4)  # unbiased: 4 / 3 of a quarter
-
-
 @pytest.mark.parametrize("wrong", ["steps", "stepps=3", "steps=many"])
 def test_a_wrong_setting_is_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"step|many"):
         Settings.load("qwen-sft", [wrong])
     with pytest.raises(ValueError, match="no recipe"):
         Settings.load("qwen", [])
-
-
-def test_a_group_that_is_hardly_right_is_shown_the_solution() -> None:
-    tokenizer = load_tokenizer("micro")
-    rows = corpus.asked(3, seed=1, hard_share=0.0, tokenizer_from="micro")
-    made = [problem_of(text) for text in rows["problem"]]
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
-
-    solutions = [ids(problem.solution) for problem in made]
-    none, wrong = ids("<think>\n?\n</think>\n<answer>?</answer>"), ids("?")
-    completions = [
-        *[none, wrong, none, wrong],
-        *[solutions[1], none, wrong, none],
-        *[solutions[2], solutions[2], none, none],
-    ]
-    problems = [text for text in rows["problem"] for _ in range(4)]
-    before = list(completions)
-    assert demonstrate(problems, completions, tokenizer, group=4, share=0.25, longest=200) == 2
-    assert completions == [*before[:3], solutions[0], *before[4:7], solutions[1], *before[8:]]
-    completions = list(before)
-    assert demonstrate(problems, completions, tokenizer, group=4, share=0.0, longest=200) == 1
-    assert completions == [*before[:3], solutions[0], *before[4:]]
-    assert demonstrate(problems, list(before), tokenizer, group=4, share=0.25, longest=3) == 0
 
 
 def test_grpo_learns_from_what_it_is_shown(tmp_path) -> None:
