@@ -22,6 +22,7 @@ from models.reasoner.settings import Settings
 
 _SEED = 77  # far from those of `probe`, which asks problems of the same split
 _SHARES = (0.75, 0.5, 0.25)
+_ROWS = 2048  # the caches of more do not fit into the memory of a laptop
 
 
 class Validation:
@@ -50,7 +51,7 @@ class Validation:
             stop = {self._tokenizer.eos_token_id}
             self._generator = Generator(model, stop, device=self._device, dtype=self._dtype)
         self._generator.update(model)
-        answers = self._generator.generate(self._prompts, max_new_tokens=self._settings.max_new_tokens)
+        answers = self._generator.generate(self._prompts, max_new_tokens=self._settings.max_new_tokens, rows=_ROWS)
         texts = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
         pairs = list(zip(self._sources, texts, strict=True))
         verdicts = judge(pairs)

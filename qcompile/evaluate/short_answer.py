@@ -40,7 +40,7 @@ def normalise_short_answer(text: str) -> str:
         text = text[:-1] if text[-1:] in (".", "。", "!", ";") else text
         if _BRACKETS.get(text[:1]) == text[-1:] and len(text) > 1 and _is_one_group(text):
             text = text[1:-1]
-    return re.sub(rf"\s*,\s*[{_QUOTES}]?|[{_QUOTES}]\s*,\s*[{_QUOTES}]?", ",", text)
+    return re.sub(rf"[\s{_QUOTES}]*,[\s{_QUOTES}]*", ",", text)
 
 
 def as_number(text: str) -> Fraction | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qcompile.evaluate import CASE_TYPES, Case, check_answer, extract_answer, parse_content
@@ -176,6 +176,8 @@ def test_every_way_to_write_a_decimal(value: object) -> None:
 
 
 @given(st.text(max_size=40))
+@example('0\r",')
+@example('a"",b')
 def test_normalising_twice_changes_nothing_more(text: str) -> None:
     once = normalise_short_answer(text)
     assert normalise_short_answer(once) == once
