@@ -61,13 +61,15 @@ def test_what_is_recorded_is_what_is_on_disk(tmp_path: Path) -> None:
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_large_tensors_start_on_a_page(tmp_path: Path) -> None:
-    tensors = [ir.Tensor(np.ones(1500 + i, np.float32), name=f"w{i}") for i in range(4)]
+def test_large_tensors_start_on_a_page_and_small_ones_stand_close_behind(tmp_path: Path) -> None:
+    sizes = [1500, 20_001, 16_384, 3]  # of float32; 64 KiB are large, the last is part of the graph
+    tensors = [ir.Tensor(np.ones(size, np.float32), name=f"w{i}") for i, size in enumerate([*sizes, 16_383])]
     save_model(model_of(*tensors), tmp_path / "model.onnx")
     model = load_model(tmp_path / "model.onnx")
-    offsets = [weight(model, f"w{i}").offset for i in range(4)]  # type: ignore[attr-defined]
-    assert len(set(offsets)) == 4
-    assert all(offset % 4096 == 0 for offset in offsets)
+    small, first, second, other = (weight(model, f"w{i}").offset for i in (0, 1, 2, 4))  # type: ignore[attr-defined]
+    assert (first, second) == (0, 81_920)
+    assert (small, other) == (81_920 + 65_536, 81_920 + 65_536 + 6016)
+    assert (tmp_path / "model.onnx.data").stat().st_size == other + 4 * 16_383
 
 
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
