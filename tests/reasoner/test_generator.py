@@ -18,6 +18,14 @@ WEIGHTS = Path(generate.__file__).with_name("weights")
 MOST = 90
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # more only wait for each other at this size
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def model():
     return load_model(WEIGHTS).eval()
