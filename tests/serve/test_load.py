@@ -129,6 +129,7 @@ def test_a_client_that_leaves_the_queue_is_forgotten(model: Path) -> None:
     with controlled(model, held=True, batch=1, max_queue=1) as (served, steps):
         with pytest.raises(httpx.ReadTimeout):
             served.http.post(CHAT, json=LONG, timeout=0.2)
+        until(lambda: served.metric("qcompile_disconnects_total") == 1)
         steps.go.set()
         until(lambda: not served.engine.has_work)
         assert served.metric("qcompile_generated_tokens_total") == 0
