@@ -26,8 +26,7 @@ def add_slices(
     from qcompile.kernels.matmul_bias_residual.split import matmul_sum_kernel
 
     splits, num_rows, num_out = partial.shape
-    constants = {"BLOCK_COLS": _BLOCK_COLS, "SPLITS": splits, "PDL": int(is_dependent)}
-    constants |= {"HAS_BIAS": int(bias is not None), "HAS_RESIDUAL": int(residual is not None)}
+    constants = {"BLOCK_COLS": _BLOCK_COLS, "SPLITS": splits, "PDL": int(is_dependent)} | has_addends(bias, residual)
     total = Launch(constants, {"num_warps": 4} | ({"launch_pdl": True} if is_dependent else {}))
     matmul_sum_kernel[num_rows, -(-num_out // _BLOCK_COLS)](
         partial,
@@ -39,3 +38,8 @@ def add_slices(
         0 if residual is None else residual.stride(0),
         **total.arguments(out),
     )
+
+
+def has_addends(bias: torch.Tensor | None, residual: torch.Tensor | None) -> dict[str, int]:
+    """The constants that tell a kernel what is added to its product."""
+    return {"HAS_BIAS": int(bias is not None), "HAS_RESIDUAL": int(residual is not None)}

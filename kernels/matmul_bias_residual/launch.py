@@ -7,7 +7,7 @@ import torch
 from qcompile.kernels import arguments as check
 from qcompile.kernels.matmul_bias_residual.plan import GROUP_M, NAME, plan
 from qcompile.kernels.placement import Launch, grid, is_hopper, on_its_device
-from qcompile.kernels.slices import add_slices
+from qcompile.kernels.slices import add_slices, has_addends
 
 _SPLIT_CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS")
 
@@ -109,7 +109,7 @@ def _whole(
         rows.stride(0),
         weight.stride(0),
         0 if residual is None else residual.stride(0),
-        **tile.replace(**_extras(bias, residual)).arguments(rows),
+        **tile.replace(**has_addends(bias, residual)).arguments(rows),
     )
 
 
@@ -127,7 +127,7 @@ def _tma(
     from qcompile.kernels.matmul_bias_residual.tma import matmul_tma_kernel
 
     num_rows, (num_out, num_in) = rows.shape[0], weight.shape
-    constants = {"SPLITS": 1, "PDL": 0, "AFTER": 0, "GROUP_M": GROUP_M} | tile.constants | _extras(bias, residual)
+    constants = {"SPLITS": 1, "PDL": 0, "AFTER": 0, "GROUP_M": GROUP_M} | tile.constants | has_addends(bias, residual)
     constants = {name: value for name, value in constants.items() if name != "TMA"}
     options = tile.gpu_options | ({"launch_pdl": True} if constants["AFTER"] else {})
     block_m, block_n, block_k = (constants[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
@@ -177,10 +177,6 @@ def _split(
             **Launch(constants, tile.gpu_options).arguments(rows),
         )
     add_slices(partial, bias, residual, out, is_dependent)
-
-
-def _extras(bias: torch.Tensor | None, residual: torch.Tensor | None) -> dict[str, int]:
-    return {"HAS_BIAS": int(bias is not None), "HAS_RESIDUAL": int(residual is not None)}
 
 
 def _kernel(x: torch.Tensor, tile: Launch, num_rows: int, num_out: int) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.reasoner import cached_forward
 
+ROWS = 2048  # of a batch, for callers that have more prompts: the caches of many more do not fit into a laptop's memory
 _PREFILL_ROWS = 512
 _CHECK_EVERY = 16
 _WIDTH_STEP = 64

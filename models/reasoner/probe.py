@@ -11,13 +11,12 @@ from typing import Any
 
 from models.reasoner import corpus
 from models.reasoner.data import BY_TYPE
-from models.reasoner.generate import Generator
+from models.reasoner.generate import ROWS, Generator
 from models.reasoner.rewards import judge, problem_of
 from models.reasoner.settings import Settings
 
 _FLOOR = 0.02
 _EASY = 0.3  # a family's easy problems are practised less
-_ROWS = 2048
 
 
 def probe(settings: Settings, model: Any, tokenizer: Any, device: Any, dtype: Any) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def probe(settings: Settings, model: Any, tokenizer: Any, device: Any, dtype: An
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         seed=settings.seed,
-        rows=_ROWS,
+        rows=ROWS,
     )
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
     sources = [source for source in rows["problem"] for _ in range(settings.group)]

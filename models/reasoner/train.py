@@ -24,13 +24,12 @@ from datasets import Dataset, concatenate_datasets
 from models.reasoner import corpus, probe
 from models.reasoner.architectures import load_model, load_tokenizer, num_parameters, save_model
 from models.reasoner.data import problems
-from models.reasoner.generate import Generator
+from models.reasoner.generate import ROWS, Generator
 from models.reasoner.rewards import is_correct
 from models.reasoner.settings import Settings
 from models.reasoner.trainers import grpo_trainer, sft_trainer
 from models.reasoner.validation import Validation
 
-_ROWS = 2048
 _VALIDATION = 7000  # plus the seed of the run: other problems than those of `score`, and than those of other runs
 
 
@@ -60,7 +59,7 @@ def teacher_answers(settings: Settings, teacher: Any, tokenizer: Any) -> Dataset
     prompts = tokenizer([corpus.chat_text(tokenizer, p) for p in asked], add_special_tokens=False)["input_ids"]
     generator = Generator(teacher, {tokenizer.eos_token_id}, device=device(), dtype=_generation_dtype())
     answers = generator.generate(
-        prompts, max_new_tokens=settings.max_new_tokens, temperature=0.7, seed=settings.seed, rows=_ROWS
+        prompts, max_new_tokens=settings.max_new_tokens, temperature=0.7, seed=settings.seed, rows=ROWS
     )
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
     kept = [

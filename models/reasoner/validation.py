@@ -15,14 +15,13 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from models.reasoner import corpus
-from models.reasoner.generate import Generator
+from models.reasoner.generate import ROWS, Generator
 from models.reasoner.problem import TYPES
 from models.reasoner.rewards import is_well_formed, judge, problem_of
 from models.reasoner.settings import Settings
 
 _SEED = 77  # far from those of `probe`, which asks problems of the same split
 _SHARES = (0.75, 0.5, 0.25)
-_ROWS = 2048  # the caches of more do not fit into the memory of a laptop
 
 
 class Validation:
@@ -51,7 +50,7 @@ class Validation:
             stop = {self._tokenizer.eos_token_id}
             self._generator = Generator(model, stop, device=self._device, dtype=self._dtype)
         self._generator.update(model)
-        answers = self._generator.generate(self._prompts, max_new_tokens=self._settings.max_new_tokens, rows=_ROWS)
+        answers = self._generator.generate(self._prompts, max_new_tokens=self._settings.max_new_tokens, rows=ROWS)
         texts = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
         pairs = list(zip(self._sources, texts, strict=True))
         verdicts = judge(pairs)
