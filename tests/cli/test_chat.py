@@ -104,7 +104,11 @@ def test_answers_are_sampled_as_the_model_advises(model: Path) -> None:
     with Engine(model, threads=1) as engine:
         expected = engine.chat([{"role": "user", "content": "Hello"}], params)[0].text
     assert answers(run(model, "Hello\n", "--seed", "3", "--json"))[0]["text"] == expected
-    seen = {answers(run(model, "Hello\n", "--json"))[0]["text"] for _ in range(6)}
+    seen: set[str] = set()
+    for _ in range(40):  # the likeliest answer comes up six times in ten
+        seen.add(answers(run(model, "Hello\n", "--json"))[0]["text"])
+        if len(seen) > 1:
+            break
     assert len(seen) > 1
 
 
