@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from models.reasoner import corpus
-from models.reasoner.data import BY_TYPE
+from models.reasoner.data import BY_TYPE, FAMILIES
 from models.reasoner.generate import ROWS, Generator
 from models.reasoner.rewards import judge, problem_of
 from models.reasoner.settings import Settings
 
-_FLOOR = 0.02
+_KINDS = [(family.name, is_hard) for family in FAMILIES for is_hard in (False, True)]
+_FLOOR = 0.02  # what was not asked is drawn this often too
 _EASY = 0.3  # a family's easy problems are practised less
 
 
@@ -74,7 +75,7 @@ def weights(found: dict[str, Any], demonstrate: float = 0.0) -> dict[tuple[str, 
     such families worse.
     """
     guessed = {family.name for family in BY_TYPE["choice"]}
-    result = {}
+    result = dict.fromkeys(_KINDS, _FLOOR)
     for kind, entry in found["families"].items():
         family, level = kind.split("/")
         chance = 0.25 if family in guessed else 0.0

@@ -15,6 +15,7 @@ from models.reasoner.settings import Settings
 
 _PAD_TO = 32
 _CHUNK = 256
+_CHUNK_ON_CPU = 32  # less padding; there a small chunk takes no longer
 
 
 class PackedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -48,7 +49,8 @@ class PackedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor | None, None]:
         order = attention_mask.sum(dim=1).argsort()
         logps, entropies = [], []
-        for chunk in order.split(min(batch_size or _CHUNK, _CHUNK)):
+        most = _CHUNK_ON_CPU if input_ids.device.type == "cpu" else _CHUNK
+        for chunk in order.split(min(batch_size or most, most)):
             mask = attention_mask[chunk]
             rows, labels, where = pack_left(input_ids[chunk], mask, logits_to_keep)
             with self.accelerator.autocast():
@@ -107,7 +109,8 @@ class FastRollout:
         model = trainer.accelerator.unwrap_model(trainer.model)
         if self._generator is None:
             device = trainer.accelerator.device
-            dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+            in_fp32 = device.type == "cpu" and not self._settings.bf16_on_cpu
+            dtype = torch.float32 if in_fp32 else torch.bfloat16
             self._generator = Generator(model, {tokenizer.eos_token_id}, device=device, dtype=dtype)
         begin = time.monotonic()
         self._generator.update(model)

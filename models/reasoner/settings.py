@@ -39,6 +39,7 @@ class Settings:
         rollout: grpo: fast (`generate.py`) or trl (transformers' generate, or vLLM through TRL's options).
         limit_s: Stop after this many seconds and save; 0 has no limit.
         compile_layers: torch.compile each decoder layer.
+        bf16_on_cpu: compute in bfloat16 on a CPU too; twice as fast where it has instructions for it.
     """
 
     stage: str = "sft"
@@ -76,6 +77,7 @@ class Settings:
     save_every: int = 0
     limit_s: float = 0.0
     compile_layers: bool = False
+    bf16_on_cpu: bool = False
     workers: int = 4
 
     @classmethod

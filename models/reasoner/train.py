@@ -57,7 +57,7 @@ def teacher_answers(settings: Settings, teacher: Any, tokenizer: Any) -> Dataset
     stream = problems(settings.seed + 7919, "train", hard_share=settings.hard_share)
     asked = list(islice(stream, settings.answers))
     prompts = tokenizer([corpus.chat_text(tokenizer, p) for p in asked], add_special_tokens=False)["input_ids"]
-    generator = Generator(teacher, {tokenizer.eos_token_id}, device=device(), dtype=_generation_dtype())
+    generator = Generator(teacher, {tokenizer.eos_token_id}, device=device(), dtype=_generation_dtype(settings))
     answers = generator.generate(
         prompts, max_new_tokens=settings.max_new_tokens, temperature=0.7, seed=settings.seed, rows=ROWS
     )
@@ -100,7 +100,7 @@ def _asked_rows(settings: Settings, tokenizer: Any, model: Any, out: Path) -> Da
     count = settings.steps * settings.batch_size * settings.accumulate // settings.group
     weights = None
     if settings.probe:
-        found = probe.probe(settings, model, tokenizer, device(), _generation_dtype())
+        found = probe.probe(settings, model, tokenizer, device(), _generation_dtype(settings))
         probe.write(found, out / "probe.json")
         print(f"pass@1 {found['pass_1']}, pass@{found['k']} {found['pass_k']} when sampling", flush=True)
         weights = probe.weights(found, settings.demonstrate)
@@ -109,8 +109,9 @@ def _asked_rows(settings: Settings, tokenizer: Any, model: Any, out: Path) -> Da
     )
 
 
-def _generation_dtype() -> torch.dtype:
-    return torch.float32 if device().type == "cpu" else torch.bfloat16
+def _generation_dtype(settings: Settings) -> torch.dtype:
+    in_fp32 = device().type == "cpu" and not settings.bf16_on_cpu
+    return torch.float32 if in_fp32 else torch.bfloat16
 
 
 def _fresh_rows(settings: Settings, count: int) -> Dataset:
@@ -151,7 +152,7 @@ def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
         validation = None
         if settings.validate:
             validation = Validation(
-                settings, tokenizer, device(), _generation_dtype(), seed=_VALIDATION + settings.seed
+                settings, tokenizer, device(), _generation_dtype(settings), seed=_VALIDATION + settings.seed
             )
         trainer = grpo_trainer(settings, model, tokenizer, rows, out, validation)
     else:

@@ -80,7 +80,8 @@ def _shared_arguments(settings: Settings, out: Path) -> dict[str, Any]:
         "adam_beta2": settings.adam_beta2,
         "max_grad_norm": 1.0,
         "optim": "adamw_torch_fused" if on_cuda else "adamw_torch",
-        "bf16": on_cuda or _has_npu(),
+        "bf16": on_cuda or _has_npu() or settings.bf16_on_cpu,
+        "use_cpu": not on_cuda and not _has_npu(),
         "gradient_checkpointing": False,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it waits for the device at every step; StepLog looks instead

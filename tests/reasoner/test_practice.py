@@ -7,6 +7,7 @@ pytest.importorskip("transformers")
 
 from models.reasoner import corpus, probe
 from models.reasoner.architectures import load_tokenizer
+from models.reasoner.data import FAMILIES
 from models.reasoner.demonstrations import demonstrate
 from models.reasoner.rewards import problem_of
 
@@ -24,6 +25,8 @@ def test_guessing_among_four_is_not_worth_practising() -> None:
     weights = probe.weights({"families": families})
     assert weights["sum", True] > weights["sum", False] > weights["travel", True]
     assert weights["knights", True] == weights["base", True] == weights["travel", True] > 0
+    assert set(weights) == {(family.name, hard) for family in FAMILIES for hard in (False, True)}  # asked or not
+    assert weights["list", False] == weights["travel", True]
 
 
 def test_the_variance_is_that_among_the_samples_of_one_problem() -> None:

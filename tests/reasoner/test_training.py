@@ -358,3 +358,12 @@ def test_grpo_learns_from_what_it_is_shown(tmp_path) -> None:
         assert line["demonstrated"] == 1.0
         assert line["rewards/accuracy_reward/mean"] == 1 / settings.group
         assert line["loss"] != 0
+
+
+def test_a_cpu_computes_in_bfloat16_if_asked(tmp_path) -> None:
+    for asked in (False, True):
+        trainer = grpo(tmp_path, bf16_on_cpu=asked)
+        ids = torch.tensor([trainer.processing_class("Hello")["input_ids"]])
+        with trainer.accelerator.autocast():
+            dtype = trainer.accelerator.unwrap_model(trainer.model)(ids).logits.dtype
+        assert (dtype == torch.bfloat16) == asked
