@@ -16,7 +16,7 @@ _SPLIT_ROWS = 512  # as in matmul_bias_residual
 _SHORT_IN = 1024
 _SUM_COLS = 512
 _SPLIT_CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS")
-_MAX_IN = 133152  # 2**31 / 127**2: a longer sum could leave int32
+_MAX_IN = (2**31 - 1) // 128**2  # 131071: a longer sum of products of -128 could leave int32
 
 
 def validate(

@@ -212,6 +212,16 @@ def test_sums_of_int8_are_exact() -> None:
         assert out.tolist() == [[127.0 * 127 * 2048] * 2] * 2
 
 
+def test_the_longest_sum_of_int8_stays_in_int32() -> None:
+    x, one = torch.full((1, 131_071), -128, dtype=torch.int8), torch.ones(1)
+    whole = Launch({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 4096})
+    for tile in (whole, whole.replace(SPLITS=3)):
+        assert matmul_int8(x, x, one, one, None, torch.float32, tile).tolist() == [[float(131_071 * 128**2)]]
+    x = torch.full((1, 131_072), -128, dtype=torch.int8)  # 2**31
+    with pytest.raises(KernelError, match="K is 131072; sums longer than 131071 could leave int32"):
+        matmul_int8(x, x, one, one, None, torch.float32)
+
+
 def test_the_int8_slices_chosen_are_launched() -> None:
     x, weight = int8s(17, 1100), int8s(9, 1100)
     got = matmul_int8(x, weight, torch.ones(17), torch.ones(9), None, torch.float32)
@@ -248,6 +258,3 @@ def test_what_they_do_not_take() -> None:
         matmul_int8(ones(8, 2, dtype=torch.int8).T, q, ones(2), ones(2))
     with pytest.raises(KernelError, match="bias float32"):
         matmul_int8(q, q, ones(2), ones(2), ones(2), torch.float16)
-    long = ones(1, 140000, dtype=torch.int8)
-    with pytest.raises(KernelError, match="could leave int32"):
-        matmul_int8(long, long, ones(1), ones(1))
