@@ -7,6 +7,8 @@ import torch
 
 from qcompile.errors import KernelError
 
+_FORBIDDEN = torch.finfo(torch.float16).min  # and below: beside scores that nothing is added to, no weight is left
+
 
 @dataclass(frozen=True)
 class Attended:
@@ -17,7 +19,7 @@ class Attended:
         slots: int32 [B * S], columns of the cache.
         starts: int32 [B], first slot of each sequence; None unless S is 1 and the slots are one range.
         lengths: int32 [B], one past the last; None as starts.
-        mask: [B | 1, 1, S, T] bool (True: attend) or float (added); None: causal, or given by starts and lengths.
+        mask: [B | 1, H | 1, S, T] bool (True: attend) or float (added); None: causal, or given by starts and lengths.
     """
 
     positions: torch.Tensor
@@ -41,7 +43,8 @@ def attended(
         batch: B.
         length: S, tokens a sequence in this call.
         seen: Tokens already in the cache, the same for every sequence; a tensor where asking would stop the device.
-        mask: None; [B, T] with 1 for tokens and 0 for padding; [B, 1, S, T] bool or float; or a dict of those by layer type.
+        mask: None; [B, T] with 1 for tokens and 0 for padding; [B | 1, H | 1, S, T] bool or float; or a dict of those by
+            layer type.
         position_ids: int [B | 1, S] or None.
         device: Of the result.
 
@@ -70,14 +73,20 @@ def _one_token(
         starts = torch.zeros(batch, dtype=torch.int32, device=columns.device)
         lengths = (columns + 1).to(torch.int32).expand(batch).contiguous()
         return Attended(positions, slots, starts, lengths, None)
-    allowed = mask if mask.dim() == 2 else mask[:, 0, 0]
-    allowed = (allowed >= 0) if allowed.is_floating_point() and mask.dim() == 4 else allowed.bool()
-    allowed = allowed.expand(batch, -1).to(torch.int32)
-    starts = allowed.argmax(-1).to(torch.int32)
-    lengths = (allowed.shape[1] - allowed.flip(-1).argmax(-1)).to(torch.int32)
-    if bool((allowed.sum(-1) != lengths - starts).any()):  # holes: no range
-        return Attended(positions, slots, None, None, allowed.bool()[:, None, None, :])
-    return Attended(positions, slots, starts, lengths, None)
+    is_added = mask.dim() == 4 and mask.is_floating_point()
+    mask = mask[:, None, None] if mask.dim() == 2 else mask
+    allowed = mask == 0 if is_added else mask.bool()
+    by_mask = Attended(positions, slots, None, None, mask if is_added else allowed)
+    if mask.shape[1] > 1:  # one for each head
+        return by_mask
+    row = allowed[:, 0, 0].expand(batch, -1).to(torch.int32)
+    starts = row.argmax(-1).to(torch.int32)
+    lengths = (row.shape[1] - row.flip(-1).argmax(-1)).to(torch.int32)
+    is_range = (row.sum(-1) == lengths - starts).all()
+    if is_added:
+        is_range &= (allowed | (mask <= _FORBIDDEN)).all()
+    # holes, or numbers to add, are no range; asked once, because the answer stops a device
+    return Attended(positions, slots, starts, lengths, None) if bool(is_range) else by_mask
 
 
 def _causal(mask: torch.Tensor | None, columns: torch.Tensor, seen: int, length: int) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 from qcompile.errors import KernelError
 from qcompile.export.torch_tracer import cache_argument
 from qcompile.kernels import patch, unpatch
+from qcompile.kernels.attended import attended
 from qcompile.kernels.decode_graph import DecodeGraph
 from qcompile.kernels.patched_decoder import PatchedDecoder
 from tests.tiny_checkpoints import write_tiny_checkpoint
@@ -115,6 +116,35 @@ def test_a_mask_with_a_hole(load: Callable[..., Any]) -> None:
             positions = torch.full((2, 1), 6)
             outputs.append(model(step, attention_mask=mask, position_ids=positions, **cached).logits)
     assert_same(outputs[1], outputs[0])
+
+
+@pytest.mark.parametrize("masked", [3.0, -2.0, -1e4, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_one_token_with_a_mask_that_is_added(load: Callable[..., Any], masked: float, heads: int) -> None:
+    model, ids = load(), tokens(2, 7)
+    mask = torch.zeros(2, heads, 1, 7)
+    mask[0, -1, 0, 2] = masked
+
+    def step() -> torch.Tensor:
+        cached = {cache_argument(model): DynamicCache(config=model.config), "use_cache": True}
+        with torch.no_grad():
+            model(ids[:, :6], **cached)
+            return model(ids[:, 6:], attention_mask=mask, **cached).logits
+
+    want = step()
+    patch(model)
+    assert_same(step(), want)
+
+
+def test_a_mask_that_is_added_and_only_forbids_is_a_range_of_slots() -> None:
+    for forbidden in (float("-inf"), torch.finfo(torch.bfloat16).min, torch.finfo(torch.float16).min):
+        mask = torch.zeros(1, 1, 1, 9)
+        mask[..., :2] = mask[..., 7:] = forbidden
+        where = attended(3, 1, 6, mask, None, mask.device)
+        assert where.mask is None
+        assert where.starts is not None
+        assert where.lengths is not None
+        assert (where.starts.tolist(), where.lengths.tolist()) == ([2] * 3, [7] * 3)
 
 
 def test_the_graph_is_captured_once_and_fed_each_step(load: Callable[..., Any]) -> None:
