@@ -74,6 +74,60 @@ def require_supported(model: Any) -> None:
         )
 
 
+class PackedPlaces:
+    """Where the parameters of the layers lay when they were packed: other ones would not reach the kernels.
+
+    What changes in place reaches them, so addresses are compared, not values.
+
+    Args:
+        model: After ``pack_layers``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        inner = model.model
+        self._children = [(inner._modules, "layers", inner.layers, "model.layers")]
+        self._parameters = []
+        for path, module in inner.layers.named_modules(prefix="model.layers"):
+            self._children += [
+                (module._modules, name, child, f"{path}.{name}") for name, child in module._modules.items()
+            ]
+            self._parameters += [
+                (module._parameters, name, _address(parameter), f"{path}.{name}")
+                for name, parameter in module._parameters.items()
+            ]
+
+    def require_same_modules(self) -> None:
+        """Require the modules that were there. Dictionaries are asked: attributes of modules are slow beside a decode step.
+
+        Raises:
+            KernelError: Naming the first that was replaced.
+        """
+        for children, name, child, path in self._children:
+            if children.get(name) is not child:
+                raise _replaced(path)
+
+    def require_same_addresses(self) -> None:
+        """Require the parameters of these modules where they lay; a microsecond a layer.
+
+        Raises:
+            KernelError: Naming the first that was replaced.
+        """
+        for parameters, name, address, path in self._parameters:
+            if _address(parameters.get(name)) != address:
+                raise _replaced(path)
+
+
+def _address(parameter: torch.Tensor | None) -> int | None:
+    return None if parameter is None else parameter.data_ptr()
+
+
+def _replaced(path: str) -> KernelError:
+    return KernelError(
+        f"patched model: {path} was replaced after patch, and the kernels have the old weights; call "
+        "qcompile.kernels.unpatch(model), then patch(model) again"
+    )
+
+
 def pack_layers(model: Any) -> list[PackedLayer]:
     """Pack q, k and v, and gate and up, of every layer."""
     return [_pack(layer, index) for index, layer in enumerate(model.model.layers)]

@@ -11,7 +11,7 @@ from qcompile.errors import KernelError
 from qcompile.export.torch_tracer import cache_argument
 from qcompile.kernels.attended import Attended, attended
 from qcompile.kernels.decode_graph import Capture, DecodeGraph, capture_cuda
-from qcompile.kernels.packed_layers import PackedLayer, pack_layers
+from qcompile.kernels.packed_layers import PackedLayer, PackedPlaces, pack_layers
 
 _OPS = torch.ops.qcompile
 
@@ -49,6 +49,7 @@ class PatchedDecoder:
         self._inner = model.model
         self._config = model.config
         self._layers = pack_layers(model)
+        self._places = PackedPlaces(model)
         self._head_dim = self._inner.layers[0].self_attn.head_dim
         self._cos, self._sin = _rotary_tables(self._inner.rotary_emb, model.config.max_position_embeddings)
         self._dtype = self._layers[0].down.dtype
@@ -70,11 +71,13 @@ class PatchedDecoder:
         """What ``model.model`` gives: last_hidden_state [B, S, D] and the cache.
 
         Raises:
-            KernelError: Something asked for that the kernels do not give, or a model in training mode.
+            KernelError: Something asked for that the kernels do not give, a model in training mode, or one whose weights
+                were replaced.
         """
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
         self._require_possible(input_ids, inputs_embeds, others)
+        self._places.require_same_modules()
         hidden = self._inner.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if hidden.device != self._cos.device or hidden.dtype != self._dtype:
             raise KernelError(
@@ -92,9 +95,16 @@ class PatchedDecoder:
         where = attended(batch, length, seen, attention_mask, position_ids, hidden.device)
         with torch.no_grad():
             hidden = self._run(hidden, where, cache, seen)
+        self._places.require_same_addresses()  # not before: now a device has work meanwhile
         if torch.is_grad_enabled():
             hidden = _Underivable.apply(hidden, self._inner.norm.weight)
         return BaseModelOutputWithPast(last_hidden_state=hidden, **{self._cache_name: cache if use_cache else None})
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied or pickled: the copy's parameters would be views into nothing that its kernels read."""
+        raise KernelError(
+            "patched model: it cannot be copied or pickled; call qcompile.kernels.unpatch(model) first, and patch the copy"
+        )
 
     def _reach(self, rows: int) -> None:
         """Lengthen the rotary tables, past max_position_embeddings if the caller goes there, as the model itself would."""

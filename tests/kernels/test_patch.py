@@ -1,5 +1,7 @@
 """patch: the same hidden states and greedy tokens as the model before it; on the CPU, so through the references."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +204,63 @@ def test_weights_are_packed_but_stored_once_and_unpatch_undoes_it(load: Callable
         assert torch.equal(model(ids).logits, want)
     patch(model)
     assert_same(model(ids).logits, want)
+
+
+def _assign(model: Any) -> None:
+    model.load_state_dict({name: value + 0.1 for name, value in model.state_dict().items()}, assign=True)
+
+
+def _set_data(model: Any) -> None:
+    weight = model.model.layers[1].mlp.down_proj.weight
+    weight.data = weight.data + 0.1
+
+
+def _exchange_a_linear(model: Any) -> None:
+    ffn = model.model.layers[0].mlp
+    ffn.up_proj = torch.nn.Linear(ffn.up_proj.in_features, ffn.up_proj.out_features, bias=False)
+
+
+def _drop_a_layer(model: Any) -> None:
+    model.model.layers = model.model.layers[:1]
+    model.config.num_hidden_layers = 1
+
+
+@pytest.mark.parametrize(
+    ("replace", "path"),
+    [
+        (_assign, r"model\.layers\.0\.self_attn\.q_proj\.weight"),
+        (_set_data, r"model\.layers\.1\.mlp\.down_proj\.weight"),
+        (_exchange_a_linear, r"model\.layers\.0\.mlp\.up_proj"),
+        (_drop_a_layer, r"model\.layers"),
+    ],
+)
+def test_weights_replaced_after_patch_are_noticed(
+    load: Callable[..., Any], replace: Callable[[Any], None], path: str
+) -> None:
+    model, ids = patch(load()), tokens(1, 4)
+    replace(model)
+    with pytest.raises(KernelError, match=rf"{path} was replaced after patch, .* call qcompile\.kernels\.unpatch"):
+        model(ids)
+    with torch.no_grad():
+        want = unpatch(model)(ids).logits
+    assert_same(patch(model)(ids).logits, want)
+
+
+def test_weights_changed_in_place_reach_the_kernels(load: Callable[..., Any]) -> None:
+    model, ids = patch(load()), tokens(1, 4)
+    model.load_state_dict({name: value * 1.1 for name, value in model.state_dict().items()})
+    got = model(ids).logits
+    with torch.no_grad():
+        assert_same(got, unpatch(model)(ids).logits)
+
+
+def test_a_patched_model_is_not_copied(load: Callable[..., Any]) -> None:
+    model = patch(load())
+    with pytest.raises(KernelError, match=r"cannot be copied or pickled; call qcompile\.kernels\.unpatch"):
+        copy.deepcopy(model)
+    with pytest.raises(KernelError, match="cannot be copied or pickled"):
+        pickle.dumps(model)
+    assert patch(copy.deepcopy(unpatch(model))).model is not model.model
 
 
 def test_a_forward_that_somebody_else_put_there_comes_back(load: Callable[..., Any]) -> None:
