@@ -15,7 +15,7 @@ class Attended:
     """Where the tokens of one forward call stand.
 
     Attributes:
-        positions: int32 [B * S], rows of the rotary table.
+        positions: int32 [B * S], by which the rotary embedding turns.
         slots: int32 [B * S], columns of the cache.
         starts: int32 [B], first slot of each sequence; None unless S is 1 and the slots are one range.
         lengths: int32 [B], one past the last; None as starts.

@@ -14,6 +14,7 @@ from qcompile.kernels.decode_graph import Capture, DecodeGraph, capture_cuda
 from qcompile.kernels.packed_layers import PackedLayer, PackedPlaces, pack_layers
 
 _OPS = torch.ops.qcompile
+_Turns = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class _Underivable(torch.autograd.Function):
@@ -51,10 +52,10 @@ class PatchedDecoder:
         self._layers = pack_layers(model)
         self._places = PackedPlaces(model)
         self._head_dim = self._inner.layers[0].self_attn.head_dim
-        self._cos, self._sin = _rotary_tables(self._inner.rotary_emb, model.config.max_position_embeddings)
-        self._dtype = self._layers[0].down.dtype
+        self._inv_freq = self._inner.rotary_emb.inv_freq.float()
+        self._device, self._dtype = self._layers[0].down.device, self._layers[0].down.dtype
         self._cache_name = cache_argument(self._inner)
-        self._capture = capture or (capture_cuda if use_graph and self._cos.is_cuda else None)
+        self._capture = capture or (capture_cuda if use_graph and self._device.type == "cuda" else None)
         self._graphs: WeakKeyDictionary[Any, DecodeGraph] = WeakKeyDictionary()
 
     def forward(
@@ -79,9 +80,9 @@ class PatchedDecoder:
         self._require_possible(input_ids, inputs_embeds, others)
         self._places.require_same_modules()
         hidden = self._inner.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if hidden.device != self._cos.device or hidden.dtype != self._dtype:
+        if hidden.device != self._device or hidden.dtype != self._dtype:
             raise KernelError(
-                f"patched model: it was patched in {self._dtype} on {self._cos.device} and is given {hidden.dtype} on "
+                f"patched model: it was patched in {self._dtype} on {self._device} and is given {hidden.dtype} on "
                 f"{hidden.device}; move a model first, then patch it"
             )
         use_cache = self._config.use_cache if use_cache is None else use_cache
@@ -90,8 +91,6 @@ class PatchedDecoder:
             cache = _new_cache(self._config)
         batch, length = hidden.shape[:2]
         seen = 0 if cache is None else cache.get_seq_length()
-        if isinstance(seen, int):
-            self._reach(seen + length)
         where = attended(batch, length, seen, attention_mask, position_ids, hidden.device)
         with torch.no_grad():
             hidden = self._run(hidden, where, cache, seen)
@@ -105,11 +104,6 @@ class PatchedDecoder:
         raise KernelError(
             "patched model: it cannot be copied or pickled; call qcompile.kernels.unpatch(model) first, and patch the copy"
         )
-
-    def _reach(self, rows: int) -> None:
-        """Lengthen the rotary tables, past max_position_embeddings if the caller goes there, as the model itself would."""
-        if rows > len(self._cos):
-            self._cos, self._sin = _rotary_tables(self._inner.rotary_emb, 2 * rows)
 
     def _require_possible(self, input_ids: Any, inputs_embeds: Any, others: dict[str, Any]) -> None:
         if (input_ids is None) == (inputs_embeds is None):
@@ -134,7 +128,6 @@ class PatchedDecoder:
             if not layer.is_initialized:
                 empty = hidden.new_empty((len(hidden), self._config.num_key_value_heads, 0, self._head_dim))
                 layer.lazy_initialization(empty, empty)
-        self._reach(static[0].keys.shape[2])
         if not isinstance(seen, torch.Tensor) or not seen.is_cuda:
             _require_room(int(seen) + hidden.shape[1], static[0].keys.shape[2])
         if self._capture is not None and where.starts is not None and hidden.shape[1] == 1:
@@ -163,15 +156,35 @@ class PatchedDecoder:
     def _layers_over(self, hidden: torch.Tensor, where: Attended, cache: Any, static: Any, seen: Any) -> torch.Tensor:
         eps = self._config.rms_norm_eps
         residual = None
+        turns = self._turns(where.positions)
         for index, layer in enumerate(self._layers):
             hidden, residual = _norm(hidden, residual, layer.input_norm, eps)
-            hidden = self._attention(layer, hidden, where, cache, static and static[index], index, seen)
+            hidden = self._attention(layer, hidden, where, turns, cache, static and static[index], index, seen)
             hidden, residual = _norm(hidden, residual, layer.ffn_norm, eps)
             hidden = functional.linear(_OPS.swiglu(functional.linear(hidden, layer.gate_up)), layer.down)
         return _norm(hidden, residual, self._inner.norm.weight.data, eps)[0]
 
+    def _turns(self, positions: torch.Tensor) -> _Turns:
+        """cos and sin, float32 [B * S, d / 2], a row a token, and the number of each row, int32 [B * S].
+
+        Made from the positions in every call, as the model does: a table would have an end, and a device would have to stop to
+        say whether positions lie beyond it.
+        """
+        angles = positions.float()[:, None] * self._inv_freq
+        scaling = self._inner.rotary_emb.attention_scaling
+        rows = torch.arange(len(positions), dtype=torch.int32, device=positions.device)
+        return angles.cos() * scaling, angles.sin() * scaling, rows
+
     def _attention(
-        self, layer: PackedLayer, hidden: torch.Tensor, where: Attended, cache: Any, static: Any, index: int, seen: Any
+        self,
+        layer: PackedLayer,
+        hidden: torch.Tensor,
+        where: Attended,
+        turns: _Turns,
+        cache: Any,
+        static: Any,
+        index: int,
+        seen: Any,
     ) -> torch.Tensor:
         batch, length, _ = hidden.shape
         heads, kv_heads = self._config.num_attention_heads, self._config.num_key_value_heads
@@ -181,20 +194,18 @@ class PatchedDecoder:
             q = _OPS.head_rms_norm(q, layer.q_norm, self._config.rms_norm_eps)
             k = _OPS.head_rms_norm(k, layer.k_norm, self._config.rms_norm_eps)
         if static is not None:
-            q = _OPS.rope_cache(q, k, v, self._cos, self._sin, where.positions, where.slots, static.keys, static.values)
+            q = _OPS.rope_cache(q, k, v, *turns, where.slots, static.keys, static.values)
             keys, values = static.keys, static.values
         else:
-            q, keys, values = self._update(q, k, v, where, cache, index)
+            q, keys, values = self._update(q, k, v, turns, cache, index)
         out = self._attend(q, keys, values, where, seen)
         return functional.linear(out.reshape(batch, length, -1), *layer.out)
 
-    def _update(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: Attended, cache: Any, index: int
-    ) -> Any:
+    def _update(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, turns: _Turns, cache: Any, index: int) -> Any:
         batch, length, kv_heads, head_dim = k.shape
         keys, values = (k.new_empty((batch, kv_heads, length, head_dim)) for _ in range(2))
         slots = torch.arange(length, dtype=torch.int32, device=q.device).repeat(batch)
-        q = _OPS.rope_cache(q, k, v, self._cos, self._sin, where.positions, slots, keys, values)
+        q = _OPS.rope_cache(q, k, v, *turns, slots, keys, values)
         if cache is not None:
             keys, values = cache.update(keys, values, index)
         return q, keys, values
@@ -226,11 +237,6 @@ def _norm(
         return _OPS.head_rms_norm(hidden.unsqueeze(-2), gamma, eps).squeeze(-2), hidden
     normed, total = _OPS.add_rms_norm(hidden, residual, gamma, eps)
     return normed, total
-
-
-def _rotary_tables(rotary: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    angles = torch.arange(rows, device=rotary.inv_freq.device).float()[:, None] * rotary.inv_freq.float()
-    return angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
 
 
 def _new_cache(config: Any) -> Any:
