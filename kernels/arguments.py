@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch._subclasses import FakeTensor
 
 from qcompile.errors import KernelError
 
@@ -123,11 +124,11 @@ def residual_norm(
     one_device(operator, tensors)
     dtype_of(operator, tensors)
     not_empty(operator, tensors)
+    as_rows(operator, "x", x)
     shape_of(operator, "residual", residual, x.shape, "..., D")
     for name, tensor in parameters.items():
         shape_of(operator, name, tensor, x.shape[-1:], "D")
     contiguous(operator, parameters)
-    as_rows(operator, "x", x)
     as_rows(operator, "residual", residual)
 
 
@@ -163,11 +164,12 @@ def integers(operator: str, tensors: Mapping[str, torch.Tensor], length: int) ->
 
 
 def within(operator: str, name: str, tensor: torch.Tensor, lowest: int, bound: int) -> None:
-    """Require lowest <= values < bound, where looking does not stop a device: on the CPU."""
-    if tensor.device.type == "cpu" and tensor.numel():
-        least, most = int(tensor.min()), int(tensor.max())
-        if least < lowest or most >= bound:
-            raise fail(operator, f"{name} has values {least} ... {most}, wanted {lowest} ... {bound - 1}")
+    """Require lowest <= values < bound and no NaN, where there are values and looking does not stop a device: on the CPU."""
+    if tensor.device.type == "cpu" and tensor.numel() and not isinstance(tensor, FakeTensor):
+        least, most = tensor.min().item(), tensor.max().item()
+        if not (least >= lowest and most < bound):
+            last = f"less than {bound}" if tensor.is_floating_point() else bound - 1
+            raise fail(operator, f"{name} has values {least} ... {most}, wanted {lowest} ... {last}")
 
 
 def power_of_two(operator: str, name: str, number: int, least: int) -> None:

@@ -50,13 +50,28 @@ def _register(
     )
     defaults = [one.default_value for one in getattr(torch.ops.qcompile, launcher.NAME).default._schema.arguments]
 
+    def completed(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*arguments, *defaults[len(arguments) :])  # torch leaves out what has its default value
+
     def on_cpu(*arguments: Any) -> Any:
-        complete = (*arguments, *defaults[len(arguments) :])  # torch leaves out what has its default value
+        complete = completed(arguments)
         launcher.validate(*complete[:checked])
         return reference(*complete)
 
+    def without_values(*arguments: Any) -> Any:
+        complete = completed(arguments)
+        if not any(map(_is_symbolic, complete)):
+            launcher.validate(*complete[:checked])
+        return shapes(*complete)
+
     operator.register_kernel("cpu")(on_cpu)
-    operator.register_fake(shapes)
+    operator.register_fake(without_values)
+
+
+def _is_symbolic(argument: Any) -> bool:
+    """Whether it is or has a size that torch.compile leaves open: to check one is to fix it, so that waits for the run."""
+    sizes = (*argument.shape, *argument.stride()) if isinstance(argument, torch.Tensor) else (argument,)
+    return any(isinstance(size, (torch.SymInt, torch.SymFloat)) for size in sizes)
 
 
 def _like(tensor: torch.Tensor, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:

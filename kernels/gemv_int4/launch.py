@@ -46,6 +46,7 @@ def validate(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: t
     check.dtype_of(NAME, {name: tensor for name, tensor in tensors.items() if name != "weight"})
     check.dtype_of(NAME, {"weight": weight}, (torch.int32,))
     check.not_empty(NAME, tensors)
+    check.few_rows(NAME, x, MAX_ROWS)
     num_in = x.shape[-1]
     if weight.dim() != 2 or weight.shape[1] * 8 != num_in:
         raise check.fail(NAME, f"weight is {list(weight.shape)}, wanted [N, K / 8] with K = {num_in}")
@@ -57,7 +58,6 @@ def validate(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: t
     check.contiguous(NAME, {"weight": weight, "scale": scale} | ({} if bias is None else {"bias": bias}))
     if bias is not None:
         check.shape_of(NAME, "bias", bias, weight.shape[:1], "N")
-    check.few_rows(NAME, x, MAX_ROWS)
     return int(num_in // scale.shape[1])
 
 

@@ -28,13 +28,13 @@ def validate(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: t
     check.dtype_of(NAME, {"weight": weight}, (torch.int8,))
     check.dtype_of(NAME, {"scale": scale}, (torch.float32,))
     check.not_empty(NAME, tensors)
+    check.few_rows(NAME, x, MAX_ROWS)
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
         raise check.fail(NAME, f"weight is {list(weight.shape)}, wanted [N, K] with K = {x.shape[-1]}")
     check.shape_of(NAME, "scale", scale, weight.shape[:1], "N")
     check.contiguous(NAME, {"weight": weight, "scale": scale} | ({} if bias is None else {"bias": bias}))
     if bias is not None:
         check.shape_of(NAME, "bias", bias, weight.shape[:1], "N")
-    check.few_rows(NAME, x, MAX_ROWS)
 
 
 @on_its_device

@@ -2,9 +2,17 @@
 
 import torch
 
+from qcompile.errors import KernelError
+
 
 def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric int8 a row: weight [N, K] ~ q int8 [N, K] * scale float32 [N]."""
+    """Symmetric int8 a row: weight [N, K] ~ q int8 [N, K] * scale float32 [N].
+
+    Raises:
+        KernelError: The weight is no matrix.
+    """
+    if weight.dim() != 2 or weight.numel() == 0:
+        raise KernelError(f"gemv_int8: weight is {list(weight.shape)}, wanted [N, K], not empty")
     wide = weight.float()
     scale = wide.abs().amax(-1).clamp_min(1e-30) / 127.0
     return torch.round(wide / scale[:, None]).to(torch.int8), scale

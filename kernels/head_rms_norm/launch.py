@@ -29,9 +29,9 @@ def validate(x: torch.Tensor, gamma: torch.Tensor) -> None:
     check.one_device(NAME, tensors)
     check.dtype_of(NAME, tensors)
     check.not_empty(NAME, tensors)
+    check.as_tokens(NAME, "x", x)
     check.shape_of(NAME, "gamma", gamma, x.shape[-1:], "d")
     check.contiguous(NAME, {"gamma": gamma})
-    check.as_tokens(NAME, "x", x)
 
 
 @on_its_device

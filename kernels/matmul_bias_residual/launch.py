@@ -23,9 +23,9 @@ def validate(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, r
     check.one_device(NAME, tensors)
     check.dtype_of(NAME, tensors)
     check.not_empty(NAME, tensors)
+    check.as_rows(NAME, "x", x)
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
         raise check.fail(NAME, f"weight is {list(weight.shape)}, wanted [N, K] with K = {x.shape[-1]}")
-    check.as_rows(NAME, "x", x)
     check.as_rows(NAME, "weight", weight)
     if bias is not None:
         check.shape_of(NAME, "bias", bias, weight.shape[:1], "N")

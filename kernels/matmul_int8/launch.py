@@ -40,13 +40,14 @@ def validate(
     check.not_empty(NAME, {"x": x, "weight": weight})
     if out_dtype not in check.FLOATS:
         raise check.fail(NAME, f"out_dtype is {out_dtype}; this operator gives float16, bfloat16, float32")
+    check.contiguous(NAME, tensors)
+    check.as_rows(NAME, "x", x)
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
         raise check.fail(NAME, f"weight is {list(weight.shape)}, wanted [N, K] with K = {x.shape[-1]}")
     if x.shape[-1] > _MAX_IN:
         raise check.fail(NAME, f"K is {x.shape[-1]}; sums longer than {_MAX_IN} could leave int32")
     check.shape_of(NAME, "x_scale", x_scale, x.shape[:-1], "...")
     check.shape_of(NAME, "weight_scale", weight_scale, weight.shape[:1], "N")
-    check.contiguous(NAME, tensors)
     if bias is not None:
         check.shape_of(NAME, "bias", bias, weight.shape[:1], "N")
         check.dtype_of(NAME, {"bias": bias}, (out_dtype,))

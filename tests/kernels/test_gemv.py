@@ -216,3 +216,5 @@ def test_what_they_do_not_take() -> None:
         gemv_int4(ones(1, 128), words, ones(4, 1).half())
     with pytest.raises(KernelError, match="groups of 48"):
         int4.quantize_weight(ones(4, 96), 48)
+    with pytest.raises(KernelError, match=r"gemv_int8: weight is \[3\], wanted \[N, K\], not empty"):
+        int8.quantize_weight(ones(3))

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompile.errors import KernelError
 from qcompile.kernels import OPERATORS
@@ -102,8 +104,44 @@ def test_every_tensor_must_be_on_the_same_device(name: str) -> None:
     tensors = [index for index, one in enumerate(given) if isinstance(one, torch.Tensor)]
     for index in tensors if len(tensors) > 1 else ():
         moved = (*given[:index], given[index].to("meta"), *given[index + 1 :])
-        with pytest.raises(KernelError, match=f"{name}: tensors on different devices .*meta"):
-            launched(name, moved)
+        for call in (lambda moved: launched(name, moved), lambda moved: getattr(torch.ops.qcompile, name)(*moved)):
+            with pytest.raises(KernelError, match=f"{name}: tensors on different devices .*meta"):
+                call(moved)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_no_operator_takes_a_scalar_for_a_tensor(name: str) -> None:
+    given = EXAMPLES[name]()
+    for index, one in enumerate(given):
+        if isinstance(one, torch.Tensor):
+            scalar = torch.zeros((), dtype=one.dtype)
+            with pytest.raises(KernelError, match=rf"{name}: .*(is a scalar|\[\].*wanted)"):
+                getattr(torch.ops.qcompile, name)(*given[:index], scalar, *given[index + 1 :])
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("sizes", ["fake", "symbolic"])
+def test_it_is_traced_with_sizes_known_and_open(name: str, sizes: str) -> None:
+    given, operator = EXAMPLES[name](), getattr(torch.ops.qcompile, name)
+    tensors = {index: one for index, one in enumerate(given) if isinstance(one, torch.Tensor)}
+
+    def call(tensors: dict[int, torch.Tensor]) -> Any:
+        return operator(*(tensors.get(index, one) for index, one in enumerate(given)))
+
+    graph = make_fx(call, tracing_mode=sizes)(tensors).graph
+    assert operator.default in {node.target for node in graph.nodes}
+
+
+def test_bad_shapes_are_refused_without_values_too() -> None:
+    def meta(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device="meta")
+
+    with pytest.raises(KernelError, match="swiglu: gate_up has rows of 7, an odd number"):
+        torch.ops.qcompile.swiglu(meta(2, 7))
+    with pytest.raises(KernelError, match=r"add_rms_norm: gamma is \[7\]"):
+        torch.ops.qcompile.add_rms_norm(meta(2, 8), meta(2, 8), meta(7), 1e-6)
+    with pytest.raises(KernelError, match=r"matmul_bias_residual: weight is \[4, 9\]"), FakeTensorMode():
+        torch.ops.qcompile.matmul_bias_residual(torch.ones(2, 8), torch.ones(4, 9))
 
 
 @pytest.mark.parametrize("name", OPERATORS)
