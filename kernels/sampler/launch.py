@@ -15,7 +15,7 @@ def validate(logits: torch.Tensor, top_k: int, temperature: float, uniform: torc
     """Require logits [B, V] of a float dtype, 1 <= top_k <= min(64, V), temperature > 0, uniform float32 [B].
 
     Raises:
-        KernelError: Naming the argument, what it is and what is wanted.
+        KernelError: Naming the argument, what it is and what is wanted. Values of uniform are seen on the CPU only.
     """
     check.one_device(NAME, {"logits": logits} | ({} if uniform is None else {"uniform": uniform}))
     check.dtype_of(NAME, {"logits": logits})
@@ -36,6 +36,7 @@ def validate(logits: torch.Tensor, top_k: int, temperature: float, uniform: torc
         check.shape_of(NAME, "uniform", uniform, logits.shape[:1], "B")
         check.dtype_of(NAME, {"uniform": uniform}, (torch.float32,))
         check.contiguous(NAME, {"uniform": uniform})
+        check.within(NAME, "uniform", uniform, 0, 1)
 
 
 @on_its_device

@@ -72,6 +72,9 @@ def test_nan_counts_as_minus_infinity() -> None:
         (torch.ones(8, 2).T, {}, "2 apart"),
         (torch.ones(2, 8), {"uniform": torch.ones(3)}, r"uniform is \[3\]"),
         (torch.ones(2, 8), {"uniform": torch.ones(2).double()}, "uniform float64"),
+        (torch.ones(2, 8), {"uniform": torch.ones(2)}, r"uniform has values 1.0 ... 1.0, wanted 0 ... less than 1"),
+        (torch.ones(2, 8), {"uniform": torch.tensor([0.5, -0.25])}, r"uniform has values -0.25 ... 0.5, wanted 0 ..."),
+        (torch.ones(2, 8), {"uniform": torch.tensor([0.5, float("nan")])}, "uniform has values nan ... nan"),
     ],
 )
 def test_what_it_does_not_take(logits: torch.Tensor, options: dict[str, object], message: str) -> None:
