@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from qcompile.benchmark.presentation import render, write_chart
 from qcompile.benchmark.report import BenchReport
 from qcompile.benchmark.run import BenchOptions, run_benchmark
+from qcompile.report.whole_tables import print_whole
 
 
 @click.command("bench")
@@ -37,7 +38,7 @@ def command(
     if as_json:
         click.echo(json.dumps(report.record(), ensure_ascii=True))
     else:
-        Console(highlight=False).print(render(report))
+        print_whole(Console(highlight=False), render(report))
     if chart is not None:
         click.echo(f"{chart}: written", err=True)
 

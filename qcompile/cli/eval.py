@@ -26,6 +26,7 @@ from qcompile.evaluate.settings import EvalSettings, token_limits
 from qcompile.evaluate.submission import submission, write_json
 from qcompile.evaluate.table import render
 from qcompile.evaluate.templates import Templates
+from qcompile.report.whole_tables import print_whole
 
 _DEFAULT_MAX_NEW_TOKENS = 1024
 
@@ -119,7 +120,7 @@ def command(
     if as_json:
         click.echo(json.dumps({k: v for k, v in record.items() if k != "cases"}, ensure_ascii=False, indent=2))
     else:
-        Console(highlight=False).print(render(record))
+        print_whole(Console(highlight=False), render(record))
     _say_where(task.output, html)
 
 

@@ -14,6 +14,7 @@ from qcompile.artifact import find_graph, load_model
 from qcompile.report.page import write_page
 from qcompile.report.summary import ModelSummary, summarize
 from qcompile.report.terminal import render
+from qcompile.report.whole_tables import print_whole
 
 
 @click.command("inspect")
@@ -49,7 +50,7 @@ def command(model: Path, other: Path | None, as_json: bool, html: Path | None, w
     if as_json:
         click.echo(_as_json({"models": [summary.record() for _, summary in read]}))
     else:
-        console.print(render([summary for _, summary in read]))
+        print_whole(console, render([summary for _, summary in read]))
     if html is not None:
         click.echo(f"{html}: written", err=True)
 
@@ -64,7 +65,7 @@ def _inspect_om(path: Path, *, alone: bool, as_json: bool) -> None:
     if as_json:
         click.echo(_as_json(om_record(om)))
     else:
-        Console(highlight=False).print(render_om(om))
+        print_whole(Console(highlight=False), render_om(om))
 
 
 def _read(path: Path) -> tuple[ir.Model, ModelSummary]:

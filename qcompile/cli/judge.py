@@ -15,6 +15,7 @@ from qcompile.errors import PackageError
 from qcompile.evaluate.settings import token_limits
 from qcompile.evaluate.submission import write_json
 from qcompile.evaluate.templates import Templates
+from qcompile.report.whole_tables import print_whole
 
 _DEFAULT_MAX_NEW_TOKENS = 1024
 
@@ -73,7 +74,7 @@ def command(package: Path, *, output: Path | None, html: Path | None, as_json: b
     if as_json:
         click.echo(json.dumps({k: v for k, v in record.items() if k != "cases"}, ensure_ascii=False, indent=2))
     else:
-        Console(highlight=False).print(render(board))
+        print_whole(Console(highlight=False), render(board))
     for path in (output, html):
         if path is not None:
             click.echo(f"{path}: written", err=True)

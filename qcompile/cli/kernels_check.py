@@ -18,12 +18,12 @@ from qcompile.kernel_check.check import VERDICTS, Result, cases, check
 from qcompile.kernel_check.environment import find_environment
 from qcompile.kernel_check.operators import CHIPS, FAMILY_910B, read_operators
 from qcompile.report.numbers import printable
+from qcompile.report.whole_tables import print_whole
 
 _NOTE = (
     "Compiled ahead of time by triton-ascend 3.2.0 and bishengir-compile 1.2.0 up to the memory plan; "
     "hivmc, which writes device code, was not called, and nothing was run on a device."
 )
-_WIDTH = 156
 _REASON = 300
 _COLUMNS = (
     ("types", "left"),
@@ -109,12 +109,11 @@ def command(
 
 def _show(results: list[Result], chips: tuple[str, ...]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    wide = Console(highlight=False, width=max(console.width, _WIDTH))  # a folded table of numbers cannot be read
     for chip in chips:
         chosen = [result for result in results if result.case.chip == chip]
-        wide.print(_title(chip, chosen), style="bold")
+        console.print(_title(chip, chosen), style="bold")
         for name, group in groupby(chosen, key=lambda r: f"{r.case.operator.name}: {r.case.kernel.function}"):
-            wide.print(_table(name, list(group)))
+            print_whole(console, _table(name, list(group)))
     unexpected = sum(not result.is_expected for result in results)
     for verdict in dict.fromkeys(result.verdict for result in results):
         console.print(f"{verdict}: {VERDICTS[verdict]}")
@@ -124,11 +123,9 @@ def _show(results: list[Result], chips: tuple[str, ...]) -> None:
 
 
 def _table(name: str, results: list[Result]) -> Table:
-    table = Table(title=name, title_justify="left", title_style="", box=None, header_style="dim")
+    table = Table(title=Text(name), title_justify="left", title_style="", box=None, header_style="dim")
     for column, side in _COLUMNS:
-        table.add_column(
-            column, justify="right" if side == "right" else "left", overflow="fold", no_wrap=column != "remarks"
-        )
+        table.add_column(column, justify="right" if side == "right" else "left", no_wrap=column != "remarks")
     for result in results:
         table.add_row(*_cells(result))
     return table

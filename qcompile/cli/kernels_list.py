@@ -14,8 +14,8 @@ from rich.text import Text
 from qcompile.kernel_check.operators import Operator, read_operators
 from qcompile.kernels.tile_table import KernelTable
 from qcompile.report.numbers import printable
+from qcompile.report.whole_tables import print_whole
 
-_WIDTH = 156
 _COLUMNS = ("kernel", "core", "types", "tiles", "refused tile")
 
 
@@ -29,18 +29,17 @@ def command(folder: Path | None, as_json: bool) -> None:
         click.echo(json.dumps({"operators": [_record(operator) for operator in operators]}, indent=1))
         return
     console = Console(highlight=False, soft_wrap=True)
-    wide = Console(highlight=False, width=max(console.width, _WIDTH))
     for operator in operators:
         readme = operator.folder / "README.md"
         where = f" ({readme})" if readme.is_file() else ""
         console.print(Text.assemble((operator.name, "bold"), f": {printable(operator.summary)}{where}"))
-        wide.print(_table(operator))
+        print_whole(console, _table(operator))
 
 
 def _table(operator: Operator) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 2))
     for column in _COLUMNS:
-        table.add_column(column, overflow="fold", no_wrap=True)
+        table.add_column(column, no_wrap=True)
     for kernel in operator.kernels:
         tiles = ["\n".join(tile.label for tile in kernel.tiles if tile.expect == e) for e in ("ok", "overflow")]
         table.add_row(*(Text(cell) for cell in (kernel.function, kernel.core, " ".join(kernel.variants), *tiles)))

@@ -19,6 +19,7 @@ from qcompile.cli.quantization_options import quantization_options, quantize_opt
 from qcompile.optimize_recipe import load_optimize_recipe
 from qcompile.passes.registry import GROUPS, PASSES
 from qcompile.pipeline import VERIFY_LEVELS, OptimizeOptions, OptimizeReport, optimize
+from qcompile.report.whole_tables import print_whole
 from qcompile.target import TARGETS
 
 _SHOWN_REJECTIONS = 5
@@ -110,7 +111,7 @@ def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> 
         error = f"{result.max_error:.1e}" if result.proved else ""
         cells = [result.matches, result.rewrites, result.proved or "", error, after]
         table.add_row(result.name, *map(str, cells), f"{result.seconds:.2f}")
-    console.print(table)
+    print_whole(console, table)
     for result in done.results:
         for rejection in result.rejected[:_SHOWN_REJECTIONS]:
             console.print(Text(f"{result.name}: {rejection.node}: {rejection.reason}", style="dim"))

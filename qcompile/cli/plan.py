@@ -17,6 +17,7 @@ from qcompile.ascend.plan import Plan, Row, plan_model
 from qcompile.report.chart_file import ChartFile, Table
 from qcompile.report.numbers import human_bytes, printable
 from qcompile.report.plots import Bar, bar_plot
+from qcompile.report.whole_tables import print_whole
 
 _COLUMNS = ("bucket", "form", "per call, ms", "per layer, us", "tokens/s", "kernels", "launch", "memory")
 _NOTES = (
@@ -74,9 +75,9 @@ def command(
         table.add_column(name, justify="left" if index < 2 else "right")
     for row in plan.rows:
         table.add_row(*_cells(row))
-    console.print(table)
+    print_whole(console, table)
     if kernels:
-        console.print(_kernel_table(plan))
+        print_whole(console, _kernel_table(plan))
     for line in _lines(plan):
         console.print(line, soft_wrap=True)
 

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from qcompile.quality.compare import CompareOptions, QualityReport, compare_models
 from qcompile.quality.presentation import render, write_chart
 from qcompile.quality.record import record_of
+from qcompile.report.whole_tables import print_whole
 
 
 @click.command("quality")
@@ -68,7 +69,7 @@ def command(
     if as_json:
         click.echo(json.dumps(record_of(report), ensure_ascii=True, allow_nan=False))
     else:
-        Console(highlight=False).print(render(report))
+        print_whole(Console(highlight=False), render(report))
     if chart is not None:
         click.echo(f"{chart}: written", err=True)
 

@@ -1,6 +1,7 @@
 """`qcompile plan`: kernels counted by hand, the published points, what the table says, odd input."""
 
 import json
+import re
 
 import onnx_ir as ir
 import pytest
@@ -51,7 +52,7 @@ def directory(tmp_path):
 
 
 def run(*arguments):
-    return CliRunner().invoke(command, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    return CliRunner().invoke(command, [str(a) for a in arguments], env={"COLUMNS": "80"})
 
 
 def test_the_roofline_of_one_kernel():
@@ -146,6 +147,9 @@ def test_the_command(directory, tmp_path):
     result = run(directory, "--target", "ascend910b4", "--batch", "1,8", "--kernels", "--chart", tmp_path / "plan.html")
     assert result.exit_code == 0, result.output
     assert "decode_b8_t1024" in result.stdout
+    rows = [line for line in result.stdout.splitlines() if "decode_b8_t1024" in line and INT8 in line]
+    assert len(rows) == 1, "a row is one line, in a pipe too"
+    assert re.search(r" \d+\.\d\d - \d+\.\d\d .* \d+ \(\d+ launch-bound\) ", rows[0])
     assert "estimate" in result.stdout
     assert "NPURotaryMul" in result.stdout
     page = (tmp_path / "plan.html").read_text(encoding="utf-8")

@@ -2,14 +2,17 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from qcompile.cli import kernels_check
 from qcompile.cli.main import cli
 from qcompile.errors import KernelError
 from qcompile.kernel_check.bisheng import Overflow, read_log
+from qcompile.kernel_check.check import Result, cases
 from qcompile.kernel_check.environment import PINS, VARIABLE, find_environment
 from qcompile.kernel_check.operators import read_operators
 from qcompile.kernel_check.planned_module import Buffer, planned_buffers, planned_facts
@@ -233,3 +236,27 @@ def test_the_list_names_every_operator() -> None:
     result = CliRunner().invoke(cli, ["kernels", "list"])
     assert result.exit_code == 0, result.output
     assert [o.name for o in read_operators() if o.name not in result.output] == []
+
+
+def test_the_list_is_whole_in_a_pipe() -> None:
+    output = CliRunner().invoke(cli, ["kernels", "list"], env={"COLUMNS": "80"}).output
+    row = next(line for line in output.splitlines() if "matmul_bias_residual_kernel" in line)
+    assert "  fp16 bf16 fp32  " in row
+    assert "BLOCK_M=16,BLOCK_N=128,BLOCK_K=128,GROUP_M=8,HAS_BIAS=1,HAS_RESIDUAL=1" in row
+
+
+def test_the_checks_table_is_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The tile table of GOOD under a name that rich would take for markup."""
+    folder = table(tmp_path, GOOD)
+    (folder / "one").rename(folder / "[red]one")
+    (case,) = cases(read_operators(folder), ("Ascend910B4",))
+    fits = Result(case, "ok", facts=replace(planned_facts(PLANNED), used_bytes={"ub": 165376, "cbuf": 73728}))
+    big = Result(case, "overflow", overflow=Overflow("cc", 262144, 131072), errors=("error: cc overflow",))
+    monkeypatch.setattr(kernels_check, "find_environment", lambda: None)
+    monkeypatch.setattr(kernels_check, "check", lambda *_, **__: [fits, big])
+    output = CliRunner().invoke(cli, ["kernels", "check", "--kernels", str(folder)], env={"COLUMNS": "80"}).output
+    assert "[red]one: k" in output
+    first, second = (line.split() for line in output.splitlines() if line.startswith(" fp16"))
+    assert first[2:6] == ["ok", "165376", "73728", "-"]
+    assert second[2] == "overflow"
+    assert "needs 262144 bytes, has 131072" in " ".join(output.split())
