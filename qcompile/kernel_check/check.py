@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from qcompile.errors import KernelError
 from qcompile.kernel_check.bisheng import Compiled, Overflow, compile_linalg
 from qcompile.kernel_check.environment import KernelsEnv
 from qcompile.kernel_check.lowering import Job, Lowered, lower
@@ -18,7 +19,7 @@ from qcompile.kernels.tile_table import KernelTable, Tile
 VERDICTS = {
     "ok": "planned IR for the chip, and all buffers fit; only the closed code generator is missing",
     "overflow": "a buffer is too small",
-    "frontend": "Triton refuses the source",
+    "frontend": "Triton refuses the source, or it and tiles.toml disagree, or it does not come to an end",
     "adapter": "Triton-Ascend cannot lower it",
     "compiler": "BiShengIR refuses it",
 }
@@ -90,8 +91,8 @@ class Result:
         if self.overflow is not None:
             return str(self.overflow)
         lines = [line.strip() for line in "\n".join(self.errors).splitlines() if line.strip()]
-        if self.verdict == "frontend" and len(lines) > 1:
-            return f"{lines[0]} {lines[-1]}"  # where, and what; the source lies between
+        if self.verdict == "frontend":
+            return lines[0]  # where, and what; the source comes after it
         return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
 
     def record(self) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def check(
     The front end takes a fifth of the time and runs in one child per chip; the compiler runs in `jobs` processes.
 
     Raises:
-        KernelError: The kernels environment does not start, or the compiler writes what is not known.
+        KernelError: The kernels environment does not start.
     """
     results: list[Result] = []
     with ThreadPoolExecutor(max_workers=jobs) as pool:
@@ -172,12 +173,18 @@ def _judge(case: Case, lowered: Lowered, env: KernelsEnv, time_limit_s: float) -
         return Result(case, lowered.stage, errors=(lowered.error.strip(),))
     start = time.perf_counter()
     compiled: Compiled = compile_linalg(lowered.linalg, case.chip, env, time_limit_s)
+    verdict, facts, errors = compiled.verdict, None, compiled.errors
+    if verdict == "ok":
+        try:
+            facts = planned_facts(compiled.planned)
+        except KernelError as fault:  # of this kernel; the others' results are kept
+            verdict, errors = "compiler", (f"error: {fault}",)
     return Result(
         case,
-        compiled.verdict,
-        facts=planned_facts(compiled.planned) if compiled.verdict == "ok" else None,
-        overflow=compiled.overflow if compiled.verdict == "overflow" else None,
-        errors=compiled.errors,
+        verdict,
+        facts=facts,
+        overflow=compiled.overflow if verdict == "overflow" else None,
+        errors=errors,
         notes=compiled.notes,
         lost_double_buffering=compiled.lost_double_buffering,
         seconds=time.perf_counter() - start,

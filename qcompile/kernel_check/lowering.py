@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from qcompile.errors import KernelError
-from qcompile.kernel_check.environment import KernelsEnv
+from qcompile.kernel_check.environment import CURE, KernelsEnv
 
 _SCRIPT = Path(__file__).with_name("ahead_of_time.py")
-_START_S = 60  # importing triton on a busy machine
+_START_S = 120  # importing triton on a busy machine
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def lower(jobs: list[Job], chip: str, env: KernelsEnv, time_limit_s: float = 60)
     """Lower jobs one after the other, each within a time limit; a crash or a hang costs its own job only.
 
     Raises:
-        KernelError: The child does not start.
+        KernelError: The child does not start, or cannot import triton.
     """
     done = 0
     while done < len(jobs):
@@ -72,18 +72,37 @@ def _batch(jobs: list[Job], chip: str, env: KernelsEnv, time_limit_s: float) -> 
         child = _start(env, folder, log)
         try:
             lines = _feed(child, {"chip": chip, "jobs": [job.record() for job in jobs]})
-            for index in range(len(jobs)):
+            _await_triton(lines, child, log, env)
+            for number in range(len(jobs)):
                 try:
-                    line = lines.get(timeout=time_limit_s + (_START_S if index == 0 else 0))
+                    line = lines.get(timeout=time_limit_s)
                 except queue.Empty:
                     yield Lowered("", "frontend", f"not done after {time_limit_s:g} s")
                     return
                 if line is None:
                     yield Lowered("", "frontend", _end(child, log))
                     return
-                yield _answer(line)
+                lowered = _answer(line, number)
+                yield lowered or Lowered(
+                    "", "frontend", f"the kernel file wrote into the answers: {line.strip()[:80]!r}"
+                )
+                if lowered is None:  # which of the next lines belongs to which job cannot be told
+                    return
         finally:
             end_group(child)
+
+
+def _await_triton(
+    lines: queue.Queue[str | None], child: subprocess.Popen[str], log: IO[bytes], env: KernelsEnv
+) -> None:
+    try:
+        line = lines.get(timeout=_START_S)
+    except queue.Empty:
+        raise KernelError(
+            f"{env.python}: triton is not imported after {_START_S} s; try again when less runs"
+        ) from None
+    if line is None:
+        raise KernelError(f"{env.python}: triton cannot be imported: {_end(child, log)}; {CURE}")
 
 
 def _start(env: KernelsEnv, folder: str, log: IO[bytes]) -> subprocess.Popen[str]:
@@ -128,8 +147,14 @@ def _feed(child: subprocess.Popen[str], request: dict[str, Any]) -> queue.Queue[
     return lines
 
 
-def _answer(line: str) -> Lowered:
-    reply = json.loads(line)
+def _answer(line: str, number: int) -> Lowered | None:
+    """Read a line about the job of that number; None when it is no such line."""
+    try:
+        reply = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(reply, dict) or reply.get("job") != number or not (reply.get("linalg") or reply.get("stage")):
+        return None
     return Lowered(reply.get("linalg", ""), reply.get("stage", ""), reply.get("error", ""))
 
 

@@ -11,9 +11,11 @@ from click.testing import CliRunner
 from qcompile.cli import kernels_check
 from qcompile.cli.main import cli
 from qcompile.errors import KernelError
+from qcompile.kernel_check import check as check_module
 from qcompile.kernel_check.bisheng import Overflow, read_log
 from qcompile.kernel_check.check import Result, cases
-from qcompile.kernel_check.environment import PINS, VARIABLE, find_environment
+from qcompile.kernel_check.environment import PINS, VARIABLE, KernelsEnv, find_environment
+from qcompile.kernel_check.lowering import Lowered
 from qcompile.kernel_check.operators import read_operators
 from qcompile.kernel_check.planned_module import Buffer, planned_buffers, planned_facts
 from qcompile.kernels.tile_table import ROOT
@@ -104,6 +106,18 @@ def test_facts_of_planned_ir() -> None:
     assert (facts.scalar_gm, facts.scalar_ub, facts.discrete) == (1, 1, 1)
     assert (facts.workspace_bytes, facts.cores) == (524288, "MIX")
     assert facts.chip == {"VECTOR_CORE_COUNT": 40, "UB_SIZE": 196608}
+
+
+def test_planned_ir_that_cannot_be_read_costs_its_own_kernel_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wanted = cases(read_operators(table(tmp_path, GOOD.replace("BLOCK = 1024 }", "BLOCK = 1 }"))), ("Ascend910B4",)) * 2
+    planned = iter([PLANNED.replace("module_core_type", "else"), PLANNED])
+    monkeypatch.setattr(check_module, "lower", lambda jobs, *_: [Lowered("linalg")] * len(jobs))
+    monkeypatch.setattr(check_module, "compile_linalg", lambda *_: read_log(MISSING_HIVMC, next(planned)))
+    bad, good = check_module.check(wanted, KernelsEnv(tmp_path, tmp_path), jobs=1)
+    assert (bad.verdict, good.verdict) == ("compiler", "ok")
+    assert bad.reason.startswith("error: planned IR without a core type")
 
 
 def test_buffers_of_planned_ir() -> None:

@@ -31,7 +31,11 @@ def results_of(folder: Path, environment: KernelsEnv, time_limit_s: float = 120)
 @pytest.mark.parametrize(
     ("body", "verdict", "reason"),
     [
-        ("tl.store(o_ptr + o, nonsense(o))", "frontend", r"at 3:24: NameError\('nonsense is not defined'\)"),
+        (
+            "tl.store(o_ptr + o, nonsense(o))",
+            "frontend",
+            r"^bad/kernel.py:7: k: NameError\('nonsense is not defined'\)$",
+        ),
         ("tl.store(o_ptr + o, tl.load(x_ptr + o).to(tl.float64))", "compiler", "unsupported datatype"),
         (TWO_POINTERS, "adapter", "triton-adapter-opt crashed"),
     ],
