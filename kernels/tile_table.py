@@ -1,19 +1,22 @@
 """Read the tile tables: which tiles of a kernel fit which chip, and what each may use of its on-chip memory.
 
-chips = ["Ascend910B4", ...]           compiler targets with the same buffers, all of which every tile must pass
+chips = ["Ascend910B4", ...]           compiler targets (of CHIPS), all of which every tile must pass; checked for no other
 
 [[kernel]]                             one for each @triton.jit function of kernel.py
 function = "add_rms_norm_kernel"
 core = "vector"                        vector, cube, or mix (both)
-[kernel.signature]                     every run-time argument in order: "i32", "fp32", "*T" (pointer), ...
+[kernel.signature]                     every run-time argument, in the function's order: "i32", "fp32", "*T" (pointer), ...
 x_ptr = "*T"
 [kernel.variants]                      dtype variants: what the letters of the signature stand for
 fp16 = { T = "fp16" }
 [[kernel.tile]]                        smallest first: the launcher takes the first that is large enough
 constants = { BLOCK_ROWS = 1, BLOCK_COLS = 1024 }   every tl.constexpr argument
 variants = ["fp16"]                    of the ones above; all when absent
-budget_bytes = { ub = 41984 }          most the compiler may plan, by buffer: ub, cbuf (L1), cc (L0C)
+budget_bytes = { ub = 41984 }          most the compiler may plan, by buffer: ub, cbuf (L1), cc (L0C); a buffer left out
+                                       must not be used; no limits when absent
 expect = "ok"                          or "overflow": a negative test, which has no budget
+
+A key that is not above is refused. A kernel whose core, arguments or buffers are others fails `qcompile kernels check`.
 """
 
 import re
@@ -32,7 +35,11 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 ROOT = Path(__file__).parent
-BUFFERS = ("ub", "cbuf", "cc")
+# as bishengir-compile 1.2.0 spells its --target; all with the same unified buffer, L1 and L0C
+FAMILY_910B = ("Ascend910B1", "Ascend910B2", "Ascend910B2C", "Ascend910B3", "Ascend910B4", "Ascend910B4-1")
+FAMILY_910_93 = tuple(f"Ascend910_{number}" for number in (9362, 9372, 9381, 9382, 9391, 9392))
+CHIPS = (*FAMILY_910B, *FAMILY_910_93)
+BUFFERS = {"ub": "UB", "cbuf": "L1", "cc": "L0C"}  # as the compiler names them, and as people do
 _CORES = ("vector", "cube", "mix")
 _EXPECTED = ("ok", "overflow")
 _SCALARS = frozenset(["i1", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "fp16", "bf16", "fp32", "fp64"])
@@ -47,7 +54,7 @@ class Tile:
     Attributes:
         constants: Name and value of every ``tl.constexpr`` argument.
         variants: Dtype variants that it is meant for.
-        budget_bytes: Most bytes planned, by buffer (ub, cbuf, cc).
+        budget_bytes: Most bytes planned, by buffer (ub, cbuf, cc); empty when nothing is stated.
         expect: ``ok`` or ``overflow``.
     """
 
@@ -134,8 +141,10 @@ def read_tables(folder: Path) -> tuple[KernelTable, ...]:
         parsed = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as fault:
         raise KernelError(f"{path}: not TOML: {fault}") from None
+    _no_unknown(parsed, {"chips", "kernel"}, str(path), "a tile table")
     chips, kernels = parsed.get("chips"), parsed.get("kernel")
-    _require(_is_names(chips), str(path), f"chips = {chips!r}, wanted a list of compiler targets")
+    is_known = _is_names(chips) and set(chips) <= set(CHIPS)
+    _require(is_known, str(path), f"chips = {chips!r}, wanted some of {', '.join(CHIPS)}")
     _require(isinstance(kernels, list) and bool(kernels), str(path), "no [[kernel]]")
     return tuple(_kernel_table(folder.name, chips, entry, str(path)) for entry in kernels)
 
@@ -146,6 +155,7 @@ def _kernel_table(operator: str, chips: list[str], entry: Any, where: str) -> Ke
     is_name = isinstance(function, str) and _NAME.fullmatch(function) is not None
     _require(is_name, where, f"function = {function!r}, wanted the name of a function in kernel.py")
     where = f"{where}: {function}"
+    _no_unknown(entry, {"function", "core", "signature", "variants", "tile"}, where, "a kernel")
     _require(core in _CORES, where, f"core = {core!r}, wanted one of {', '.join(_CORES)}")
     signature, variants, tiles = entry.get("signature"), entry.get("variants"), entry.get("tile")
     _require(isinstance(signature, dict) and bool(signature), where, "[kernel.signature] is missing or empty")
@@ -165,11 +175,10 @@ def _kernel_table(operator: str, chips: list[str], entry: Any, where: str) -> Ke
 
 def _tile(tile: Any, variants: tuple[str, ...], where: str) -> Tile:
     _require(isinstance(tile, dict), where, "a [[kernel.tile]] is a table")
-    unknown = sorted(set(tile) - {"constants", "variants", "budget_bytes", "expect"})
-    _require(not unknown, where, f"a tile has no {', '.join(unknown)}")
+    _no_unknown(tile, {"constants", "variants", "budget_bytes", "expect"}, where, "a tile")
     constants, budget = tile.get("constants"), tile.get("budget_bytes", {})
     wanted, expect = tile.get("variants", list(variants)), tile.get("expect")
-    is_numbers = isinstance(constants, dict) and all(isinstance(value, int) for value in constants.values())
+    is_numbers = isinstance(constants, dict) and all(type(value) is int for value in constants.values())
     _require(is_numbers, where, f"constants = {constants!r}, wanted whole numbers by name")
     where = f"{where} {constants}"
     _require(expect in _EXPECTED, where, f"expect = {expect!r}, wanted one of {', '.join(_EXPECTED)}")
@@ -177,7 +186,15 @@ def _tile(tile: Any, variants: tuple[str, ...], where: str) -> Tile:
     _require(is_known, where, f"variants = {wanted!r}, wanted some of {', '.join(variants)}")
     is_budget = isinstance(budget, dict) and all(b in BUFFERS and type(n) is int and n > 0 for b, n in budget.items())
     _require(is_budget, where, f"budget_bytes = {budget!r}, wanted bytes of {', '.join(BUFFERS)}")
+    _require(
+        expect == "ok" or not budget, where, "expect = 'overflow' with budget_bytes; what must overflow has no budget"
+    )
     return Tile(constants, tuple(wanted), budget, expect)
+
+
+def _no_unknown(entry: Mapping[str, Any], known: set[str], where: str, what: str) -> None:
+    unknown = sorted(set(entry) - known)
+    _require(not unknown, where, f"{what} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
 
 
 def _is_names(names: Any) -> bool:

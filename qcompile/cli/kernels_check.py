@@ -16,7 +16,8 @@ from rich.text import Text
 from qcompile.errors import KernelError
 from qcompile.kernel_check.check import VERDICTS, Result, cases, check
 from qcompile.kernel_check.environment import find_environment
-from qcompile.kernel_check.operators import CHIPS, FAMILY_910B, read_operators
+from qcompile.kernel_check.operators import Operator, read_operators
+from qcompile.kernels.tile_table import BUFFERS, CHIPS, FAMILY_910B
 from qcompile.report.numbers import printable
 from qcompile.report.whole_tables import print_whole
 
@@ -44,15 +45,26 @@ _COLUMNS = (
 )
 
 
-def _chips(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the chips meant by --chip, spelt as the compiler spells them."""
+def _chips(names: tuple[str, ...], operators: tuple[Operator, ...]) -> tuple[str, ...]:
+    """Return the chips meant by --chip, spelt as the compiler spells them.
+
+    Raises:
+        KernelError: A chip that is named is none of a tile table's.
+    """
     spelt = {chip.lower(): chip for chip in CHIPS}
+    stated = {operator.folder: operator.kernels[0].chips for operator in operators}  # one list a file
     found: list[str] = []
     for name in names:
         if name.lower() == "all":
-            found += FAMILY_910B
+            found += [chip for chip in FAMILY_910B if any(chip in chips for chips in stated.values())]
         elif name.lower() in spelt:
-            found.append(spelt[name.lower()])
+            chip = spelt[name.lower()]
+            for folder, chips in stated.items():
+                if chip not in chips:
+                    raise KernelError(
+                        f"{folder / 'tiles.toml'}: chips = {', '.join(chips)}, not {chip}; add it, or give another --chip"
+                    )
+            found.append(chip)
         else:
             raise click.BadParameter(f"'{name}' is no chip the compiler knows; it knows {', '.join(CHIPS)}, or all")
     return tuple(dict.fromkeys(found))
@@ -83,15 +95,16 @@ def command(
 
     Exit code 1 when a verdict is not the expected one or a buffer exceeds the stated budget.
     """
-    named = _chips(chips)
     there = read_operators(folder, operators)
+    named = _chips(chips, there)
     known = {name for operator in there for kernel in operator.kernels for name in kernel.variants}
     for name in variants:
         if name not in known:
             raise click.BadParameter(f"'{name}' is no variant of these kernels; they have {', '.join(sorted(known))}")
     wanted = cases(there, named, variants)
     if not wanted:
-        raise KernelError(f"no tile of these kernels is meant for {', '.join(named)} and {', '.join(variants)}")
+        meant = " in ".join(", ".join(names) for names in (chips, variants) if names)
+        raise KernelError(f"no tile of these kernels is meant for {meant}")
     environment = find_environment()
     with Progress(
         TextColumn("compiling"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True
@@ -164,7 +177,9 @@ def _remarks(result: Result) -> str:
     remarks = [result.reason[:_REASON]] if result.reason else []
     if result.verdict != result.case.tile.expect:
         remarks.append(f"expected {result.case.tile.expect}")
-    remarks += [f"{s} {used} over the stated {stated}" for s, (used, stated) in result.over_budget.items()]
+    remarks += [f"{BUFFERS[s]} {used} over the stated {stated}" for s, (used, stated) in result.over_budget.items()]
+    if result.other_core:
+        remarks.append(f"on {result.other_core} cores, stated {result.case.kernel.core}")
     if result.lost_double_buffering and result.facts is not None:
         remarks.append("double buffering lost")
     if result.facts is not None and result.facts.discrete:

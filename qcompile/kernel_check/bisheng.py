@@ -16,6 +16,7 @@ from pathlib import Path
 from qcompile.errors import KernelError
 from qcompile.kernel_check.environment import KernelsEnv
 from qcompile.kernel_check.lowering import end_group
+from qcompile.kernels.tile_table import BUFFERS
 
 # the options triton-ascend's own driver passes
 _OPTIONS = (
@@ -43,7 +44,7 @@ class Overflow:
     available_bytes: int
 
     def __str__(self) -> str:
-        return f"{self.space} needs {self.needed_bytes} bytes, has {self.available_bytes}"
+        return f"{BUFFERS.get(self.space, self.space)} needs {self.needed_bytes} bytes, has {self.available_bytes}"
 
 
 @dataclass(frozen=True)

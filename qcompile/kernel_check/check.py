@@ -25,6 +25,9 @@ VERDICTS = {
 }
 
 
+CORES = {"AIV": "vector", "AIC": "cube", "MIX": "mix"}  # of planned IR, and of tile tables
+
+
 @dataclass(frozen=True)
 class Case:
     """What is compiled once: a kernel at one variant and one tile, for one chip."""
@@ -75,15 +78,22 @@ class Result:
 
     @property
     def over_budget(self) -> dict[str, tuple[int, int]]:
-        """Spaces that use more than the tile table states: (used, stated) in bytes."""
+        """Spaces that use more than the tile table states, if it states any: (used, stated or 0) in bytes."""
         used = self.facts.used_bytes if self.facts is not None else {}
         stated = self.case.tile.budget_bytes
-        return {space: (used[space], stated[space]) for space in stated if used.get(space, 0) > stated[space]}
+        both = {space: (used[space], stated.get(space, 0)) for space in used if stated}
+        return {space: (most, limit) for space, (most, limit) in both.items() if most > limit}
+
+    @property
+    def other_core(self) -> str:
+        """The core it computes on, where that is not the tile table's; "" otherwise."""
+        core = CORES.get(self.facts.cores, self.facts.cores) if self.facts is not None else self.case.kernel.core
+        return core if core != self.case.kernel.core else ""
 
     @property
     def is_expected(self) -> bool:
-        """Whether the verdict is the tile table's, within its budget."""
-        return self.verdict == self.case.tile.expect and not self.over_budget
+        """Whether the verdict is the tile table's, within its budget and on its core."""
+        return self.verdict == self.case.tile.expect and not self.over_budget and not self.other_core
 
     @property
     def reason(self) -> str:
@@ -120,12 +130,13 @@ class Result:
 
 
 def cases(operators: Iterable[Operator], chips: tuple[str, ...], variants: tuple[str, ...] = ()) -> list[Case]:
-    """List what there is to compile; empty `variants` means all."""
+    """List what there is to compile, of each table for its own chips only; empty `variants` means all."""
     return [
         Case(operator, kernel, variant, tile, chip)
         for chip in chips
         for operator in operators
         for kernel in operator.kernels
+        if chip in kernel.chips
         for tile, variant in kernel.cases()
         if not variants or variant in variants
     ]

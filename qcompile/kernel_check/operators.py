@@ -10,11 +10,6 @@ from qcompile.errors import KernelError
 from qcompile.kernels.tile_table import ROOT, KernelTable, read_tables
 from qcompile.text_file import decode_utf8, read_bounded
 
-# as bishengir-compile 1.2.0 spells its --target; all with the same unified buffer, L1 and L0C
-FAMILY_910B = ("Ascend910B1", "Ascend910B2", "Ascend910B2C", "Ascend910B3", "Ascend910B4", "Ascend910B4-1")
-FAMILY_910_93 = tuple(f"Ascend910_{number}" for number in (9362, 9372, 9381, 9382, 9391, 9392))
-CHIPS = (*FAMILY_910B, *FAMILY_910_93)
-
 _LIMIT_BYTES = 1 << 20
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qcompile.errors import KernelError
+from qcompile.kernels.tile_table import BUFFERS
 
-_BUFFERS = ("ub", "cbuf", "cc")
 _ELEMENT_BITS = {
     "i1": 1,
     "i4": 4,
@@ -147,7 +147,7 @@ def planned_buffers(text: str) -> list[Buffer]:
     buffers = []
     for operands, dimensions, element, space in found:
         names = [operand.strip() for operand in operands.split(",")]
-        if space not in _BUFFERS or element not in _ELEMENT_BITS or not all(name in constants for name in names):
+        if space not in BUFFERS or element not in _ELEMENT_BITS or not all(name in constants for name in names):
             raise KernelError(f"planned IR with a buffer of an unknown form: {space}, {element}, {operands}")
         count = 1
         for dimension in filter(None, dimensions.split("x")):

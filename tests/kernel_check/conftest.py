@@ -1,5 +1,6 @@
 """The kernels environment, and what was compiled in it, once for all test processes."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from qcompile.errors import KernelError
 from qcompile.kernel_check.environment import KernelsEnv, find_environment
+from qcompile.kernels.tile_table import CHIPS
 from tests.kernel_check.compiled import CompiledStore
 
 OneKernel = Callable[..., Path]
@@ -45,7 +47,8 @@ def one_kernel(tmp_path: Path) -> OneKernel:
             f"    {body}\n"
         )
         (folder / "tiles.toml").write_text(
-            'chips = ["Ascend910B4"]\n[[kernel]]\nfunction = "k"\ncore = "vector"\n'
+            f"chips = {json.dumps(CHIPS)}\n"
+            '[[kernel]]\nfunction = "k"\ncore = "vector"\n'
             '[kernel.signature]\nx_ptr = "*T"\no_ptr = "*T"\nn = "i32"\n'
             '[kernel.variants]\nfp16 = { T = "fp16" }\n'
             f'[[kernel.tile]]\nconstants = {{ {constants} }}\nexpect = "ok"\n{more}\n'

@@ -18,7 +18,7 @@ from qcompile.kernel_check.environment import PINS, VARIABLE, KernelsEnv, find_e
 from qcompile.kernel_check.lowering import Lowered
 from qcompile.kernel_check.operators import read_operators
 from qcompile.kernel_check.planned_module import Buffer, planned_buffers, planned_facts
-from qcompile.kernels.tile_table import ROOT
+from qcompile.kernels.tile_table import CHIPS, FAMILY_910B, ROOT
 
 MISSING_HIVMC = """
 [ERROR] Cannot find hivmc under $PATH
@@ -175,7 +175,10 @@ def test_a_table_is_read(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ('chips = ["Ascend910B4"]', "", "chips = None"),
-        ("[[kernel]]", "[[kernels]]", r"no \[\[kernel\]\]"),
+        ('["Ascend910B4"]', '["Ascend310P3"]', r"chips = \['Ascend310P3'\], wanted some of Ascend910B1, "),
+        ('["Ascend910B4"]', '["Ascend910B4"]\nchipz = []', "a tile table has no chipz; it has chips, kernel"),
+        ("[[kernel]]", "[[kernels]]", "a tile table has no kernels"),
+        ("[[kernel]]", "[[kernel]]\nexpct = 'x'", "k: a kernel has no expct; it has core, function, signature, tile,"),
         ('"k"', '"k; import os"', "function = 'k; import os'"),
         ('"vector"', '"scalar"', "core = 'scalar', wanted one of vector, cube, mix"),
         ('"i32"', '"int"', r"k: n is 'int' in variant fp16"),
@@ -183,6 +186,8 @@ def test_a_table_is_read(tmp_path: Path) -> None:
         ('"*T"', "7", "x_ptr is '7'"),
         ('{ T = "fp16" }', "3", "variant fp16 = 3"),
         ("{ BLOCK = 1024 }", '{ BLOCK = "big" }', "constants = .*wanted whole numbers"),
+        ("{ BLOCK = 1024 }", "{ BLOCK = true }", "constants = .*wanted whole numbers"),
+        ('expect = "ok"', 'expect = "overflow"', "expect = 'overflow' with budget_bytes; what must overflow has no"),
         ("ub = 2048", "ub = -1", "budget_bytes = .*wanted bytes of ub, cbuf, cc"),
         ("ub = 2048", "l1 = 2048", "budget_bytes = "),
         ('expect = "ok"', 'expect = "fine"', "expect = 'fine', wanted one of ok, overflow"),
@@ -191,6 +196,7 @@ def test_a_table_is_read(tmp_path: Path) -> None:
         ('expect = "ok"', 'expect = "ok"\ntypo = 1', "a tile has no typo"),
         ("[[kernel.tile]]", "[kernel.tile]", r"no \[\[kernel.tile\]\]"),
         ("[kernel.signature]", "[kernel.signature", "not TOML"),
+        (GOOD[GOOD.index("[[kernel]]") :], "", r"no \[\[kernel\]\]"),
     ],
 )
 def test_a_wrong_table_is_told(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -198,6 +204,18 @@ def test_a_wrong_table_is_told(tmp_path: Path, old: str, new: str, message: str)
     with pytest.raises(KernelError, match=message) as told:
         read_operators(table(tmp_path, GOOD.replace(old, new)))
     assert "tiles.toml" in str(told.value)
+
+
+def test_a_table_is_checked_for_its_own_chips_only(tmp_path: Path) -> None:
+    folder = table(tmp_path, GOOD.replace('"Ascend910B4"', '"Ascend910B1", "Ascend910B4"'))
+    assert [case.chip for case in cases(read_operators(folder), CHIPS)] == ["Ascend910B1", "Ascend910B4"]
+    other = CliRunner().invoke(cli, ["kernels", "check", "--kernels", str(folder), "--chip", "ascend910b2"])
+    assert other.exit_code == 1
+    assert "tiles.toml: chips = Ascend910B1, Ascend910B4, not Ascend910B2; add it" in other.output
+
+
+def test_qcompiles_own_tables_name_every_chip_of_all() -> None:
+    assert [o.name for o in read_operators() for k in o.kernels if not set(FAMILY_910B) <= set(k.chips)] == []
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:

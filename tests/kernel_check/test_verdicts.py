@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from qcompile.cli.main import cli
 from qcompile.kernel_check.check import Result, cases, check
 from qcompile.kernel_check.environment import KernelsEnv
-from qcompile.kernel_check.operators import CHIPS, read_operators
+from qcompile.kernel_check.operators import read_operators
+from qcompile.kernels.tile_table import CHIPS
 
 OneKernel = Callable[..., Path]
 TWO_POINTERS = """p = x_ptr
@@ -55,7 +56,7 @@ def test_an_overflow_tells_the_bytes(one_kernel: OneKernel, environment: Kernels
     assert result.overflow is not None
     assert (result.overflow.space, result.overflow.available_bytes) == ("ub", 196608)
     assert result.overflow.needed_bytes >= 131072 * 2
-    assert result.reason == f"ub needs {result.overflow.needed_bytes} bytes, has 196608"
+    assert result.reason == f"UB needs {result.overflow.needed_bytes} bytes, has 196608"
 
 
 def test_lost_double_buffering_is_told(one_kernel: OneKernel, environment: KernelsEnv) -> None:
@@ -107,6 +108,17 @@ def test_a_stated_budget_is_kept_to(one_kernel: OneKernel, environment: KernelsE
     one_kernel("over", COPY, more="budget_bytes = { ub = 1024 }")
     over = results_of(folder, environment)["over"]
     assert (over.verdict, over.over_budget, over.is_expected) == ("ok", {"ub": (2048, 1024)}, False)
+    one_kernel("unstated", COPY, more="budget_bytes = { cbuf = 1024 }")
+    unstated = results_of(folder, environment)["unstated"]
+    assert (unstated.verdict, unstated.over_budget, unstated.is_expected) == ("ok", {"ub": (2048, 0)}, False)
+
+
+def test_the_stated_core_is_kept_to(one_kernel: OneKernel, environment: KernelsEnv) -> None:
+    folder = one_kernel("fits", COPY)
+    table = folder / "fits" / "tiles.toml"
+    table.write_text(table.read_text().replace('core = "vector"', 'core = "cube"'))
+    result = results_of(folder, environment)["fits"]
+    assert (result.verdict, result.other_core, result.is_expected) == ("ok", "vector", False)
 
 
 def test_a_tile_that_should_overflow_and_does_not_is_unexpected(one_kernel: OneKernel, environment: KernelsEnv) -> None:
