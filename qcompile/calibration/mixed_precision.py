@@ -9,6 +9,7 @@ Which layers are hard comes out of the measurement; no layer is named here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ class Goal:
             such as rotary tables.
 
     Raises:
-        QuantError: None or both are given, or one is not positive.
+        QuantError: None or both are given, or one is not positive and finite.
     """
 
     quality: float | None = None
@@ -53,7 +54,7 @@ class Goal:
 
     def __post_init__(self) -> None:
         given = [value for value in (self.quality, self.size_mb) if value is not None]
-        if len(given) != 1 or not given[0] > 0:
+        if len(given) != 1 or not 0 < given[0] < math.inf:
             raise QuantError(
                 f"quality = {self.quality}, size = {self.size_mb}: give one of them, a positive number: a KL in nats per "
                 "token such as 0.01, or megabytes"

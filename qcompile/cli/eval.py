@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from qcompile.cli.finite_range import FiniteRange
 from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.sampling_options import template_variables
 from qcompile.cli.simulated_device import device_for
@@ -58,19 +59,19 @@ _DEFAULT_MAX_NEW_TOKENS = 1024
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, 1e4),
+    type=FiniteRange(0, 1e4),
     default=0.0,
     show_default=True,
     help="0: the first text of every case is greedy; above: every text is drawn.",
 )
 @click.option(
     "--sample-temperature",
-    type=click.FloatRange(0, 1e4, min_open=True),
+    type=FiniteRange(0, 1e4, min_open=True),
     default=0.8,
     show_default=True,
     help="Of a code case's further texts when the first is greedy.",
 )
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True, help="Of draws.")
+@click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=0.95, show_default=True, help="Of draws.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws.")
 @click.option("--templates", metavar="FILE.toml", type=click.Path(path_type=Path), help="Your own prompt templates.")
 @click.option("--raw", is_flag=True, help="Ask without the model's chat template.")
@@ -84,9 +85,7 @@ _DEFAULT_MAX_NEW_TOKENS = 1024
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts computed together.")
 @click.option("--threads", type=click.IntRange(1), help="Computing threads [default: physical cores].")
 @click.option("--max-model-len", type=click.IntRange(2), help="Most tokens, prompt and answer together.")
-@click.option(
-    "--code-timeout", type=click.FloatRange(0.1, 3600), default=8.0, show_default=True, help="Seconds per text."
-)
+@click.option("--code-timeout", type=FiniteRange(0.1, 3600), default=8.0, show_default=True, help="Seconds per text.")
 @click.option("--fresh", is_flag=True, help="Forget an earlier run with the same model and settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scoreboard, without the cases, as JSON.")
 def command(

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from qcompile.cli.finite_range import DAY_S, FiniteRange
 from qcompile.errors import KernelError
 from qcompile.kernel_check.check import VERDICTS, Result, cases, check
 from qcompile.kernel_check.environment import find_environment
@@ -79,7 +80,7 @@ def _chips(names: tuple[str, ...], operators: tuple[Operator, ...]) -> tuple[str
     "--jobs", type=click.IntRange(1, 64), default=min(8, os.cpu_count() or 1), show_default=True, help="Processes."
 )
 @click.option(
-    "--time-limit", type=click.FloatRange(min=1), default=120, show_default=True, metavar="S", help="Of one kernel."
+    "--time-limit", type=FiniteRange(1, DAY_S), default=120, show_default=True, metavar="S", help="Of one kernel."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from qcompile.cli.finite_range import WEEK_S, FiniteRange
 from qcompile.cli.package_check import check
 from qcompile.cli.sampling_options import template_variables
 from qcompile.evaluate.settings import token_limits
@@ -26,14 +27,18 @@ _TARGETS = ("contest", "modelarts", "modelarts-engine")
 @click.option("--kernels", type=click.Path(path_type=Path), help="contest: a folder of operators' .run files.")
 @click.option("--parameters", type=click.IntRange(1), help="contest: where the manifest does not tell.")
 @click.option(
-    "--budget", type=click.FloatRange(0, min_open=True), default=55.0, show_default=True, help="contest: minutes."
+    "--budget",
+    type=FiniteRange(0, WEEK_S / 60, min_open=True),
+    default=55.0,
+    show_default=True,
+    help="contest: minutes.",
 )
 @click.option("--questions", type=click.IntRange(1), default=200, show_default=True, help="contest: of all files.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts computed together.")
 @click.option("--samples", type=click.IntRange(1, 3), default=3, show_default=True, help="Texts per code question.")
 @click.option("--max-new-tokens", multiple=True, metavar="N|TYPE=N", help="Tokens of an answer  [default: 1024]")
-@click.option("--temperature", type=click.FloatRange(0, 1e4), default=0.0, show_default=True, help="Of first texts.")
-@click.option("--sample-temperature", type=click.FloatRange(0, 1e4, min_open=True), default=0.8, show_default=True)
+@click.option("--temperature", type=FiniteRange(0, 1e4), default=0.0, show_default=True, help="Of first texts.")
+@click.option("--sample-temperature", type=FiniteRange(0, 1e4, min_open=True), default=0.8, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws.")
 @click.option("--templates", metavar="FILE.toml", type=click.Path(path_type=Path), help="Your own prompt templates.")
 @click.option("--template-arg", "template_args", multiple=True, metavar="NAME=VALUE", help="For the chat template.")
@@ -56,7 +61,11 @@ _TARGETS = ("contest", "modelarts", "modelarts-engine")
     "--cases", multiple=True, metavar="FILE.jsonl", type=click.Path(path_type=Path), help="check: test files."
 )
 @click.option(
-    "--time-limit", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="check: minutes."
+    "--time-limit",
+    type=FiniteRange(0, WEEK_S / 60, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="check: minutes.",
 )
 @click.option("--static", "is_static", is_flag=True, help="check: run nothing of the package.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

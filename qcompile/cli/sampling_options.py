@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from qcompile.cli.finite_range import FiniteRange
+
 if TYPE_CHECKING:
     from qcompile.runtime import Engine, SamplingParams
 
@@ -20,21 +22,19 @@ _OPTIONS = (
     ),
     click.option(
         "--temperature",
-        type=click.FloatRange(0),
+        type=FiniteRange(0),
         help="Flatten (>1) or sharpen (<1) the distribution; 0: greedy.",
     ),
     click.option("--top-k", type=click.IntRange(-1), help="Sample from the K most likely tokens; 0: all."),
     click.option(
         "--top-p",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=FiniteRange(0, 1, min_open=True),
         help="Sample from the most likely tokens that hold this probability.",
     ),
-    click.option(
-        "--min-p", type=click.FloatRange(0, 1), help="Drop tokens below this fraction of the most likely one."
-    ),
+    click.option("--min-p", type=FiniteRange(0, 1), help="Drop tokens below this fraction of the most likely one."),
     click.option(
         "--repetition-penalty",
-        type=click.FloatRange(0, min_open=True),
+        type=FiniteRange(0, min_open=True),
         help="Above 1: tokens already seen become less likely.",
     ),
     click.option("--seed", type=click.IntRange(0), help="Make sampling repeatable."),

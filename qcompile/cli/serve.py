@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qcompile.cli.finite_range import WEEK_S, FiniteRange
 from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.simulated_device import device_for
 from qcompile.errors import ServeError
@@ -45,21 +46,21 @@ _MAX_KEY_BYTES = 4096
 )
 @click.option(
     "--max-wait",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, WEEK_S, min_open=True),
     default=60.0,
     show_default=True,
     help="Seconds to a first token; then 503.",
 )
 @click.option(
     "--deadline",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, WEEK_S, min_open=True),
     default=600.0,
     show_default=True,
     help="Seconds to the end of an answer; then 504.",
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(0),
+    type=FiniteRange(0, WEEK_S),
     default=60.0,
     show_default=True,
     help="Seconds to finish what was taken after SIGTERM.",

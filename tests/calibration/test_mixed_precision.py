@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -91,3 +92,10 @@ def test_goals_that_cannot_be_reached_say_the_best_found(models, directories, tm
 def test_a_goal_is_one_positive_number(wrong):
     with pytest.raises(QuantError, match="give one of them"):
         Goal(**wrong)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["quality", "size_mb"])
+def test_a_goal_is_positive_and_finite(name: str, value: float) -> None:
+    with pytest.raises(QuantError, match="give one of them, a positive number"):
+        Goal(**{name: value})

@@ -267,6 +267,7 @@ class TestSampling:
         "options",
         [
             ("--temperature", -1),
+            ("--temperature", "nan"),
             ("--top-p", 0),
             ("--top-p", 1.2),
             ("--min-p", 2),
@@ -286,9 +287,8 @@ class TestSampling:
     def test_usage_errors(self, model: Path, options: tuple[object, ...]) -> None:
         assert run(model, "Hello", *options).exit_code == 2
 
-    @pytest.mark.parametrize("options", [("--temperature", "nan"), ("--stop", "")])
-    def test_values_the_engine_refuses(self, model: Path, options: tuple[object, ...]) -> None:
-        result = run(model, "Hello", *options)
+    def test_a_value_the_engine_refuses(self, model: Path) -> None:
+        result = run(model, "Hello", "--stop", "")
         assert result.exit_code == 1
         assert result.stderr.startswith("Error: ")
         assert result.stderr.count("\n") == 1
