@@ -6,6 +6,7 @@
 #   bash install.sh --to DIR        # into DIR; then export ASCEND_CUSTOM_OPP_PATH=DIR
 #   bash install.sh --remove        # out of $ASCEND_OPP_PATH again
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 VENDOR=qcompile
 
@@ -14,9 +15,17 @@ fail() { echo "install.sh: $*" >&2; exit 1; }
 target="" remove=0
 while [ $# -gt 0 ]; do
   case "$1" in
-    --to) [ $# -ge 2 ] || fail "--to wants a folder"; target="$2"; shift 2 ;;
+    --to)
+      case "${2:-}" in
+        "") fail "--to wants a folder" ;;
+        -*) fail "--to wants a folder, not '$2'; for one of that name write ./$2" ;;
+        /*) target="$2" ;;
+        *) target="$caller/$2" ;;
+      esac
+      shift 2 ;;
     --remove) remove=1; shift ;;
-    *) fail "unknown option $1; see the head of this file" ;;
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$(basename "${BASH_SOURCE[0]}")"; exit 0 ;;
+    *) fail "unknown option $1; --help lists them" ;;
   esac
 done
 
@@ -41,6 +50,8 @@ others() {
 
 if [ "$remove" = 1 ]; then
   [ -z "$target" ] || fail "--remove takes no --to: remove the folder"
+  [ -d "$vendors/$VENDOR" ] || grep -qsE "^load_priority=(.*,)?$VENDOR(,|$)" "$vendors/config.ini" ||
+    fail "$vendors/$VENDOR: there is nothing to remove"
   rm -rf "${vendors:?}/$VENDOR"
   [ ! -f "$vendors/config.ini" ] || write_priority "$(others)"
   echo "removed $vendors/$VENDOR"

@@ -139,7 +139,9 @@ def test_attention_becomes_a_subgraph(driver: Path, layout: str, is_encoded: boo
     ("arguments", "message"),
     [
         (["--to"], "--to wants a folder"),
-        (["--frob"], "unknown option --frob"),
+        (["--to", ""], "--to wants a folder"),
+        (["--to", "--remove"], "--to wants a folder, not '--remove'"),
+        (["--frob"], "unknown option --frob; --help lists them"),
         ([], "ASCEND_OPP_PATH is not set"),
     ],
 )
@@ -150,17 +152,10 @@ def test_the_install_script_refuses(arguments: list[str], message: str) -> None:
     assert (done.returncode, message in done.stderr) == (1, True), done.stderr
 
 
-@pytest.mark.parametrize("before", [None, "load_priority=mine,other\n", "load_priority=mine,qcompile\nkeep=1\n"])
-def test_the_install_script_installs_and_removes(tmp_path: Path, before: str | None) -> None:
-    """With a cmake that copies a library: what is placed where, and that other vendors stay."""
-    opp = tmp_path / "opp"
-    (opp / "vendors").mkdir(parents=True)
-    config = opp / "vendors/config.ini"
-    if before is not None:
-        config.write_text(before)
+def install(tools: Path, opp: Path, *arguments: str, folder: Path = FOLDER) -> subprocess.CompletedProcess[str]:
+    """Run the script, from a folder, with a cmake that copies a library."""
     names = " ".join(f"ai.onnx::16::{op}" for op in PLUGINS.values())
-    tools = tmp_path / "bin"
-    tools.mkdir()
+    tools.mkdir(exist_ok=True)
     (tools / "cmake").write_text(
         "#!/usr/bin/env bash\n"
         f'case "$1" in -S) ;; --build) echo "{names}" >"$2/libqcompile_onnx_plugin.so" ;; '
@@ -168,13 +163,58 @@ def test_the_install_script_installs_and_removes(tmp_path: Path, before: str | N
     )
     (tools / "cmake").chmod(0o755)
     environ = {"PATH": f"{tools}:/usr/bin:/bin", "ASCEND_OPP_PATH": str(opp)}
-    command = ["bash", str(FOLDER / "install.sh")]
-    subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    command = ["bash", str(FOLDER / "install.sh"), *arguments]
+    return subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_install_script_takes_a_folder_as_the_caller_means_it(tmp_path: Path) -> None:
+    done = install(tmp_path / "bin", tmp_path / "opp", "--to", "mine", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine/framework/onnx/libqcompile_onnx_plugin.so").is_file()
+    assert not (FOLDER / "mine").exists()
+    assert f"ASCEND_CUSTOM_OPP_PATH={tmp_path / 'mine'}" in done.stdout
+    assert not (tmp_path / "opp").exists()
+
+
+@pytest.mark.parametrize("folder", ["", "--remove"])
+def test_the_install_script_installs_nowhere_else(tmp_path: Path, folder: str) -> None:
+    opp = tmp_path / "opp"
+    opp.mkdir()
+    assert install(tmp_path / "bin", opp, "--to", folder).returncode == 1
+    assert list(opp.iterdir()) == []
+
+
+def test_the_install_script_removes_only_what_is_there(tmp_path: Path) -> None:
+    opp = tmp_path / "opp"
+    (opp / "vendors").mkdir(parents=True)
+    (opp / "vendors/config.ini").write_text("load_priority=mine\n")
+    done = install(tmp_path / "bin", opp, "--remove")
+    assert (done.returncode, "there is nothing to remove" in done.stderr) == (1, True)
+    assert (opp / "vendors/config.ini").read_text() == "load_priority=mine\n"
+
+
+def test_the_install_script_has_help(tmp_path: Path) -> None:
+    done = install(tmp_path / "bin", tmp_path, "--help", folder=tmp_path)
+    assert (done.returncode, done.stdout.count("bash install.sh")) == (0, 3)
+    assert "set -euo" not in done.stdout
+
+
+@pytest.mark.parametrize("before", [None, "load_priority=mine,other\n", "load_priority=mine,qcompile\nkeep=1\n"])
+def test_the_install_script_installs_and_removes(tmp_path: Path, before: str | None) -> None:
+    """What is placed where, and that other vendors stay."""
+    opp = tmp_path / "opp"
+    (opp / "vendors").mkdir(parents=True)
+    config = opp / "vendors/config.ini"
+    if before is not None:
+        config.write_text(before)
+    done = install(tmp_path / "bin", opp)
+    assert done.returncode == 0, done.stderr
     assert (opp / "vendors/qcompile/framework/onnx/libqcompile_onnx_plugin.so").is_file()
     rest = "" if before is None else ",mine,other" if "other" in before else ",mine"
     assert f"load_priority=qcompile{rest}\n" in config.read_text()
     assert ("keep=1" in config.read_text()) == (before is not None and "keep" in before)
-    subprocess.run([*command, "--remove"], env=environ, capture_output=True, text=True, check=True)
+    done = install(tmp_path / "bin", opp, "--remove")
+    assert done.returncode == 0, done.stderr
     assert not (opp / "vendors/qcompile").exists()
     assert "qcompile" not in config.read_text()
     assert ("mine" in config.read_text()) == (before is not None)
