@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from qcompile.errors import ArtifactError, KernelError
@@ -22,6 +23,7 @@ _DTYPES = ("fp16", "bf16")
 _COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 _DECODE_MODELS = ("0.5B", "3B")
 _DECODE_BATCHES = (1, 16)
+_ONLY_MEASURED = ("models", "phases", "compile_mode", "new_tokens", "resume", "markdown")  # a dry run has none of them
 
 
 @click.command("bench")
@@ -52,11 +54,12 @@ def command(**options: Any) -> None:
     unknown = [name for name in options["operators"] if name not in OPERATORS]
     if unknown:
         raise click.BadParameter(f"'{unknown[0]}' is no operator; there are {', '.join(OPERATORS)}")
-    for path in (options["output"], options["markdown"]):
-        if path is not None and not path.parent.is_dir():  # seen now, not after an hour of measuring
+    _check_combination(options)
+    for path in (options["output"], options["markdown"]):  # seen now, not after an hour of measuring
+        if path is not None and not path.parent.is_dir():
             raise ArtifactError(f"{path}: there is no folder {path.parent}; make it first")
-    if options["resume"] and options["output"] is None:
-        raise click.BadParameter("--resume goes on with the file of --output; name it")
+        if path is not None and path.is_dir():
+            raise ArtifactError(f"{path}: is a folder; name a file in it")
     results = _dry_run(options) if options["dry_run"] else _measure(options)
     text = json.dumps(results, indent=1)
     if options["output"] is not None:
@@ -65,6 +68,16 @@ def command(**options: Any) -> None:
         click.echo(text)
     if options["dry_run"] and results["wrong"]:
         raise KernelError(f"{len(results['wrong'])} cases differ from float64: {', '.join(results['wrong'])}")
+
+
+def _check_combination(options: dict[str, Any]) -> None:
+    context = click.get_current_context()
+    given = [name for name in _ONLY_MEASURED if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if options["dry_run"] and given:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"--dry-run checks every case at tiny sizes and times nothing: leave out {named}")
+    if options["resume"] and options["output"] is None:
+        raise click.UsageError("--resume goes on with the file of --output; name it")
 
 
 def _settings(options: dict[str, Any], device: Any) -> Iterator[Any]:

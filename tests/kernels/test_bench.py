@@ -125,6 +125,35 @@ def test_where_it_cannot_write_is_said_before_anything_is_measured(tmp_path: Pat
     assert "right" not in done.output
 
 
+@pytest.mark.parametrize("option", ["--output", "--markdown"])
+def test_a_folder_in_place_of_a_file_is_told_before_anything_is_measured(
+    tmp_path: Path, timed: list[str], option: str
+) -> None:
+    done = CliRunner().invoke(cli, [*COMMAND, "swiglu", "--no-decode", option, str(tmp_path)])
+    assert done.exit_code == 1
+    assert f"{tmp_path}: is a folder; name a file in it" in done.output
+    assert timed == []
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--models", "7B"],
+        ["--phases", "prefill 4096"],
+        ["--compile-mode", "default"],
+        ["--new-tokens", "136"],
+        ["--markdown", "page.md"],
+        ["--resume"],
+    ],
+    ids=lambda option: option[0],
+)
+def test_what_a_dry_run_would_ignore_is_refused(option: list[str]) -> None:
+    done = CliRunner().invoke(cli, ["kernels", "bench", "swiglu", "--dry-run", "--no-decode", *option])
+    assert done.exit_code == 2
+    assert f"leave out {option[0]}" in done.output
+    assert "right" not in done.output
+
+
 def test_an_unknown_operator_is_a_usage_error() -> None:
     done = CliRunner().invoke(cli, ["kernels", "bench", "softmax"])
     assert done.exit_code == 2
