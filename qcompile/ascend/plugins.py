@@ -26,17 +26,16 @@ def plugins_named_in(text: str) -> frozenset[str]:
 
 
 def parse_plugins(text: str) -> frozenset[str]:
-    """Read `rms-norm,swiglu` or `all`.
+    """Read `rms-norm,swiglu`, or `all`, alone or beside others; an empty text means none.
 
     Raises:
-        UnsupportedOpError: There is no such plugin.
+        UnsupportedOpError: There is no such plugin, or the text has commas only.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
-    if names == ["all"]:
-        return frozenset(PLUGINS)
+    wanted = f"wanted all, or some of {', '.join(PLUGINS)}"
+    if text.strip() and not names:
+        raise UnsupportedOpError(f"--plugins {text}: names no plugin; {wanted}")
     for name in names:
-        if name not in PLUGINS:
-            raise UnsupportedOpError(
-                f"--plugins {name}: there is no such plugin; wanted all, or some of {', '.join(PLUGINS)}"
-            )
-    return frozenset(names)
+        if name not in PLUGINS and name != "all":
+            raise UnsupportedOpError(f"--plugins {name}: there is no such plugin; {wanted}")
+    return frozenset(PLUGINS if "all" in names else names)

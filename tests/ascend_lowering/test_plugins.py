@@ -121,7 +121,13 @@ def test_the_commands(fused: Path, tmp_path: Path) -> None:
 def test_names_of_plugins() -> None:
     assert parse_plugins("all") == ALL
     assert parse_plugins(" swiglu, rotary") == {"swiglu", "rotary"}
+    assert parse_plugins("swiglu,all") == parse_plugins("all,") == ALL
     assert parse_plugins("") == frozenset()
+    for text in (",", " , "):
+        with pytest.raises(UnsupportedOpError, match="names no plugin; wanted all, or some of rms-norm"):
+            parse_plugins(text)
+    with pytest.raises(UnsupportedOpError, match="gelu: there is no such plugin"):
+        parse_plugins("all,gelu")
     with pytest.raises(UnsupportedOpError, match="--plugins gelu"):
         parse_plugins("gelu")
 
