@@ -43,6 +43,10 @@ def read_operators(folder: Path | None = None, names: tuple[str, ...] = ()) -> t
     """
     folder = ROOT if folder is None else folder
     there = sorted(path.parent.name for path in folder.glob("*/tiles.toml"))
+    if not there and (folder / "tiles.toml").is_file():
+        raise KernelError(
+            f"{folder}: is an operator itself; give the folder that it lies in, {folder.resolve().parent}"
+        )
     if not there:
         raise KernelError(f"{folder}: no operator found; one is a folder with kernel.py and tiles.toml")
     for name in names:
@@ -64,4 +68,5 @@ def _summary(readme: Path) -> str:
     text = decode_utf8(read_bounded(readme, _LIMIT_BYTES, "too long to list", KernelError), str(readme), KernelError)
     lines = (line.strip() for line in text.splitlines())
     first = next((line for line in lines if line and not line.startswith("#")), "")
-    return ", ".join(re.split(r"\s{3,}", first))  # formulas are laid out in columns
+    first = re.sub(r"\s+=", " =", first)  # formulas are laid out in columns, and their = below each other
+    return ", ".join(re.split(r"\s{3,}", first))

@@ -222,6 +222,8 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="no operator found"):
         read_operators(tmp_path)
     folder = table(tmp_path, GOOD)
+    with pytest.raises(KernelError, match=f"one: is an operator itself; give the folder that it lies in, {folder}"):
+        read_operators(folder / "one")
     with pytest.raises(KernelError, match="no operator 'two'; there are one"):
         read_operators(folder, ("two",))
     (folder / "one" / "kernel.py").unlink()
@@ -292,3 +294,9 @@ def test_the_checks_table_is_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch, tm
     assert first[2:6] == ["ok", "165376", "73728", "-"]
     assert second[2] == "overflow"
     assert "needs 262144 bytes, has 131072" in " ".join(output.split())
+
+
+def test_a_summary_is_the_first_line_of_formulas_without_their_columns(tmp_path: Path) -> None:
+    folder = table(tmp_path, GOOD)
+    (folder / "one" / "README.md").write_text("# one\n\n    h      = x + y   q = h / scale\n    second = 1\n")
+    assert read_operators(folder)[0].summary == "h = x + y, q = h / scale"
