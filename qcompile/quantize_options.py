@@ -11,7 +11,8 @@
 
 A value that is not given is the pass's own. A pattern is a shell pattern over the names of a projection: its node's, its
 weight's, and for some places `lm_head`, `embed_tokens` or `down_proj` (what follows the activation of a feed-forward).
-The last layer entry that matches wins.
+The last layer entry that matches wins. 8-bit weights have no zero points: bits = 8 without a word on symmetric ends what a
+more general entry said of it.
 """
 
 from __future__ import annotations
@@ -155,7 +156,10 @@ class QuantizeOptions:
         everywhere = LayerOptions("*", self.bits, self.group_size, self.symmetric, self.activations, self.algorithm)
         for layer in (*defaults, everywhere, *self.layers):
             if layer.matches(names):
-                values |= layer.given()
+                given = layer.given()
+                if given.get("bits") == 8 and values.get("symmetric") is False:
+                    del values["symmetric"]  # said of weights of 4 bits
+                values |= given
         kind = (values["activations"], values["bits"])
         values.setdefault("group_size", _DEFAULT_GROUPS.get(kind, "channel"))
         values.setdefault("symmetric", kind != ("float", 4))

@@ -10,6 +10,7 @@ from qcompile.ascend.lowering.lower import AscendOptions
 from qcompile.cli.main import cli
 from qcompile.errors import PassError, QuantError, ShapeError
 from qcompile.optimize_recipe import load_optimize_recipe
+from qcompile.passes.quantize_int4 import QuantizeInt4
 from qcompile.pipeline import OptimizeOptions
 from qcompile.quantize_options import LayerOptions, QuantizeOptions, parse_layer
 from qcompile.runtime.manifest import Manifest
@@ -79,6 +80,15 @@ def test_recipe_and_command_line_make_the_same_model(exported, tmp_path):
     assert json.loads(first.stdout)["target"] == "ort"
 
 
+def test_the_example_of_the_options_makes_a_model(exported, tmp_path):
+    arguments = ("--passes", "fuse,int4", "--group-size", "16", "--asymmetric", "--layer", "*down_proj*:bits=8")
+    done = run("optimize", exported["qwen2"], *arguments, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    seen = {t["name"]: (t["bits"], t["symmetric"]) for t in tensors(tmp_path / "out")}
+    assert seen["layers.0.mlp.down_proj"] == (8, True)
+    assert seen["layers.0.attn.qkv_proj"] == (4, False)
+
+
 def test_a_recipe_for_ascend(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text(
@@ -129,6 +139,40 @@ def test_a_damaged_recipe_is_told_in_one_line(tmp_path, text, message):
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value).split("is not TOML")[0]
+
+
+def scheme_of(text, **general):
+    options = QuantizeOptions(**general, layers=(parse_layer(text),) if text else ())
+    scheme = options.scheme_for(["layers.0.mlp.down_proj"], QuantizeInt4.defaults)
+    return scheme.bits, scheme.group_size, scheme.symmetric
+
+
+@pytest.mark.parametrize(
+    ("text", "general", "wanted"),
+    [
+        ("*down_proj*:bits=8", {}, (8, 128, True)),
+        ("", {"bits": 8}, (8, 128, True)),
+        ("*down_proj*:bits=8", {"group_size": 64, "symmetric": False}, (8, 64, True)),
+        ("*down_proj*:bits=4", {"bits": 8}, (4, 32, False)),
+        ("*down_proj*:bits=4", {"bits": 8, "symmetric": True}, (4, 32, True)),
+        ("*lm_head*:bits=8", {"symmetric": False}, (4, 32, False)),
+    ],
+)
+def test_zero_points_that_4_bits_have_end_where_8_bits_are_asked_for(text, general, wanted):
+    assert scheme_of(text, **general) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "general"),
+    [
+        ("", {"bits": 8, "symmetric": False}),
+        ("*down_proj*:bits=8,symmetric=false", {}),
+        ("*down_proj*:symmetric=false", {"bits": 8}),
+    ],
+)
+def test_zero_points_that_are_asked_for_at_8_bits_are_refused(text, general):
+    with pytest.raises(QuantError, match=r"layers.0.mlp.down_proj: 8-bit weights are symmetric"):
+        scheme_of(text, **general)
 
 
 @pytest.mark.parametrize(
