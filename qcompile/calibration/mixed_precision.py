@@ -10,7 +10,7 @@ Which layers are hard comes out of the measurement; no layer is named here.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import onnx_ir as ir
 
 from qcompile.calibration.calibrate import CalibrationSettings
 from qcompile.calibration.runner import Say
-from qcompile.calibration.sensitivity import Sensitivity, choose, label_of, measure_sensitivity
+from qcompile.calibration.sensitivity import FLOAT, Sensitivity, choose, label_of, measure_sensitivity
+from qcompile.calibration.text import BUILT_IN
 from qcompile.calibration.text_source import TextSource
 from qcompile.calibration.trial import Trials
 from qcompile.errors import QuantError
@@ -46,7 +47,7 @@ class Goal:
             such as rotary tables.
 
     Raises:
-        QuantError: None or both are given, or one is not positive and finite.
+        QuantError: None or both are given, or one is not positive or not finite.
     """
 
     quality: float | None = None
@@ -56,8 +57,8 @@ class Goal:
         given = [value for value in (self.quality, self.size_mb) if value is not None]
         if len(given) != 1 or not 0 < given[0] < math.inf:
             raise QuantError(
-                f"quality = {self.quality}, size = {self.size_mb}: give one of them, a positive number: a KL in nats per "
-                "token such as 0.01, or megabytes"
+                f"quality = {self.quality}, size = {self.size_mb}: give one of them, a positive number and not infinity: a "
+                "KL in nats per token such as 0.01, or megabytes"
             )
 
     def describe(self) -> str:
@@ -75,6 +76,7 @@ class Decision:
         allocation: The scheme of each tensor.
         other_bytes: Weights that no scheme is for: norms, biases, tables.
         source: The text it was measured on.
+        notes: What was not as asked.
     """
 
     goal: Goal
@@ -82,11 +84,22 @@ class Decision:
     allocation: Allocation
     other_bytes: int
     source: str
+    notes: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:
         """Of all weights."""
         return self.allocation.size_bytes + self.other_bytes
+
+    @property
+    def made(self) -> Allocation:
+        """The allocation with the names of what the pass will do; trials round with a simpler algorithm for some."""
+        own = {label: label_of(scheme) for label, scheme in self.sensitivity.schemes.items()}
+        chosen = {
+            name: replace(choice, label=own.get(choice.label, choice.label))
+            for name, choice in self.allocation.chosen.items()
+        }
+        return replace(self.allocation, chosen=chosen)
 
     def apply(self, options: QuantizeOptions) -> QuantizeOptions:
         """Return the options of a pass with the choice in them.
@@ -104,12 +117,12 @@ class Decision:
             "goal": {"quality": self.goal.quality, "size_mb": self.goal.size_mb},
             "source": self.source,
             "size_bytes": self.size_bytes,
-            **self.sensitivity.record(self.allocation),
+            **self.sensitivity.record(self.made),
         }
 
     def summary(self) -> str:
         """Return one line: the goal, what was reached, how many layers got what."""
-        labels = list(self.allocation.labels().values())
+        labels = list(self.made.labels().values())
         counts = ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
         return (
             f"{self.goal.describe()}: {self.size_bytes / 1e6:.1f} MB at a measured KL of {self.allocation.measured:.2g} "
@@ -125,12 +138,12 @@ class Decision:
             ("KL, measured", "" if measured is None else f"{measured:.2e}"),
             ("KL, sum of single tensors", f"{self.allocation.divergence:.2e}"),
         ]
-        tables = [self.sensitivity.table(self.allocation), self._checks()]
+        tables = [self.sensitivity.table(self.made), self._checks()]
         notes = [
             f"Measured on {self.sensitivity.num_tokens} tokens of '{self.source}', {self.sensitivity.num_positions} positions.",
             "'est.': from the squared error of the tensor's own outputs and its one measured KL.",
         ]
-        chart = self.sensitivity.chart(self.allocation)
+        chart = self.sensitivity.chart(self.made)
         return ChartFile("qcompile", "What quantizing each tensor costs", cards, [chart], tables, notes)
 
     def write_page(self, path: Path) -> None:
@@ -211,9 +224,25 @@ def decide(
     everything = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     other_bytes = everything - sum(sensitivity.float_bytes.values())
     budget = None if goal.size_mb is None else int(goal.size_mb * 1e6) - other_bytes
-    allocation = choose(sensitivity, trials, quality=goal.quality, size_bytes=budget, say=say)
+    allocation = choose(sensitivity, trials, quality=goal.quality, size_bytes=budget, other_bytes=other_bytes, say=say)
     own = {label_of(quick): scheme for scheme, quick in tried.items()}
-    return Decision(goal, replace(sensitivity, schemes=own), allocation, other_bytes, found.source)
+    decision = Decision(goal, replace(sensitivity, schemes=own), allocation, other_bytes, found.source)
+    return replace(decision, notes=tuple(_notes(decision)))
+
+
+def _notes(decision: Decision) -> Iterator[str]:
+    """Say what a user would not expect of a decision."""
+    num_tokens = decision.sensitivity.num_tokens
+    if num_tokens < TRIAL_SETTINGS.num_tokens and decision.source != BUILT_IN:
+        yield (
+            f"{decision.source}: bits were chosen on {num_tokens} tokens, {TRIAL_SETTINGS.num_tokens} are wanted; "
+            "give a longer text"
+        )
+    if set(decision.allocation.labels().values()) == {FLOAT}:
+        yield (
+            f"{decision.goal.describe()}: all weights as they are take {decision.size_bytes / 1e6:.1f} MB, so nothing "
+            "was quantized; give a smaller size"
+        )
 
 
 def _without_statistics(scheme: LinearScheme) -> LinearScheme:

@@ -62,7 +62,7 @@ class CalibratedStatistics:
     @property
     def notes(self) -> tuple[str, ...]:
         """What of the text was not as asked."""
-        return () if self._calibration is None else self._calibration.notes
+        return tuple(note for found in (self.decision, self._calibration) if found is not None for note in found.notes)
 
     def prepare(self, model: ir.Model) -> Calibration:
         """Calibrate a float model, as it is now.

@@ -15,7 +15,7 @@ up (a tied embedding), everything is measured.
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -189,6 +189,7 @@ def choose(
     *,
     quality: float | None = None,
     size_bytes: int | None = None,
+    other_bytes: int = 0,
     with_float: bool = True,
     say: Say | None = None,
 ) -> Allocation:
@@ -199,11 +200,13 @@ def choose(
         trials: The float model, to measure the choice as a whole.
         quality: Mean KL in nats per token that the whole may reach, as measured.
         size_bytes: Bytes that all tensors together may take.
+        other_bytes: Weights besides these tensors; messages count them.
         with_float: Whether a tensor may stay as it is.
         say: Called with (what, done, total).
 
     Raises:
-        QuantError: Not exactly one of the two is given, or it cannot be reached; the message says the best found.
+        QuantError: Not exactly one of the two is given, or it cannot be reached with anything quantized; the message says
+            the best found.
     """
     if (quality is None) == (size_bytes is None):
         raise QuantError("give either a quality (KL) or a size (MB) to choose bits by")
@@ -219,10 +222,31 @@ def choose(
         return trials.compare(changes).mean if changes else 0.0
 
     if quality is not None:
-        return reach_quality(choices, quality, measure)
+        found = reach_quality(choices, quality, measure, other_bytes)
+        return found if set(found.labels().values()) != {FLOAT} else _least_harm(choices, quality, measure)
     assert size_bytes is not None
-    found = fit_size(choices, size_bytes)
+    found = fit_size(choices, size_bytes, other_bytes)
     return replace(found, measured=measure(found))
+
+
+def _least_harm(
+    choices: Mapping[str, Sequence[Choice]], quality: float, measure: Callable[[Allocation], float]
+) -> Allocation:
+    """Return the allocation with one tensor quantized, the one that is harmed least; a float model was not asked for.
+
+    Raises:
+        QuantError: Even that is measured to diverge more; the message says how much.
+    """
+    quantized = [(name, choice) for name, own in choices.items() for choice in own if choice.label != FLOAT]
+    name, least = min(quantized, key=lambda item: item[1].divergence)
+    chosen = {other: next(c for c in own if c.label == FLOAT) for other, own in choices.items()} | {name: least}
+    kl = measure(Allocation(chosen))
+    if kl > quality:
+        raise QuantError(
+            f"a KL of {quality:.2g} cannot be reached with anything quantized: the least found is {kl:.2g}, with "
+            f"'{name}' alone in {least.label}; allow more"
+        )
+    return Allocation(chosen, kl)
 
 
 def label_of(scheme: LinearScheme) -> str:

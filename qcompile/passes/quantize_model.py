@@ -80,7 +80,7 @@ class QuantizeModel(Pass):
         statistics: Statistics | None = None,
         smallest_group: int = GROUP_SIZES[0],
     ) -> None:
-        self.options = options or QuantizeOptions()
+        self.asked = self.options = options or QuantizeOptions()
         self.statistics = statistics
         self.smallest_group = smallest_group
 
@@ -154,7 +154,7 @@ class QuantizeModel(Pass):
             options = replace(options, activations="float", layers=layers)
         scheme = options.scheme_for(projection.names, self.defaults)
         if scheme is None:
-            return "kept float, as asked"
+            return self._kept(projection)
         if projection.is_lookup and scheme.algorithm in NEEDS_HESSIAN:
             scheme = replace(scheme, algorithm="mse")  # a lookup multiplies nothing: its rows are what counts
         if projection.is_lookup and tied and tied[0] is not None and tied[0].activations == "float":
@@ -162,6 +162,12 @@ class QuantizeModel(Pass):
         if scheme.bits == 4 and projection.num_inputs % 2:
             return f"its {projection.num_inputs} inputs are odd: two codes of 4 bits share a byte"
         return self._grouped(projection, scheme, is_asked=options.asks_group_size(projection.names))
+
+    def _kept(self, projection: Projection) -> str:
+        """Return who keeps a projection float: the user, or the choice of bits."""
+        if any(LayerOptions(pattern).matches(projection.names) for pattern in self.asked.keep_float):
+            return "kept float, as asked"
+        return f"kept float by --{'size' if self.asked.quality is None else 'quality'}"
 
     def _grouped(self, projection: Projection, scheme: LinearScheme, *, is_asked: bool) -> LinearScheme | str:
         """Return the scheme with a block that the target takes and that divides the inputs, or why there is none."""

@@ -9,6 +9,7 @@ their sum to first order when errors are small and independent. `reach_quality` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,8 +78,13 @@ class Allocation:
 Choices = Mapping[str, Sequence[Choice]]
 
 
-def fit_size(choices: Choices, max_bytes: int) -> Allocation:
+def fit_size(choices: Choices, max_bytes: int, other_bytes: int = 0) -> Allocation:
     """Return the allocation of least divergence within so many bytes.
+
+    Args:
+        choices: Per tensor.
+        max_bytes: What the tensors may take.
+        other_bytes: What is stored besides; the message counts it.
 
     Raises:
         QuantError: Even the smallest choices need more; the message says how much and at what divergence.
@@ -86,8 +92,8 @@ def fit_size(choices: Choices, max_bytes: int) -> Allocation:
     smallest = Allocation({name: min(own, key=lambda c: (c.size_bytes, c.divergence)) for name, own in choices.items()})
     if smallest.size_bytes > max_bytes:
         raise QuantError(
-            f"a size of {max_bytes / 1e6:.1f} MB cannot be reached: the smallest found is "
-            f"{smallest.size_bytes / 1e6:.1f} MB, at a KL of about {smallest.divergence:.2g}"
+            f"a size of {(max_bytes + other_bytes) / 1e6:g} MB cannot be reached: the smallest found is "
+            f"{_megabytes(smallest.size_bytes + other_bytes)} MB, at a KL of about {smallest.divergence:.2g}"
         )
     return _solve(choices, lambda c: c.size_bytes, lambda c: c.divergence, max_bytes)
 
@@ -100,11 +106,13 @@ def fit_divergence(choices: Choices, max_divergence: float) -> Allocation:
     """
     best = Allocation({name: min(own, key=lambda c: (c.divergence, c.size_bytes)) for name, own in choices.items()})
     if best.divergence > max_divergence:
-        raise _unreachable(max_divergence, best, best.divergence, "about ")
+        raise _unreachable(max_divergence, best.size_bytes, best.divergence, "about ")
     return _solve(choices, lambda c: c.divergence, lambda c: c.size_bytes, max_divergence)
 
 
-def reach_quality(choices: Choices, target: float, measure: Callable[[Allocation], float]) -> Allocation:
+def reach_quality(
+    choices: Choices, target: float, measure: Callable[[Allocation], float], other_bytes: int = 0
+) -> Allocation:
     """Return the smallest allocation found whose measured divergence is within a target.
 
     What single tensors add is not quite what they add together. So the sum that may be spent is corrected by what was
@@ -114,6 +122,7 @@ def reach_quality(choices: Choices, target: float, measure: Callable[[Allocation
         choices: Per tensor.
         target: KL in nats per token.
         measure: Runs the model with an allocation and returns its KL.
+        other_bytes: What is stored besides the tensors; the message counts it.
 
     Raises:
         QuantError: The best choices, all together, were measured to diverge more.
@@ -143,7 +152,7 @@ def reach_quality(choices: Choices, target: float, measure: Callable[[Allocation
     kl = measure(best)
     if kl <= target:
         return Allocation(best.chosen, kl)
-    raise _unreachable(target, best, kl, "")
+    raise _unreachable(target, best.size_bytes + other_bytes, kl, "")
 
 
 def _between(lowest: float, highest: float, wanted: float) -> float:
@@ -153,11 +162,16 @@ def _between(lowest: float, highest: float, wanted: float) -> float:
     return 2 * wanted if not np.isfinite(highest) else (lowest + highest) / 2
 
 
-def _unreachable(target: float, best: Allocation, divergence: float, about: str) -> QuantError:
+def _unreachable(target: float, size_bytes: int, divergence: float, about: str) -> QuantError:
     return QuantError(
         f"a KL of {target:.2g} cannot be reached by these schemes: the best found is {about}{divergence:.2g}, at "
-        f"{best.size_bytes / 1e6:.1f} MB; allow more, or keep some layers float"
+        f"{_megabytes(size_bytes)} MB; allow more, or keep some layers float"
     )
+
+
+def _megabytes(size_bytes: int) -> str:
+    """Return a size in MB, rounded up: who asks for what a message says must get it."""
+    return f"{math.ceil(size_bytes / 1e3) / 1e3:.3f}"
 
 
 def _solve(

@@ -1,14 +1,17 @@
 import json
 import math
+import re
+from dataclasses import replace
 
 import pytest
 
 from qcompile.artifact import load_model
 from qcompile.calibration.mixed_precision import Goal, decide
+from qcompile.calibration.provide import CalibratedStatistics
 from qcompile.calibration.sensitivity import FLOAT, label_of, measure_sensitivity
 from qcompile.calibration.trial import Trials
 from qcompile.errors import QuantError
-from qcompile.passes.base import PassContext
+from qcompile.passes.base import PassContext, PassResult
 from qcompile.passes.narrow_scales import NarrowScales
 from qcompile.passes.quantize_int4 import QuantizeInt4
 from qcompile.quantize_options import LayerOptions, LinearScheme, QuantizeOptions
@@ -16,6 +19,16 @@ from tests.calibration.test_provide import source
 from tests.calibration.test_sensitivity import INT4, ROWS, W8A8, kl_of, logits_of
 
 INT8 = LinearScheme(8, 32, True, "float", "rtn")
+
+
+class Decided:
+    """Statistics whose decision is known."""
+
+    def __init__(self, decision):
+        self.decision = decision
+
+    def decide(self, model, candidates, goal):
+        return self.decision
 
 
 def weight_bytes(model):
@@ -88,7 +101,60 @@ def test_goals_that_cannot_be_reached_say_the_best_found(models, directories, tm
         decide(models["fused"], source(directories), [INT4], Goal(size_mb=0.04), cache=tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [{}, {"quality": 0.0}, {"quality": 1.0, "size_mb": 3.0}, {"size_mb": float("nan")}])
+def test_the_sizes_of_messages_are_those_of_all_weights(models, directories, tmp_path):
+    smallest = decide(models["fused"], source(directories), [INT4], Goal(quality=5.0), cache=tmp_path).size_bytes
+    said = f"a size of 1e-05 MB cannot be reached: the smallest found is {math.ceil(smallest / 1e3) / 1e3:.3f} MB"
+    with pytest.raises(QuantError, match=re.escape(said)):
+        decide(models["fused"], source(directories), [INT4], Goal(size_mb=1e-5), cache=tmp_path)
+
+
+def test_a_quality_that_leaves_everything_float_says_what_one_tensor_costs(models, directories, tmp_path):
+    with pytest.raises(QuantError, match=r"KL of 1e-12 cannot be .* anything quantized: the least found is") as caught:
+        decide(models["fused"], source(directories), [INT8], Goal(quality=1e-12), cache=tmp_path)
+    least = float(re.search(r"least found is (\S+), with", str(caught.value))[1])
+    decision = decide(models["fused"], source(directories), [INT8], Goal(quality=least * 1.06), cache=tmp_path)
+    assert label_of(INT8) in decision.allocation.labels().values()
+    assert decision.allocation.measured <= least * 1.06
+
+
+def test_a_size_that_holds_everything_float_says_so(models, directories, tmp_path):
+    decision = decide(models["fused"], source(directories), [INT8], Goal(size_mb=1000), cache=tmp_path)
+    everything = f"{weight_bytes(models['fused']) / 1e6:.1f} MB"
+    assert decision.notes == (
+        f"1000 MB at most: all weights as they are take {everything}, so nothing was quantized; give a smaller size",
+    )
+    result = PassResult("int4")
+    quantize = QuantizeInt4(QuantizeOptions(size_mb=1000, keep_float=("lm_head",)), Decided(decision))
+    quantize.call(PassContext(models["fused"]), result)
+    reasons = {rejection.node: rejection.reason for rejection in result.rejected}
+    assert reasons["lm_head"] == "kept float, as asked"
+    assert reasons["layers.0.mlp.down_proj"] == "kept float by --size"
+
+
+def test_the_choice_names_the_algorithm_that_will_run(models, directories, tmp_path):
+    gptq = replace(INT4, algorithm="gptq")
+    decision = decide(models["fused"], source(directories), [gptq], Goal(quality=5.0), cache=tmp_path)
+    assert label_of(gptq) in decision.summary()
+    assert "mse" not in decision.summary()
+    assert label_of(gptq) in decision.record()["allocation"]["chosen"].values()
+    assert label_of(gptq) in decision.page().html()
+
+
+def test_a_short_text_is_worth_a_note(models, directories, tmp_path):
+    (tmp_path / "short.txt").write_text("hello", encoding="utf-8")
+    text = source(directories, tmp_path / "short.txt")
+    statistics = CalibratedStatistics(text, cache=tmp_path)
+    decision = statistics.decide(models["fused"], [INT4], Goal(quality=50.0))
+    assert statistics.notes == decision.notes
+    assert "tokens, 384 are wanted; give a longer text" in decision.notes[0]
+    builtin = decide(models["fused"], source(directories), [INT4], Goal(quality=50.0), cache=tmp_path)
+    assert builtin.notes == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"quality": 0.0}, {"quality": 1.0, "size_mb": 3.0}, *({"size_mb": float(v)} for v in ("nan", "inf"))],
+)
 def test_a_goal_is_one_positive_number(wrong):
     with pytest.raises(QuantError, match="give one of them"):
         Goal(**wrong)

@@ -194,6 +194,8 @@ def test_what_cannot_be_reached_or_makes_no_sense_is_one_line(measured, models):
     trials, found = measured
     with pytest.raises(QuantError, match=r"KL of 1e-12 cannot be reached .*the best found is .* MB"):
         choose(found, trials, quality=1e-12, with_float=False)
+    with pytest.raises(QuantError, match=r"KL of 1e-12 cannot be reached with anything quantized: .* alone in int8"):
+        choose(found, trials, quality=1e-12)
     with pytest.raises(QuantError, match="the smallest found is"):
         choose(found, trials, size_bytes=10)
     with pytest.raises(QuantError, match="either a quality"):

@@ -60,11 +60,18 @@ def test_the_fragile_tensor_gets_the_bytes():
 
 def test_what_cannot_be_reached_says_the_best_found():
     with pytest.raises(
-        QuantError, match=r"size of 0.0 MB cannot be reached: the smallest found is 0.0 MB, at a KL .*0.15"
+        QuantError, match=r"size of 0.000599 MB cannot be reached: the smallest found is 0.001 MB, at a KL .*0.15"
     ):
         fit_size(three_tensors(), 599)
     with pytest.raises(QuantError, match=r"KL of 1e-09 cannot be reached .*: the best found is about 0.0016"):
         fit_divergence(three_tensors(), 1e-9)
+
+
+def test_messages_count_what_is_stored_besides_the_tensors():
+    with pytest.raises(QuantError, match=r"size of 1e-05 MB cannot be reached: the smallest found is 5.001 MB,"):
+        fit_size(three_tensors(), 10 - 5_000_000, other_bytes=5_000_000)
+    with pytest.raises(QuantError, match=r"best found is 0.016, at 5.002 MB"):
+        reach_quality(three_tensors(), 0.01, lambda a: 10 * a.divergence, other_bytes=5_000_000)
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 2.5])
@@ -85,7 +92,7 @@ def test_the_target_is_met_by_what_is_measured_and_not_by_the_sum(factor):
 
 
 def test_a_measured_quality_that_is_out_of_reach_says_the_best_found():
-    with pytest.raises(QuantError, match=r"KL of 0.01 cannot be reached .* best found is 0.016, at 0.0 MB"):
+    with pytest.raises(QuantError, match=r"KL of 0.01 cannot be reached .* best found is 0.016, at 0.002 MB"):
         reach_quality(three_tensors(), 0.01, lambda a: 10 * a.divergence)
     exact = {"t": [Choice("int8", 100, 0.0)]}
     assert reach_quality(exact, 0.01, lambda a: 0.0).measured == 0.0
