@@ -57,6 +57,7 @@ __all__ = [
     "Progress",
     "Provenance",
     "SavedModel",
+    "check_output",
     "find_graph",
     "find_manifest",
     "graph_io_of",
@@ -257,6 +258,25 @@ class ArtifactWriter:
                 _move_files(self.path, self._final)
             else:
                 _move_into_place(self.path, self._final)
+
+
+def check_output(directory: Path, source: Path) -> None:
+    """Refuse, before any work, a directory that a model cannot be written to.
+
+    Args:
+        directory: Where it shall be.
+        source: The .onnx file that it is made from.
+
+    Raises:
+        ArtifactError: It is the source's own directory, or something that is not a compiled-model directory is in the way.
+    """
+    real = os.path.realpath(source)
+    if os.path.realpath(directory) in (os.path.realpath(source.parent), os.path.dirname(real)):
+        raise ArtifactError(
+            f"{directory}: holds the model that is read, which would be gone; choose another output directory"
+        )
+    with _as_artifact_error(directory):
+        _refuse_what_is_in_the_way(directory)
 
 
 def _refuse_what_is_in_the_way(directory: Path) -> None:

@@ -19,6 +19,7 @@ from qcompile.artifact import (
     WEIGHTS_NAME,
     ArtifactWriter,
     Provenance,
+    check_output,
     find_graph,
     graph_io_of,
     load_model,
@@ -140,6 +141,8 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     if options.verify not in VERIFY_LEVELS:
         raise PassError(f"--verify {options.verify}: wanted one of {', '.join(VERIFY_LEVELS)}")
     graph_path, manifest = find_graph(source)
+    if not options.dry_run:
+        check_output(output, graph_path)
     model = load_model(graph_path)
     target = _target(options, model)
     options, notes = _fit_passes(options, target)

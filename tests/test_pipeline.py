@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qcompile.artifact import load_model
-from qcompile.errors import GraphError, PassError, QCompileError, UnsupportedOpError, VerifyError
+from qcompile.errors import ArtifactError, GraphError, PassError, QCompileError, UnsupportedOpError, VerifyError
 from qcompile.passes.base import op_histogram
 from qcompile.passes.registry import GROUPS, PASSES, expand
 from qcompile.pipeline import OptimizeOptions, optimize
@@ -148,6 +148,30 @@ def test_dry_run_writes_nothing(qwen2, tmp_path):
     report = optimize_tiny(qwen2, tmp_path / "out", dry_run=True)
     assert report.count("fuse-attention") == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("named", ["directory", "file", "link"])
+def test_the_model_that_is_read_is_not_replaced(qwen2, tmp_path, named):
+    source = Path(shutil.copytree(qwen2, tmp_path / "model"))
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    (tmp_path / "link").symlink_to(source)
+    given = {
+        "directory": (source, source),
+        "file": (source / "model.onnx", source),
+        "link": (source, tmp_path / "link"),
+    }
+    with pytest.raises(ArtifactError, match="holds the model that is read, which would be gone; choose another output"):
+        optimize_tiny(*given[named])
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+    assert optimize_tiny(source, source, dry_run=True).ops_after
+
+
+def test_what_is_in_the_way_is_told_before_the_work(qwen2, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    said: list[str] = []
+    with pytest.raises(ArtifactError, match="is not a compiled-model directory"):
+        optimize(qwen2, tmp_path, OptimizeOptions(), lambda what, done, total: said.append(what))
+    assert said == []
 
 
 def test_verify_off_proves_nothing(qwen2, tmp_path):
