@@ -56,6 +56,7 @@ class LoadedModel:
         kernels: How often each kernel ran, for one call.
         quantized: Quantized tensors that a quantized kernel multiplied.
         dequantized: Those that became float when the model was loaded.
+        int8_caches: Layers whose KV cache is int8.
         resident_bytes: Memory of the process after loading and one call.
         private_bytes: The part of it that is no file's: what no other process can share.
         peak_bytes: The most it had.
@@ -64,6 +65,7 @@ class LoadedModel:
     kernels: dict[str, int]
     quantized: int
     dequantized: tuple[str, ...]
+    int8_caches: int
     resident_bytes: int
     private_bytes: int
     peak_bytes: int
@@ -86,9 +88,10 @@ class LoadedModel:
     def summary(self) -> str:
         """One line for people."""
         total = self.quantized + len(self.dequantized)
-        return (
-            f"{self.quantized} of {total} quantized tensors run quantized, {self.resident_bytes / 1e6:.0f} MB resident"
-        )
+        parts = [f"{self.quantized} of {total} quantized tensors run quantized"] if total else []
+        if self.int8_caches:
+            parts.append(f"int8 KV cache in {self.int8_caches} layers")
+        return ", ".join([*parts, f"{self.resident_bytes / 1e6:.0f} MB resident"])
 
 
 def inspect_loaded(directory: Path) -> LoadedModel:
@@ -120,15 +123,18 @@ def _look(directory: Path) -> LoadedModel:
         options.profile_file_prefix = str(Path(scratch) / "profile")
         path = directory / manifest.graph().file.name
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        session.run(["logits"], {value.name: _feed(value, manifest) for value in session.get_inputs()})
+        inputs = session.get_inputs()
+        session.run(["logits"], {value.name: _feed(value, manifest) for value in inputs})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     ran = [(e["name"].removesuffix("_kernel_time"), e["args"]["op_name"]) for e in events if _is_kernel(e)]
     tensors = manifest.quantization.get("tensors", [])
     lost = [tensor["name"] for tensor in tensors if not _runs_quantized(tensor, ran)]
+    # the manifest says what was done to the cache; whether the graph that was loaded has it so is seen here
+    int8_caches = sum(v.name.endswith(".key") and v.type == "tensor(int8)" for v in inputs)
     memory = _memory()
     kernels = dict(sorted(Counter(op for _, op in ran).items()))
     sizes = [memory.get(key, 0) for key in ("VmRSS", "RssAnon", "VmHWM")]
-    return LoadedModel(kernels, len(tensors) - len(lost), tuple(lost), *sizes)
+    return LoadedModel(kernels, len(tensors) - len(lost), tuple(lost), int8_caches, *sizes)
 
 
 def _is_kernel(event: dict[str, Any]) -> bool:

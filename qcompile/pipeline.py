@@ -147,6 +147,8 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     target = _target(options, model)
     options, notes = _fit_passes(options, target)
     plan = _schedule(model, target, options)
+    if _cache_dtype(model) == ir.DataType.INT8 and any(step in registry.QUANTIZE for step in plan):
+        raise PassError(f"{source}: has an int8 KV cache already; quantize the model that it was made from")
     _check_quantization(plan, options, target)
     shape, config = describe_any(model, graph_path.parent, manifest)
     context = PassContext(model, None if options.verify == "off" else Prover())
@@ -190,11 +192,16 @@ class _Origin:
     config: dict[str, Any]
 
 
+def _cache_dtype(model: ir.Model) -> ir.DataType | None:
+    return next((v.dtype for v in model.graph.inputs if (v.name or "").startswith("past_key_values.")), None)
+
+
 def _target(options: OptimizeOptions, model: ir.Model) -> Target:
     logits = next((v for v in model.graph.outputs if v.name == "logits"), None)
     dtype = logits.dtype if logits is not None and logits.dtype is not None else ir.DataType.FLOAT
-    caches = [v.dtype for v in model.graph.inputs if (v.name or "").startswith("past_key_values.")]
-    dtype = caches[0] if caches and caches[0] is not None else dtype
+    cache = _cache_dtype(model)
+    if cache is not None and cache != ir.DataType.INT8:  # an int8 cache says nothing of the floats
+        dtype = cache
     if options.target is None:
         return default_target(dtype)
     target = target_named(options.target)
@@ -246,7 +253,13 @@ def _check_quantization(plan: Sequence[type[Pass]], options: OptimizeOptions, ta
         )
     if QuantizeKv8 in plan and LowerKv8ToOrt not in plan:
         raise UnsupportedOpError("kv8: the target has no int8 KV cache; use --target ort, or leave kv8 out of --passes")
-    if not schemes and QuantizeKv8 not in plan and options.quantize != QuantizeOptions():
+    if schemes:
+        return
+    if QuantizeKv8 in plan and replace(options.quantize, calibration=BUILT_IN) != QuantizeOptions():
+        raise PassError(
+            "kv8 takes --calibration alone, the other options are for weights; add int8 or int4 to --passes"
+        )
+    if QuantizeKv8 not in plan and options.quantize != QuantizeOptions():
         raise PassError("quantization options are given and no quantization pass; add int8 or int4 to --passes")
 
 

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.calibration.accumulate import KeyValueStatistics
-from qcompile.errors import UnsupportedOpError
+from qcompile.errors import PassError, UnsupportedOpError
 from qcompile.loaded_model import inspect_loaded
 from qcompile.passes import lower_quantized_activations_to_ort as activations
 from qcompile.passes import lower_quantized_blocks_to_ort as blocks
@@ -146,7 +146,10 @@ def test_a_block_that_no_kernel_takes_stays_a_function(context):
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("schemes", [("kv8",), ("int8", "kv8")])
 def test_an_int8_cache_generates_the_same_text(exported, tmp_path, kind, schemes):
-    optimize_tiny(exported[kind], tmp_path / "out", "fuse", *schemes)
+    report = optimize_tiny(exported[kind], tmp_path / "out", "fuse", *schemes)
+    summary = report.loaded.summary()
+    assert "int8 KV cache in 2 layers, " in summary
+    assert ("10 of 10 quantized tensors" in summary) == ("quantized tensors" in summary) == ("int8" in schemes)
     manifest = Manifest.load(tmp_path / "out")
     model = ir.load(tmp_path / "out" / "model.onnx")
     caches = [v for v in (*model.graph.inputs, *model.graph.outputs) if ".key" in v.name or ".value" in v.name]
@@ -169,3 +172,20 @@ def test_key_scales_cover_both_channels_of_a_rotated_pair():
 def test_a_target_without_an_int8_cache_says_so(exported, tmp_path):
     with pytest.raises(UnsupportedOpError, match="kv8: the target has no int8 KV cache; use --target ort"):
         optimize_tiny(exported["qwen2"], tmp_path / "out", "fuse", "kv8", target="portable")
+
+
+def test_kv8_alone_refuses_what_is_for_weights(exported, tmp_path):
+    for options in (QuantizeOptions(bits=4), QuantizeOptions(quality=0.1, calibration="self")):
+        with pytest.raises(PassError, match="kv8 takes --calibration alone, the other options are for weights"):
+            optimize_tiny(exported["qwen2"], tmp_path / "out", "fuse", "kv8", quantize=options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target", [None, "ort", "portable"])
+def test_a_model_with_an_int8_cache_is_not_quantized_again(exported, tmp_path, target):
+    optimize_tiny(exported["qwen2"], tmp_path / "kv8", "fuse", "kv8", verify="off")
+    for scheme in ("kv8", "int8", "int4"):
+        with pytest.raises(PassError, match="has an int8 KV cache already; quantize the model that it was made from"):
+            optimize_tiny(tmp_path / "kv8", tmp_path / "out", scheme, target=target)
+    report = optimize_tiny(tmp_path / "kv8", tmp_path / "out", "clean", target=target, verify="off")
+    assert report.target == (target or "ort")
