@@ -168,8 +168,6 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     _run(steps[:first], context, done, say)
     ranges = _ranges(context.model, target, statistics.text, options, done, say)
     _run(steps[first:], context, done, say)
-    if options.layer_chart is not None and statistics.decision is not None:
-        statistics.decision.page().write(options.layer_chart)
     done.warnings += statistics.notes
     if options.quantize.calibration != BUILT_IN and not statistics.was_used:
         done.warnings.append("the calibration text was not needed: no algorithm or scheme that looks at activations")
@@ -179,6 +177,8 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     graphs = _graphs(context.model, target, origin, options, ranges, done, say)
     if not options.dry_run:
         _write(graphs, output, done, origin, options, say)
+    if options.layer_chart is not None and statistics.decision is not None:
+        statistics.decision.page().write(options.layer_chart)
     return done
 
 

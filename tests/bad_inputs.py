@@ -246,7 +246,27 @@ def surgery_with_a_syntax_error(shop: Workshop) -> Command:
 
 @bad
 def a_report_that_cannot_be_written(shop: Workshop) -> Command:
-    return shop.optimize(shop.exported, "--dry-run", "--report", shop.root / "no" / "report.json"), "report.json"
+    path = shop.root / "no" / "report.json"
+    return shop.optimize(shop.exported, "--report", path), "report.json: there is no folder .*no; make it first"
+
+
+@bad
+def a_report_that_is_a_folder(shop: Workshop) -> Command:
+    return shop.optimize(shop.exported, "--report", shop.root), "is a folder; name a file in it"
+
+
+@bad
+def a_chart_of_layers_that_cannot_be_written(shop: Workshop) -> Command:
+    path = shop.root / "no" / "why.html"
+    return shop.optimize(
+        shop.exported, "--passes", "int8", "--quality", "1", "--layer-chart", path
+    ), "there is no folder"
+
+
+@bad
+def a_chart_of_layers_that_is_no_picture(shop: Workshop) -> Command:
+    arguments = ("--passes", "int8", "--quality", "1", "--layer-chart", shop.root / "why.txt")
+    return shop.optimize(shop.exported, *arguments), "why.txt: wanted a name that ends in .html or .svg"
 
 
 @bad

@@ -235,28 +235,28 @@ def test_a_full_disk_while_a_report_is_written(shop: Workshop, option: str) -> N
     assert sorted(p.name for p in shop.root.iterdir()) == ["out", "report"]
 
 
-@pytest.mark.parametrize("what", ["exported model", "calibration", "chart"])
+@pytest.mark.parametrize("what", ["exported model", "calibration"])
 def test_a_full_disk_in_a_cache(shop: Workshop, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QCOMPILE_CACHE", str(shop.root / "cache"))
     arguments = {
         "exported model": ["quality", shop.checkpoint(), shop.exported, "--tokens", 64],
         "calibration": shop.optimize(shop.exported, "--passes", "int8-static"),
-        "chart": [
-            "quality",
-            shop.exported,
-            shop.exported,
-            "--tokens",
-            64,
-            "--greedy",
-            0,
-            "--chart",
-            shop.root / "chart.svg",
-        ],
     }
     before = contents(shop.root)
     with file_size_limit(100):
         result = run(*arguments[what])
     require_one_line(result, "File too large")
+    assert contents(shop.root) == before
+
+
+def test_what_was_measured_is_told_although_the_chart_cannot_be_written(shop: Workshop) -> None:
+    before = contents(shop.root)
+    with file_size_limit(100):
+        chart = shop.root / "chart.svg"
+        result = run("quality", shop.exported, shop.exported, "--tokens", 64, "--greedy", 0, "--chart", chart)
+    assert result.exit_code == 1
+    assert "mean KL" in result.stdout
+    assert re.fullmatch(r"Error: .*chart.svg: cannot be written: File too large.*\n", result.stderr)
     assert contents(shop.root) == before
 
 

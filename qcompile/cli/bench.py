@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from qcompile.benchmark.presentation import render, write_chart
 from qcompile.benchmark.report import BenchReport
 from qcompile.benchmark.run import BenchOptions, run_benchmark
+from qcompile.cli.output_file import CHARTS, OutputFile
 from qcompile.report.whole_tables import print_whole
 
 
@@ -21,9 +22,7 @@ from qcompile.report.whole_tables import print_whole
 @click.option("--repetitions", type=click.IntRange(1, 100), help="Rounds of all cases  [default: 3, or 1 with --quick]")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Computing threads  [default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
-    "--html", "--chart", "chart", type=click.Path(path_type=Path), help="Write a page (.html) or a picture (.svg)."
-)
+@click.option("--html", "--chart", "chart", type=OutputFile(CHARTS), help="Write a page (.html) or a picture (.svg).")
 def command(
     directory: Path, quick: bool, repetitions: int | None, threads: int | None, as_json: bool, chart: Path | None
 ) -> None:
@@ -33,13 +32,12 @@ def command(
     memory (each in a fresh process), and the floor: what this machine's memory bandwidth and matrix rate allow.
     """
     report = _run(directory, BenchOptions(quick, repetitions, threads))
-    if chart is not None:
-        write_chart(report, chart)
     if as_json:
         click.echo(json.dumps(report.record(), ensure_ascii=True))
     else:
         print_whole(Console(highlight=False), render(report))
-    if chart is not None:
+    if chart is not None:  # last: what was measured is told even if it cannot be written
+        write_chart(report, chart)
         click.echo(f"{chart}: written", err=True)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from qcompile.cli.finite_range import FiniteRange
+from qcompile.cli.output_file import OutputFile
 from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.sampling_options import template_variables
 from qcompile.cli.simulated_device import device_for
@@ -41,7 +42,7 @@ _DEFAULT_MAX_NEW_TOKENS = 1024
     type=click.Path(path_type=Path, dir_okay=False),
     help="Submission file  [default: MODEL-DATA.json here]; scoreboard and journal stand beside it.",
 )
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with all cases to read.")
+@click.option("--html", type=OutputFile(), help="Write a page with all cases to read.")
 @click.option("--types", metavar="TYPE,...", default="", help=f"Only these: {', '.join(CASE_TYPES)}.")
 @click.option("--limit", type=click.IntRange(1), help="At most this many cases of each type.")
 @click.option(
@@ -112,14 +113,14 @@ def command(
     if not task.cases:
         raise EvaluateError(f"{data}: {'no case of the wanted types' if cases else 'not one line is a case'}")
     record = _run(directory, task, fresh=fresh, threads=options["threads"], batch_size=options["batch_size"])
-    if html is not None:
-        from qcompile.evaluate.page import write_page
-
-        write_page(record, html)
     if as_json:
         click.echo(json.dumps({k: v for k, v in record.items() if k != "cases"}, ensure_ascii=False, indent=2))
     else:
         print_whole(Console(highlight=False), render(record))
+    if html is not None:
+        from qcompile.evaluate.page import write_page
+
+        write_page(record, html)
     _say_where(task.output, html)
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from rich.console import Console
 
 from qcompile.artifact import find_graph, load_model
+from qcompile.cli.output_file import OutputFile
 from qcompile.report.page import write_page
 from qcompile.report.summary import ModelSummary, summarize
 from qcompile.report.terminal import render
@@ -21,7 +22,7 @@ from qcompile.report.whole_tables import print_whole
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("other", type=click.Path(path_type=Path), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a page with the graph drawn.")
+@click.option("--html", type=OutputFile(), help="Write a page with the graph drawn.")
 @click.option("--why", metavar="PASS", help="List the nearest misses of a fusion pass, with reasons.")
 def command(model: Path, other: Path | None, as_json: bool, html: Path | None, why: str | None) -> None:
     """Show operators, parameters, inputs and outputs of MODEL, next to those of OTHER.

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from qcompile.cli.finite_range import WEEK_S, FiniteRange
+from qcompile.cli.output_file import OutputFile
 from qcompile.errors import PackageError
 from qcompile.evaluate.settings import token_limits
 from qcompile.evaluate.submission import write_json
@@ -48,8 +49,8 @@ def _lengths(_: click.Context, parameter: click.Parameter, text: str) -> list[in
 @click.option(
     "--time-limit", type=FiniteRange(0, WEEK_S / 60, min_open=True), default=60.0, show_default=True, help="Minutes."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write everything as JSON.")
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with the charts.")
+@click.option("-o", "--output", type=OutputFile(), help="Write everything as JSON.")
+@click.option("--html", type=OutputFile(), help="Write a page with the charts.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything but the cases as JSON.")
 def command(package: Path, *, output: Path | None, html: Path | None, as_json: bool, **options: Any) -> None:
     """Judge a contest zip, its folder, or a compiled model as the organisers do.
@@ -68,14 +69,14 @@ def command(package: Path, *, output: Path | None, html: Path | None, as_json: b
     with console.status("judging") as status:
         board = _measure(package, options, lambda text: status.update(escape(text)))
     record = board.record()
-    if output is not None:
-        write_json(output, record, indent=1)
-    if html is not None:
-        write_page(board, html)
     if as_json:
         click.echo(json.dumps({k: v for k, v in record.items() if k != "cases"}, ensure_ascii=False, indent=2))
     else:
         print_whole(Console(highlight=False), render(board))
+    if output is not None:
+        write_json(output, record, indent=1)
+    if html is not None:
+        write_page(board, html)
     for path in (output, html):
         if path is not None:
             click.echo(f"{path}: written", err=True)

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
+from qcompile.cli.output_file import OutputFile
 from qcompile.errors import ArtifactError, KernelError
 from qcompile.kernels import OPERATORS
 from qcompile.kernels.bench.shapes import MODELS, PHASES, TINY, TINY_PHASES
@@ -47,19 +48,14 @@ _ONLY_MEASURED = ("models", "phases", "compile_mode", "new_tokens", "resume", "m
     help="Go on with the --output of a run that was cut off: what it has is not measured again.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the JSON to this file too.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the page with all tables to this file.")
+@click.option("--output", type=OutputFile(), help="Write the JSON to this file too.")
+@click.option("--markdown", type=OutputFile(), help="Write the page with all tables to this file.")
 def command(**options: Any) -> None:
     """Measure the kernels on an NVIDIA GPU: against PyTorch, torch.compile, the library's operator, and their floor."""
     unknown = [name for name in options["operators"] if name not in OPERATORS]
     if unknown:
         raise click.BadParameter(f"'{unknown[0]}' is no operator; there are {', '.join(OPERATORS)}")
     _check_combination(options)
-    for path in (options["output"], options["markdown"]):  # seen now, not after an hour of measuring
-        if path is not None and not path.parent.is_dir():
-            raise ArtifactError(f"{path}: there is no folder {path.parent}; make it first")
-        if path is not None and path.is_dir():
-            raise ArtifactError(f"{path}: is a folder; name a file in it")
     results = _dry_run(options) if options["dry_run"] else _measure(options)
     text = json.dumps(results, indent=1)
     if options["output"] is not None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.cli.ascend_options import ascend_options, take_ascend_options
+from qcompile.cli.output_file import CHARTS, OutputFile
 from qcompile.cli.quantization_options import quantization_options, quantize_options
 from qcompile.optimize_recipe import load_optimize_recipe
 from qcompile.passes.registry import GROUPS, PASSES
@@ -30,7 +31,9 @@ _SHOWN_REJECTIONS = 5
 @click.option("--passes", help="Passes and groups, separated by commas.  [default: fuse]")
 @click.option("--skip", help="Passes and groups to leave out.")
 @click.option(
-    "--recipe", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="TOML that says what options say."
+    "--recipe",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="TOML with passes, skip, target, verify, strict, surgery, and tables [quantize] and [ascend].",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to write; by default beside MODEL.")
 @click.option(
@@ -48,10 +51,8 @@ _SHOWN_REJECTIONS = 5
     "--strict/--no-strict", default=None, help="Fail when a fusion fires less often than the model has places for."
 )
 @click.option("--surgery", metavar="FILE.py:FUNCTION", help="Run your onnx-graphsurgeon function first.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON.")
-@click.option(
-    "--layer-chart", type=click.Path(path_type=Path), help="With --quality or --size: write why as .html or .svg."
-)
+@click.option("--report", type=OutputFile(), help="Write the report as JSON.")
+@click.option("--layer-chart", type=OutputFile(CHARTS), help="With --quality or --size: write why as .html or .svg.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @ascend_options
@@ -91,12 +92,12 @@ def command(
         **{key: value for key, value in given.items() if value is not None},
     )
     done = _run(model, output or _default_output(model, options.target), options)
-    if report is not None:
-        _write_json(report, done)
     if as_json:
         click.echo(json.dumps(done.record(), ensure_ascii=False))
-        return
-    render(done, Console(highlight=False), dry_run=dry_run)
+    else:
+        render(done, Console(highlight=False), dry_run=dry_run)
+    if report is not None:
+        _write_json(report, done)
 
 
 def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> None:

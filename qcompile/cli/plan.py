@@ -14,6 +14,7 @@ from qcompile.ascend.buckets import BucketOptions, lengths
 from qcompile.ascend.chips import chip_named
 from qcompile.ascend.cost_by_config import SDPA_EXPORT
 from qcompile.ascend.plan import Plan, Row, plan_model
+from qcompile.cli.output_file import CHARTS, OutputFile
 from qcompile.report.chart_file import ChartFile, Table
 from qcompile.report.numbers import human_bytes, printable
 from qcompile.report.plots import Bar, bar_plot
@@ -41,7 +42,7 @@ _NOTES = (
     "--before", type=click.Path(path_type=Path), help="An exporter's graph: count its kernels, not 59 per layer."
 )
 @click.option("--kernels", is_flag=True, help="List the kernels of one layer.")
-@click.option("--chart", type=click.Path(path_type=Path), help="Write a page (.html) or picture (.svg).")
+@click.option("--chart", type=OutputFile(CHARTS), help="Write a page (.html) or picture (.svg).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     directory: Path,

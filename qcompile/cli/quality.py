@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from qcompile.cli.output_file import CHARTS, OutputFile
 from qcompile.quality.compare import CompareOptions, QualityReport, compare_models
 from qcompile.quality.presentation import render, write_chart
 from qcompile.quality.record import record_of
@@ -38,9 +39,7 @@ from qcompile.report.whole_tables import print_whole
 @click.option("--no-layers", is_flag=True, help="Do not look at the hidden states.")
 @click.option("--threads", type=click.IntRange(min=1), help="Computing threads  [default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
-    "--html", "--chart", "chart", type=click.Path(path_type=Path), help="Write a page (.html) or a picture (.svg)."
-)
+@click.option("--html", "--chart", "chart", type=OutputFile(CHARTS), help="Write a page (.html) or a picture (.svg).")
 def command(
     reference: Path,
     other: Path,
@@ -64,13 +63,12 @@ def command(
     """
     options = CompareOptions(data, prompts, tokens, context, stride, chunk, greedy, not no_layers, threads)
     report = _compare(reference, other, options)
-    if chart is not None:
-        write_chart(report, chart)
     if as_json:
         click.echo(json.dumps(record_of(report), ensure_ascii=True, allow_nan=False))
     else:
         print_whole(Console(highlight=False), render(report))
-    if chart is not None:
+    if chart is not None:  # last: what was measured is told even if it cannot be written
+        write_chart(report, chart)
         click.echo(f"{chart}: written", err=True)
 
 
