@@ -72,8 +72,13 @@ class _Place:
 
     @property
     def name(self) -> str:
-        """For reports."""
+        """For new initializers."""
         return node_label(self.node)
+
+    @property
+    def label(self) -> str:
+        """For people: what reads it; the name of a fused node is what the names of its parts begin with."""
+        return ", ".join(dict.fromkeys(reader.name for reader in self.readers))
 
 
 class FoldScales(Pass):
@@ -128,7 +133,7 @@ class FoldScales(Pass):
     def explain(self, context: PassContext) -> list[Rejection]:
         """Return why operations that projections read are no places."""
         found = ((place, self._refusal(place)) for place in _places(context.model.graph))
-        return [Rejection(place.name, self.name, reason) for place, reason in found if reason is not None]
+        return [Rejection(place.label, self.name, reason) for place, reason in found if reason is not None]
 
     def _refusal(self, place: _Place) -> str | None:
         if any(f".{self.name}" in (p.source.name or "") for p in place.readers):
@@ -143,18 +148,18 @@ class FoldScales(Pass):
         scheme = self.options.scheme_for(place.readers[0].names, self.defaults)
         assert scheme is not None
         weights = [p.rows(0, p.num_outputs) for p in place.readers]
-        choice = self.search(scheme, place.name)(weights, self.statistics(place.readers[0]))
+        choice = self.search(scheme, place.label)(weights, self.statistics(place.readers[0]))
         if choice.is_plain or choice.error > _MOST_ERROR:
-            result.rejected.append(Rejection(place.name, self.name, f"no scale gains {1 - _MOST_ERROR:.0%}"))
+            result.rejected.append(Rejection(place.label, self.name, f"no scale gains {1 - _MOST_ERROR:.0%}"))
             return
         reason = _disproof(context, result, place, choice.scale)
         if reason:
-            result.rejected.append(Rejection(place.name, self.name, f"rolled back: {reason}"))
+            result.rejected.append(Rejection(place.label, self.name, f"rolled back: {reason}"))
             return
         _replace(context.model.graph, place, choice.scale, self.name)
         result.rewrites += 1
         folded = result.detail.setdefault("folded", {})
-        folded[place.name] = {"alpha": choice.alpha, "error": choice.error}
+        folded[place.label] = {"alpha": choice.alpha, "error": choice.error}
 
 
 class SmoothQuant(FoldScales):

@@ -125,7 +125,7 @@ class Manifest:
             if path.stat().st_size > _MAX_MANIFEST_BYTES:
                 raise ManifestError(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes; not a qcompile manifest")
             record = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ManifestError(
                 f"{directory}: no {MANIFEST_NAME}; a compiled-model directory is what `qcompile export` "
                 "or `qcompile optimize -o` writes"

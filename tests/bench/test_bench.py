@@ -119,6 +119,7 @@ def test_tables(model, monkeypatch):
     ("arguments", "code", "message"),
     [
         (["absent"], 1, "no qcompile.json"),
+        ([__file__], 1, f"{__file__}: no qcompile.json"),
         (["absent", "--repetitions", "0"], 2, "--repetitions"),
         (["absent", "--threads", "0"], 2, "--threads"),
         ([], 2, "Missing argument"),

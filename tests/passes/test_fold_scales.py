@@ -204,5 +204,8 @@ def test_the_whole_path_on_a_tiny_model(tmp_path, folding, scheme):
     assert result.matches > 0
     assert result.rewrites == len(result.detail.get("folded", {}))
     assert result.rewrites + len(result.rejected) == result.matches
+    names = {*result.detail.get("folded", {}), *(rejection.node for rejection in result.rejected)}
+    assert len(names) == result.matches
+    assert "layers.1.attn.qkv_proj" in names
     assert not any(r.reason.startswith("rolled back") for r in result.rejected)
     assert ir.load(tmp_path / "out" / "model.onnx").graph is not None
