@@ -1,4 +1,4 @@
-"""A recipe for `qcompile optimize`: a TOML file that says what the command line can say.
+"""A recipe for `qcompile optimize`: a TOML file that says what the command line can say of passes and checks.
 
 The keys are passes, skip, target, verify, strict and surgery; the table [quantize] has those of `qcompile.quantize_options`:
 
@@ -9,7 +9,8 @@ The keys are passes, skip, target, verify, strict and surgery; the table [quanti
     batch = [1, 4]
     attention = "pfa"
 
-[ascend] has batch, kv_len and prefill_len (lists), dtype, attention, plugins, top_k and keep_logits.
+[ascend] has batch, kv_len and prefill_len (lists), dtype, attention, plugins, top_k and keep_logits. What is read and
+written (the model, its output, a report, a chart of layers) is named on the command line.
 """
 
 from __future__ import annotations

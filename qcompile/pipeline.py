@@ -244,7 +244,7 @@ def _check_quantization(plan: Sequence[type[Pass]], options: OptimizeOptions, ta
         raise PassError(
             f"--passes names {' and '.join(schemes)}: a model is quantized once; choose one, and use --layer"
         )
-    if options.layer_chart is not None and options.quantize.quality is None and options.quantize.size_mb is None:
+    if options.layer_chart is not None and options.quantize.quality is None and options.quantize.size is None:
         raise PassError("--layer-chart shows how --quality or --size chose; give one of them")
     if QuantizeInt8Dynamic in plan and not target.rounds_per_token:
         raise UnsupportedOpError(

@@ -126,7 +126,7 @@ class QuantizeOptions:
         calibration: Text to calibrate on, for algorithms and activations that need it: a file, ``builtin``, or ``self``
             for what the model writes.
         quality: Choose the scheme of every layer, so that the mean KL per token on the calibration text stays below.
-        size_mb: Choose the scheme of every layer, so that all weights together take no more.
+        size: Choose the scheme of every layer, so that all weights together take no more megabytes (10^6 bytes).
     """
 
     bits: int | None = None
@@ -138,7 +138,7 @@ class QuantizeOptions:
     layers: tuple[LayerOptions, ...] = ()
     calibration: str = "builtin"
     quality: float | None = None
-    size_mb: float | None = None
+    size: float | None = None
 
     def scheme_for(self, names: Sequence[str], defaults: Sequence[LayerOptions]) -> LinearScheme | None:
         """Return what becomes of a projection, or None when it stays float.
@@ -260,7 +260,7 @@ def _checked(key: str, value: Any, kind: type, where: str) -> Any:
         return tuple(value)
     if key == "group_size":
         return parse_group_size(str(value), where)
-    wanted = {"bits": int, "symmetric": bool, "quality": float, "size_mb": float}.get(key, str)
+    wanted = {"bits": int, "symmetric": bool, "quality": float, "size": float}.get(key, str)
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:

@@ -47,6 +47,17 @@ def decode_utf8(content: bytes, where: str, error: type[QCompileError]) -> str:
         ) from None
 
 
+def is_json_lines(path: Path, error: type[QCompileError]) -> bool:
+    """Whether a file of documents has one of them a line, by its ending; else it is one plain text.
+
+    Raises:
+        QCompileError: Of class `error`: it is named .json, whose brackets nobody wants to read as text.
+    """
+    if path.suffix.lower() == ".json":
+        raise error(f"{path}: .json is not read; write one document a line and name it .jsonl, or .txt for plain text")
+    return path.suffix.lower() == ".jsonl"
+
+
 def json_lines(text: str, path: Path, error: type[QCompileError]) -> Iterator[tuple[str, Any]]:
     """Yield (FILE:LINE, value) of every line of a .jsonl text that is not blank.
 

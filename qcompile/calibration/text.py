@@ -25,12 +25,18 @@ import numpy.typing as npt
 
 from qcompile.errors import QCompileError, QuantError
 from qcompile.runtime.tokenizer import Tokenizer
-from qcompile.text_file import decode_utf8, json_lines, read_bounded
+from qcompile.text_file import decode_utf8, is_json_lines, json_lines, read_bounded
 
 BUILT_IN = "builtin"
 MAX_FILE_BYTES = 256 << 20
 _CHARS_PER_TOKEN = 8
 _FORMS = '"text", "prompt", "messages" or "ids"'
+_FORMS_OF = {
+    "text": "a string",
+    "prompt": "a string",
+    "messages": "a list of messages, one at least",
+    "ids": "a list of token numbers, one at least",
+}
 
 
 @dataclass(frozen=True)
@@ -71,13 +77,13 @@ def read_texts(path: Path) -> list[CalibrationText]:
     """Read a calibration file.
 
     Raises:
-        QuantError: It cannot be read, is empty, too large or not UTF-8, or a line of a .jsonl is no document.
+        QuantError: It cannot be read, is empty, too large, not UTF-8 or named .json, or a line of a .jsonl is no document.
     """
     content = read_bounded(path, MAX_FILE_BYTES, "give a part of it", QuantError)
     text = decode_utf8(content, str(path), QuantError)
     if not text.strip():
         raise QuantError(f"{path}: the calibration file is empty; give a text, or .jsonl with one prompt per line")
-    if path.suffix != ".jsonl":
+    if not is_json_lines(path, QuantError):
         return [CalibrationText(str(path), text=text)]
     return [_document(record, where) for where, record in json_lines(text, path, QuantError)]
 
@@ -196,6 +202,9 @@ def _document(record: Any, where: str) -> CalibrationText:
         return CalibrationText(where, messages=tuple(messages))
     if isinstance(ids, list) and ids and all(type(i) is int for i in ids):
         return CalibrationText(where, ids=tuple(ids))
+    wrong = next((key for key in _FORMS_OF if key in record), None)
+    if wrong is not None:
+        raise QuantError(f'{where}: "{wrong}" is not {_FORMS_OF[wrong]}')
     raise QuantError(f"{where}: an object with {_FORMS} is wanted, got {', '.join(map(str, record)) or 'an empty one'}")
 
 

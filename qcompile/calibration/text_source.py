@@ -35,6 +35,8 @@ class TextSource:
         Raises:
             QuantError: It cannot be used.
         """
+        if not str(self.source):
+            raise QuantError(f"--calibration is empty; name a file, {BUILT_IN} or {SELF}")
         if str(self.source) not in (SELF, BUILT_IN):
             read_texts(Path(self.source))
 

@@ -36,7 +36,7 @@ def read_prompts(arguments: tuple[str, ...], files: tuple[Path, ...]) -> list[Pr
     for path in files:
         content = read_bounded(path, MAX_PROMPT_BYTES, "that is no prompt", RequestError)
         text = decode_utf8(content, str(path), RequestError)
-        if path.suffix == ".jsonl":
+        if path.suffix.lower() == ".jsonl":
             prompts += _jsonl_prompts(text, path)
         else:
             prompts.append(_without_last_break(text))

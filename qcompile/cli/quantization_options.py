@@ -43,9 +43,7 @@ _OPTIONS = (
     click.option(
         "--quality", type=float, metavar="KL", help="Choose bits per layer for this mean KL per token, such as 0.01."
     ),
-    click.option(
-        "--size", "size_mb", type=float, metavar="MB", help="Choose bits per layer for this size of all weights."
-    ),
+    click.option("--size", type=float, metavar="MB", help="Choose bits per layer for this size of all weights."),
 )
 
 

@@ -122,9 +122,9 @@ class QuantizeModel(Pass):
 
     def _choose_schemes(self, model: ir.Model, projections: Sequence[Projection], result: PassResult) -> None:
         """Let a quality or a size decide, where one was given."""
-        if self.options.quality is None and self.options.size_mb is None:
+        if self.options.quality is None and self.options.size is None:
             return
-        goal = Goal(self.options.quality, self.options.size_mb)
+        goal = Goal(self.options.quality, self.options.size)
         if self.statistics is None:
             raise QuantError(f"{self.name}: {goal.describe()}: choosing needs calibration text, and there is none")
         candidates = candidate_schemes(self.options, self.defaults, {p.num_inputs for p in projections})

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.errors import QualityError, RuntimeFault
-from qcompile.text_file import decode_utf8, json_lines, read_bounded
+from qcompile.text_file import decode_utf8, is_json_lines, json_lines, read_bounded
 
 MAX_FILE_BYTES = 64 << 20
 _GROUP_KEYS = ("group", "type", "kind")
@@ -78,13 +78,13 @@ def read_documents(path: Path, *, with_answers: bool = True) -> list[Document]:
         with_answers: Append an `answer` to its `prompt`.
 
     Raises:
-        QualityError: It cannot be read, is empty, too large, not UTF-8, or a line of a .jsonl is not a document.
+        QualityError: It cannot be read, is empty, too large, not UTF-8 or named .json, or a line of a .jsonl is no document.
     """
     content = read_bounded(path, MAX_FILE_BYTES, "cut a sample from it", QualityError)
     text = decode_utf8(content, str(path), QualityError)
     if not text.strip():
         raise QualityError(f"{path}: is empty; give a text, or .jsonl with one document per line")
-    if path.suffix != ".jsonl":
+    if not is_json_lines(path, QualityError):
         return [Document(path.name, str(path), text=text)]
     return [
         _document(record, path.name, where, with_answers=with_answers)

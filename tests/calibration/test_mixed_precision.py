@@ -124,7 +124,7 @@ def test_a_size_that_holds_everything_float_says_so(models, directories, tmp_pat
         f"1000 MB at most: all weights as they are take {everything}, so nothing was quantized; give a smaller size",
     )
     result = PassResult("int4")
-    quantize = QuantizeInt4(QuantizeOptions(size_mb=1000, keep_float=("lm_head",)), Decided(decision))
+    quantize = QuantizeInt4(QuantizeOptions(size=1000, keep_float=("lm_head",)), Decided(decision))
     quantize.call(PassContext(models["fused"]), result)
     reasons = {rejection.node: rejection.reason for rejection in result.rejected}
     assert reasons["lm_head"] == "kept float, as asked"

@@ -70,7 +70,7 @@ def test_what_makes_no_sense_is_one_line_and_leaves_nothing(directories, tmp_pat
     [
         (b"", "the calibration file is empty"),
         (b"a\xff", "not UTF-8: byte 0xff at offset 1"),
-        (b'{"text": 1}', "t.jsonl:1: an object with"),
+        (b'{"text": 1}', 't.jsonl:1: "text" is not a string'),
     ],
 )
 @pytest.mark.parametrize("algorithm", ["rtn", "gptq"])
@@ -86,6 +86,12 @@ def test_a_bad_calibration_file_is_refused_at_once_even_if_not_needed(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_calibration_without_a_name_is_refused(directories, tmp_path):
+    result = run(directories["plain"], "-o", tmp_path / "out", "--passes", "fuse,int4", "--calibration", "")
+    assert result.exit_code == 1
+    assert "--calibration is empty; name a file, builtin or self" in result.output
+
+
 def test_short_or_needless_text_is_a_warning(directories, tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("The quick brown fox. " * 30, encoding="utf-8")
@@ -99,7 +105,7 @@ def test_short_or_needless_text_is_a_warning(directories, tmp_path):
 
 def test_a_recipe_says_the_same(directories, tmp_path):
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('passes = ["fuse", "int4"]\nverify = "off"\n[quantize]\nsize_mb = 1\n', encoding="utf-8")
+    recipe.write_text('passes = ["fuse", "int4"]\nverify = "off"\n[quantize]\nsize = 1\n', encoding="utf-8")
     result = run(directories["plain"], "-o", tmp_path / "out", "--recipe", recipe)
     assert result.exit_code == 0, result.output
     assert "1 MB at most:" in result.output

@@ -109,15 +109,23 @@ def test_files_that_hold_no_text_are_refused(tmp_path, content, reason):
         ("[" * 100_000, r"c.jsonl:2: not JSON"),
         ({"question": "x"}, r"c.jsonl:2: an object with .* is wanted, got question"),
         ([1, 2], r"c.jsonl:2: a text or an object .* got list"),
-        ({"messages": []}, r"c.jsonl:2: an object with"),
-        ({"ids": [1, "2"]}, r"c.jsonl:2: an object with"),
-        ({"ids": [True]}, r"c.jsonl:2: an object with"),
+        ({"text": 5}, r'c.jsonl:2: "text" is not a string'),
+        ({"messages": []}, r'c.jsonl:2: "messages" is not a list of messages, one at least'),
+        ({"ids": [1, "2"]}, r'c.jsonl:2: "ids" is not a list of token numbers, one at least'),
+        ({"ids": [True]}, r'c.jsonl:2: "ids" is not a list of token numbers'),
     ],
 )
 def test_lines_that_are_no_document_are_named(tmp_path, record, reason):
     path = lines(tmp_path / "c.jsonl", {"text": "fine"}, record)
     with pytest.raises(QuantError, match=reason):
         read_texts(path)
+
+
+def test_the_ending_counts_in_any_case_and_json_is_refused(tmp_path):
+    path = lines(tmp_path / "c.JSONL", {"text": "one"}, {"text": "two"})
+    assert [document.text for document in read_texts(path)] == ["one", "two"]
+    with pytest.raises(QuantError, match=r"c.json: .json is not read; write one document a line and name it .jsonl"):
+        read_texts(path.rename(tmp_path / "c.json"))
 
 
 def test_texts_that_cannot_be_tokenized_are_named(tokenizer, tmp_path):

@@ -142,8 +142,9 @@ class TestPromptSources:
         record = run_json(model, "--prompt-file", path, "--max-new-tokens", 12)
         assert texts(record) == reference(model, "Hello\r\n\r\nworld")
 
-    def test_a_jsonl_file_holds_one_prompt_per_line(self, model: Path, tmp_path: Path) -> None:
-        path = tmp_path / "prompts.jsonl"
+    @pytest.mark.parametrize("name", ["prompts.jsonl", "PROMPTS.JSONL"])
+    def test_a_jsonl_file_holds_one_prompt_per_line(self, model: Path, tmp_path: Path, name: str) -> None:
+        path = tmp_path / name
         lines: list[Any] = [
             "Hello",
             {"prompt": "你好\u2028x", "id": 7},

@@ -63,6 +63,17 @@ def test_bad_files(tmp_path, content, message):
     assert "\n" not in str(seen.value)
 
 
+def test_the_ending_counts_in_any_case_and_json_is_refused(tmp_path):
+    for name in ("a.JSONL", "a.json", "b.Json"):
+        (tmp_path / name).write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert [document.text for document in read_documents(tmp_path / "a.JSONL")] == ["one", "two"]
+    for name in ("a.json", "b.Json"):
+        with pytest.raises(
+            QualityError, match=f"{name}: .json is not read; write one document a line and name it .jsonl"
+        ):
+            read_documents(tmp_path / name)
+
+
 def test_missing_file_and_directory(tmp_path):
     for path in (tmp_path / "absent.txt", tmp_path):
         with pytest.raises(QualityError, match="cannot be read"):

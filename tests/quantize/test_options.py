@@ -117,6 +117,7 @@ def test_the_command_line_overrides_a_recipe(exported, tmp_path):
         ("[quantize]\nbits = '4'", "bits = '4'; wanted a number"),
         ("[quantize]\nbits = true", "bits = True; wanted a number"),
         ("[quantize]\ngroupsize = 32", "unknown key 'groupsize'"),
+        ("[quantize]\nsize = '1'", "size = '1'; wanted a number"),
         ("[quantize]\ngroup_size = 'row'", "wanted a number or channel"),
         ("[quantize]\nkeep_float = 'lm_head'", "wanted a list of patterns"),
         ("[[quantize.layer]]\nbits = 4", "wanted a table with a pattern"),
