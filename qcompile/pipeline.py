@@ -37,13 +37,12 @@ from qcompile.passes import registry
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection, op_histogram
 from qcompile.passes.fold_scales import Awq, FoldScales
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
-from qcompile.passes.lower_kv8_to_ort import LowerKv8ToOrt
 from qcompile.passes.proof import Prover
-from qcompile.passes.quantize_int8 import QuantizeInt8Dynamic
 from qcompile.passes.quantize_kv8 import QuantizeKv8
 from qcompile.passes.quantize_model import QuantizeModel
 from qcompile.passes.schedule import schedule
 from qcompile.passes.select_last_token import SelectLastToken
+from qcompile.quantization_checks import cache_dtype, check_quantization
 from qcompile.quantize_options import LayerOptions, QuantizeOptions
 from qcompile.runtime.manifest import FileEntry, GraphEntry, Manifest, ModelShape
 from qcompile.surgeon import apply_surgery
@@ -138,18 +137,13 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
             cannot be written. Nothing is left behind.
     """
     say = report or (lambda what, done, total: None)
-    if options.verify not in VERIFY_LEVELS:
-        raise PassError(f"--verify {options.verify}: wanted one of {', '.join(VERIFY_LEVELS)}")
     graph_path, manifest = find_graph(source)
-    if not options.dry_run:
-        check_output(output, graph_path)
+    _check_request(options, output, graph_path)
     model = load_model(graph_path)
     target = _target(options, model)
     options, notes = _fit_passes(options, target)
     plan = _schedule(model, target, options)
-    if _cache_dtype(model) == ir.DataType.INT8 and any(step in registry.QUANTIZE for step in plan):
-        raise PassError(f"{source}: has an int8 KV cache already; quantize the model that it was made from")
-    _check_quantization(plan, options, target)
+    check_quantization(plan, options.quantize, target, model, has_chart=options.layer_chart is not None)
     shape, config = describe_any(model, graph_path.parent, manifest)
     context = PassContext(model, None if options.verify == "off" else Prover())
     done = OptimizeReport(str(source), str(output), target.name, warnings=notes, ops_before=op_histogram(model))
@@ -168,9 +162,7 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     _run(steps[:first], context, done, say)
     ranges = _ranges(context.model, target, statistics.text, options, done, say)
     _run(steps[first:], context, done, say)
-    done.warnings += statistics.notes
-    if options.quantize.calibration != BUILT_IN and not statistics.was_used:
-        done.warnings.append("the calibration text was not needed: no algorithm or scheme that looks at activations")
+    done.warnings += _text_notes(options, statistics)
     _judge_counts(done, expected_counts(shape, {step.name for step in plan}), manifest, options.strict)
     done.ops_after = op_histogram(context.model)
     origin = _Origin(graph_path, manifest, shape, config)
@@ -192,14 +184,17 @@ class _Origin:
     config: dict[str, Any]
 
 
-def _cache_dtype(model: ir.Model) -> ir.DataType | None:
-    return next((v.dtype for v in model.graph.inputs if (v.name or "").startswith("past_key_values.")), None)
+def _check_request(options: OptimizeOptions, output: Path, graph_path: Path) -> None:
+    if options.verify not in VERIFY_LEVELS:
+        raise PassError(f"--verify {options.verify}: wanted one of {', '.join(VERIFY_LEVELS)}")
+    if not options.dry_run:
+        check_output(output, graph_path)
 
 
 def _target(options: OptimizeOptions, model: ir.Model) -> Target:
     logits = next((v for v in model.graph.outputs if v.name == "logits"), None)
     dtype = logits.dtype if logits is not None and logits.dtype is not None else ir.DataType.FLOAT
-    cache = _cache_dtype(model)
+    cache = cache_dtype(model)
     if cache is not None and cache != ir.DataType.INT8:  # an int8 cache says nothing of the floats
         dtype = cache
     if options.target is None:
@@ -238,31 +233,6 @@ def _fit_passes(options: OptimizeOptions, target: Target) -> tuple[OptimizeOptio
     return replace(options, passes=passes), [note]
 
 
-def _check_quantization(plan: Sequence[type[Pass]], options: OptimizeOptions, target: Target) -> None:
-    schemes = [step.name for step in plan if issubclass(step, QuantizeModel)]
-    if len(schemes) > 1:
-        raise PassError(
-            f"--passes names {' and '.join(schemes)}: a model is quantized once; choose one, and use --layer"
-        )
-    if options.layer_chart is not None and options.quantize.quality is None and options.quantize.size is None:
-        raise PassError("--layer-chart shows how --quality or --size chose; give one of them")
-    if QuantizeInt8Dynamic in plan and not target.rounds_per_token:
-        raise UnsupportedOpError(
-            f"int8-dynamic: {target.name} has no kernels for activations with a scale per token; "
-            "use --passes int8-static or int8-weight"
-        )
-    if QuantizeKv8 in plan and LowerKv8ToOrt not in plan:
-        raise UnsupportedOpError("kv8: the target has no int8 KV cache; use --target ort, or leave kv8 out of --passes")
-    if schemes:
-        return
-    if QuantizeKv8 in plan and replace(options.quantize, calibration=BUILT_IN) != QuantizeOptions():
-        raise PassError(
-            "kv8 takes --calibration alone, the other options are for weights; add int8 or int4 to --passes"
-        )
-    if QuantizeKv8 not in plan and options.quantize != QuantizeOptions():
-        raise PassError("quantization options are given and no quantization pass; add int8 or int4 to --passes")
-
-
 def _instance(
     pass_class: type[Pass],
     shape: ModelShape,
@@ -280,6 +250,12 @@ def _instance(
     if pass_class is QuantizeKv8:
         return QuantizeKv8(statistics)
     return pass_class()
+
+
+def _text_notes(options: OptimizeOptions, statistics: CalibratedStatistics) -> tuple[str, ...]:
+    if options.quantize.calibration != BUILT_IN and not statistics.was_used:
+        return ("the calibration text was not needed: no algorithm or scheme that looks at activations",)
+    return statistics.notes
 
 
 def _run(plan: Sequence[Pass], context: PassContext, done: OptimizeReport, say: Report) -> None:
