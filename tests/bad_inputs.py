@@ -247,7 +247,7 @@ def surgery_with_a_syntax_error(shop: Workshop) -> Command:
 @bad
 def a_report_that_cannot_be_written(shop: Workshop) -> Command:
     path = shop.root / "no" / "report.json"
-    return shop.optimize(shop.exported, "--report", path), "report.json: there is no folder .*no; make it first"
+    return shop.optimize(shop.exported, "--report", path), "cannot be written: there is no folder .*no; make it first"
 
 
 @bad

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,32 +13,30 @@ from qcompile.errors import ArtifactError
 CHARTS = (".html", ".svg")
 
 
-class OutputFile(click.ParamType):
+class OutputFile(click.Path):
     """A file that can be written, as far as that can be seen before.
 
     Args:
         endings: Those that its name may have; any without them.
     """
 
-    name = "file"
-
     def __init__(self, endings: tuple[str, ...] = ()) -> None:
+        super().__init__(path_type=Path)
         self.endings = endings
 
-    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path.
 
         Raises:
             ArtifactError: Nothing can be written there, or its ending says that something else is wanted.
         """
-        del param, ctx
-        path = Path(value)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if path.is_dir():
             raise ArtifactError(f"{path}: is a folder; name a file in it")
         if self.endings and path.suffix.lower() not in self.endings:
             raise ArtifactError(f"{path}: wanted a name that ends in {' or '.join(self.endings)}")
         if not path.parent.is_dir():
-            raise ArtifactError(f"{path}: there is no folder {path.parent}; make it first")
+            raise ArtifactError(f"{path}: cannot be written: there is no folder {path.parent}; make it first")
         if not os.access(path.parent, os.W_OK):
             raise ArtifactError(f"{path}: cannot be written: the folder {path.parent} is read-only; name another one")
         return path

@@ -72,7 +72,10 @@ def test_page_and_picture(models, tmp_path):
         (["--context", "10", "--stride", "11"], "wanted 2 <= context and 1 <= stride <= context"),
         (["--data", "absent.txt"], "absent.txt: cannot be read"),
         (["--prompts", "absent.txt"], "absent.txt: cannot be read"),
-        (["--html", "no/such/place.html"], "no/such/place.html: there is no folder no/such; make it first"),
+        (
+            ["--html", "no/such/place.html"],
+            "no/such/place.html: cannot be written: there is no folder no/such; make it first",
+        ),
         (["--chart", "chart.png"], "chart.png: wanted a name that ends in .html or .svg"),
     ],
 )

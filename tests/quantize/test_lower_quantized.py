@@ -185,7 +185,9 @@ def test_kv8_alone_refuses_what_is_for_weights(exported, tmp_path):
 def test_a_model_with_an_int8_cache_is_not_quantized_again(exported, tmp_path, target):
     optimize_tiny(exported["qwen2"], tmp_path / "kv8", "fuse", "kv8", verify="off")
     for scheme in ("kv8", "int8", "int4"):
-        with pytest.raises(PassError, match="the model has an int8 KV cache already; quantize the model that it was made from"):
+        with pytest.raises(
+            PassError, match="the model has an int8 KV cache already; quantize the model that it was made from"
+        ):
             optimize_tiny(tmp_path / "kv8", tmp_path / "out", scheme, target=target)
     report = optimize_tiny(tmp_path / "kv8", tmp_path / "out", "clean", target=target, verify="off")
     assert report.target == (target or "ort")
