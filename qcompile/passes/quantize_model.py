@@ -22,9 +22,9 @@ from qcompile.functions import DOMAIN, DOMAIN_VERSION
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
 from qcompile.passes.change import finish_rewrites, node_label
 from qcompile.passes.quantize_projections import Projection, find_projections
-from qcompile.passes.quantize_weights import QuantizedPieces
+from qcompile.passes.quantize_weights import QuantizedPieces, holds_scales
 from qcompile.quant.algorithms import NEEDS_HESSIAN, weight_quantizer
-from qcompile.quant.scheme import DEFAULT_OPTIONS, AlgorithmOptions, InputStatistics, WeightScheme
+from qcompile.quant.scheme import DEFAULT_OPTIONS, AlgorithmOptions, InputStatistics, ScaleType, WeightScheme
 from qcompile.quantize_options import GROUP_SIZES, LayerOptions, LinearScheme, QuantizeOptions
 from qcompile.tensors import StreamedTensor
 
@@ -45,7 +45,8 @@ class Statistics(Protocol):
         """Choose a scheme for every tensor of a float model."""
 
 
-_SCALE_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+_DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+_SCALE_TYPES: dict[ir.DataType, ScaleType] = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 _INT8_MAX = 127
 _TIED_DAMPING = 1.0
 
@@ -189,8 +190,7 @@ class QuantizeModel(Pass):
     def _quantized(self, graph: ir.Graph, projection: Projection, scheme: LinearScheme) -> _Codes:
         statistics = self._statistics(projection, scheme)
         group_size = None if scheme.group_size == "channel" else scheme.group_size
-        scale_type = _scale_type(projection)
-        stored = WeightScheme(scheme.bits, group_size, scheme.symmetric, _SCALE_TYPES[scale_type])  # type: ignore[arg-type]
+        stored = _stored(projection, WeightScheme(scheme.bits, group_size, scheme.symmetric))
         name = projection.source.name or projection.name
         pieces = QuantizedPieces(
             name,
@@ -198,7 +198,7 @@ class QuantizeModel(Pass):
             projection.dtype,
             projection.rows,
             weight_quantizer(stored, scheme.algorithm, statistics, options=_algorithm_options(projection), name=name),
-            scale_type,
+            _DTYPES[stored.scale_type],
         )
         if scheme.algorithm in NEEDS_HESSIAN:
             pieces.compute()
@@ -226,9 +226,13 @@ def _algorithm_options(projection: Projection) -> AlgorithmOptions:
     return replace(DEFAULT_OPTIONS, damping=_TIED_DAMPING) if is_tied else DEFAULT_OPTIONS
 
 
-def _scale_type(projection: Projection) -> ir.DataType:
-    """Return the type that scales are rounded to: no wider than half precision."""
-    return ir.DataType.FLOAT16 if projection.dtype == ir.DataType.FLOAT else projection.dtype
+def _stored(projection: Projection, scheme: WeightScheme) -> WeightScheme:
+    """Return a scheme with the type that scales are rounded to: half precision where it has numbers for all of them."""
+    if projection.dtype != ir.DataType.FLOAT:
+        return replace(scheme, scale_type=_SCALE_TYPES[projection.dtype])
+    half = replace(scheme, scale_type="float16")
+    shape = (projection.num_outputs, projection.num_inputs)
+    return half if holds_scales(half, shape, projection.rows) else scheme
 
 
 def _is_calibrated(scheme: LinearScheme) -> bool:

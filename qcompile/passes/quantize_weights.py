@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.quant.scheme import QuantizedWeight, Quantizer
+from qcompile.quant.rtn import covering_scales, grouped
+from qcompile.quant.scheme import QuantizedWeight, Quantizer, WeightScheme
 from qcompile.tensors import Array, NarrowableTensor, StreamedTensor
 from qcompile.weights import ColumnwiseTensor
 
@@ -51,7 +53,7 @@ class QuantizedPieces:
         self.scale_type = scale_type or dtype
         self.name, self.dtype, self.rows, self.quantize = name, dtype, rows, quantize
         self.num_outputs, self.num_inputs = shape
-        self.step = max(1, min(self.num_outputs, _PIECE_ELEMENTS // self.num_inputs))
+        self.step = _rows_of_a_piece(shape)
         self._kept: dict[tuple[str, int], Array] = {}
         self._computed: dict[int, QuantizedWeight] = {}
         self._lock = threading.Lock()
@@ -136,6 +138,26 @@ class QuantizedPieces:
             self._kept[("scales", first)] = part.scales.astype(_NUMPY_TYPES[self.dtype])
             if part.zero_points is not None:
                 self._kept[("zero_points", first)] = _packed_zero_points(part)
+
+
+def holds_scales(scheme: WeightScheme, shape: tuple[int, int], rows: Callable[[int, int], Array]) -> bool:
+    """Whether a scheme's scale type has numbers for the scales of all groups of a weight; reads it piece by piece.
+
+    Args:
+        scheme: How it is to be stored.
+        shape: (N, M).
+        rows: `rows(start, stop)` is float [stop - start, M].
+    """
+    exact, step = replace(scheme, scale_type="float32"), _rows_of_a_piece(shape)
+    for start in range(0, shape[0], step):
+        part = np.asarray(rows(start, min(start + step, shape[0])), np.float32)
+        if not scheme.holds(covering_scales(grouped(part, exact), exact)[0]):
+            return False
+    return True
+
+
+def _rows_of_a_piece(shape: tuple[int, int]) -> int:
+    return max(1, min(shape[0], _PIECE_ELEMENTS // shape[1]))
 
 
 class _TransposedCodes(ColumnwiseTensor):

@@ -5,7 +5,7 @@
                                                                q = round(w / scale) + zero_point
 
 (Jacob et al. 2018, eq. 1 and 2.) So |w - w'| <= scale / 2, and one step where the rounded zero point cuts the range. A
-group of zeros, or of numbers too small for a normal scale, gets scale 1 and the codes of zero: a scale of 0 would
+group of zeros, or of numbers too small for any scale, gets scale 1 and the codes of zero: a scale of 0 would
 divide to NaN.
 """
 

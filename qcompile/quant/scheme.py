@@ -87,18 +87,34 @@ class WeightScheme:
         return num_outputs * row
 
     def stored_scales(self, scales: FloatArray) -> FloatArray:
-        """Round scales to the stored type. Those too small for it become 1: all codes are then 0.
+        """Round scales to the stored type; the 0 of a group of zeros becomes 1.
 
-        Subnormal numbers of half precision count as long as they have four bits: 8-bit codes of weights below 0.0077 need
-        them. Those of the wide types are of no use to anybody, and slow.
+        Half precision has subnormal numbers: 8-bit codes of weights below 0.0077 need them. Where less than four bits of
+        one are left, a scale is rounded up, as a smaller one would clip. Those of the wide types are of no use to anybody,
+        and slow: they become 1 too, and all codes 0.
         """
         dtype = np.dtype(_SCALE_TYPES[self.scale_type])
-        info = ml_dtypes.finfo(dtype)
-        tiny = float(16 * info.smallest_subnormal if self.scale_type == "float16" else info.tiny)
-        largest = float(ml_dtypes.finfo(dtype).max)
+        smallest, largest = self._scale_range
         limited = np.clip(scales, -largest, largest)
-        kept = np.where(np.abs(limited) < tiny, np.float32(1), limited).astype(dtype)
+        is_small = np.abs(limited) < smallest
+        if self.scale_type == "float16" and is_small.any():
+            step = np.float32(ml_dtypes.finfo(dtype).smallest_subnormal)
+            limited = np.where(is_small, np.copysign(np.ceil(np.abs(limited) / step) * step, limited), limited)
+            is_small = limited == 0
+        kept = np.where(is_small, np.float32(1), limited).astype(dtype)
         return np.asarray(kept.astype(np.float32))
+
+    def holds(self, scales: FloatArray) -> bool:
+        """Whether the stored type has numbers for scales [N, G], with four bits at least."""
+        smallest, largest = self._scale_range
+        magnitude = np.abs(scales)
+        return not bool((((magnitude < smallest) & (magnitude > 0)) | (magnitude > largest)).any())
+
+    @property
+    def _scale_range(self) -> tuple[float, float]:
+        """Smallest scale with four bits at least (all bits in the wide types), and largest."""
+        info = ml_dtypes.finfo(_SCALE_TYPES[self.scale_type])
+        return float(16 * info.smallest_subnormal if self.scale_type == "float16" else info.tiny), float(info.max)
 
     def describe(self) -> str:
         """Return a short name: int4 asymmetric, groups of 32."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -87,6 +89,24 @@ def test_scales_are_numbers_of_the_type_that_will_hold_them(scale_type, dtype):
     scales = quantize_weight(weight, WeightScheme(8, 16, scale_type=scale_type)).scales
     assert np.array_equal(scales.astype(dtype).astype(np.float32), scales)
     assert (scales.astype(dtype) != 0).all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("largest", [1.2e-4, 2e-5, 3e-6, 1e-7])
+def test_small_weights_keep_what_half_precision_scales_have_bits_for(largest, symmetric):
+    weight = np.random.default_rng(3).uniform(-largest, largest, (4, 64)).astype(np.float32)
+    quantized = quantize_weight(weight, WeightScheme(8, 16, symmetric, "float16"))
+    assert (np.abs(quantized.dequantize() - weight) <= quantized.scales.max() * (0.501 if symmetric else 1)).all()
+    assert quantized.scales.max() <= largest / 127 + 2.0**-24
+    assert np.array_equal(quantized.scales.astype(np.float16).astype(np.float32), quantized.scales)
+
+
+def test_a_type_holds_scales_of_four_bits_up_to_its_largest_number():
+    half = WeightScheme(8, 16, scale_type="float16")
+    assert half.holds(np.array([[0, 1e-6, 65504]], np.float32))
+    assert not half.holds(np.array([[1, 9e-7]], np.float32))
+    assert not half.holds(np.array([[1, 7e4]], np.float32))
+    assert replace(half, scale_type="float32").holds(np.array([[1e-30, 7e4]], np.float32))
 
 
 def test_the_size_counts_codes_scales_and_zero_points():

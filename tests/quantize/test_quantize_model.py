@@ -7,6 +7,7 @@ import pytest
 from qcompile.errors import PassError, QuantError
 from qcompile.passes import quantize_model, quantize_weights
 from qcompile.passes.base import op_histogram
+from qcompile.passes.narrow_scales import NarrowScales
 from qcompile.passes.quantize_int4 import QuantizeInt4
 from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static
 from qcompile.passes.quantize_projections import find_projections
@@ -200,6 +201,19 @@ def test_blocks_and_channels_of_zeros_stay_zero(context):
     assert (scales > 0).all()
     assert (codes[:, :32] == 0).all()
     assert (codes[3] == 0).all()
+
+
+@pytest.mark.parametrize("factor", [2.0**-18, 1e-9, 2e8])
+@pytest.mark.parametrize("scheme", [QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt4])
+def test_weights_whose_scales_are_no_half_precision_numbers_have_wide_ones(context, scheme, factor):
+    weight = nodes(context, "Linear")[0].inputs[1]
+    array = weight.const_value.numpy() * np.float32(factor)
+    weight.const_value = ir.tensor(array, name=weight.name)
+    scheme()(context)
+    scales = context.model.graph.initializers[f"{weight.name}.scales"].const_value
+    assert 0.2 < scales.numpy().max() * (7.5 if scheme is QuantizeInt4 else 127) / np.abs(array).max() < 2.2
+    assert NarrowScales()(context).rewrites == 8
+    assert context.model.graph.initializers[f"{weight.name}.scales"].dtype == ir.DataType.FLOAT
 
 
 def test_layers_stay_float_when_asked(context):
