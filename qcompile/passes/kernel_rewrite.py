@@ -60,7 +60,7 @@ def lower(
         old = ir.node(node.op_type, inputs, node.attributes, domain=node.domain)
         scratch = ir.Graph([], [], nodes=[], name="scratch")
         new = make(old, scratch)
-        prover = Prover(context.prover.seed, limit, embeds_weights=True)
+        prover = Prover(context.prover.seed, limit, embeds_weights=True, step=_largest_scale(inputs[1:]))
         if not is_proved(Rewrite([old], old.outputs, new.nodes, new.nodes[-1].outputs), prover, context, result, node):
             return False
     kernel = make(node, context.model.graph)
@@ -70,6 +70,12 @@ def lower(
     replace(context, node, kernel.nodes)
     result.rewrites += 1
     return True
+
+
+def _largest_scale(constants: Sequence[ir.Value]) -> float:
+    """Return the largest float among the constants of an operator: what an activation of 1 times a code of 1 comes to."""
+    arrays = [value.const_value.numpy() for value in constants if value.const_value is not None]
+    return max((float(np.abs(array).max()) for array in arrays if array.dtype.kind not in "iu"), default=0.0)
 
 
 def is_proved(rewrite: Rewrite, prover: Prover, context: PassContext, result: PassResult, node: ir.Node) -> bool:

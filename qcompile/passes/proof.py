@@ -31,6 +31,7 @@ from qcompile.weights import rows_of
 MAX_RELATIVE_ERROR = 2e-5
 # The same where a half-precision constant (sqrt 2 of a GELU) stands for the number itself: one rounding to its dtype.
 MAX_LITERAL_ERROR = {ir.DataType.FLOAT16: 1e-3, ir.DataType.BFLOAT16: 8e-3}
+_SMALLEST = 1e-30
 _EMBEDDED_ELEMENTS = 64
 _PIECE_ELEMENTS = 8 << 20
 _MAX_DRAWN_ELEMENTS = 1 << 27
@@ -38,7 +39,10 @@ _MAX_DRAWN_ELEMENTS = 1 << 27
 
 @dataclass(frozen=True)
 class Proof:
-    """The outcome: `error` is the largest |before - after| over max |before|; `reason` is empty when it holds."""
+    """The outcome: `error` is the largest |before - after| over max |before|; `reason` is empty when it holds.
+
+    Where everything before is 0, the error is relative to the prover's `step`.
+    """
 
     error: float
     reason: str = ""
@@ -77,11 +81,14 @@ class Prover:
         limit: Largest relative error that passes.
         embeds_weights: Put weights inside the small models, as a loaded model has them: kernels that pack their
             weights at load (MatMulNBits) compute differently when the weight is an input.
+        step: What errors are relative to where all outputs are 0, for activations of magnitude 1: a kernel that takes the
+            sum of 128 * x from that of (code + 128) * x leaves a rounding error that only a scale can be compared with.
     """
 
     seed: int = 0
     limit: float = MAX_RELATIVE_ERROR
     embeds_weights: bool = False
+    step: float = _SMALLEST
     _sessions: dict[bytes, Any] = field(default_factory=dict)
 
     def prove(
@@ -118,7 +125,8 @@ class Prover:
         opsets = rewrite.opsets or (opset, opset)
         before = self._run(old, feeds, {**imports, "": opsets[0]})
         after = self._run(new, feeds, {**imports, "": opsets[1]})
-        return _compare([case for _, case in cases], before, after, limit, rows_that_matter=rows_that_matter)
+        compared = [case for _, case in cases]
+        return _compare(compared, before, after, limit, self.step, rows_that_matter=rows_that_matter)
 
     def run(self, model_bytes: bytes, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run a small model, keeping its session."""
@@ -222,6 +230,7 @@ def _compare(
     before: Sequence[Sequence[np.ndarray]],
     after: Sequence[Sequence[np.ndarray]],
     limit: float,
+    step: float,
     *,
     rows_that_matter: bool,
 ) -> Proof:
@@ -229,14 +238,14 @@ def _compare(
     for case, old_arrays, new_arrays in zip(cases, before, after, strict=True):
         rows = case.query_is_token() if rows_that_matter else None
         for old_array, new_array in zip(old_arrays, new_arrays, strict=True):
-            error, reason = _difference(old_array, new_array, rows)
+            error, reason = _difference(old_array, new_array, rows, step * case.magnitude)
             worst = max(worst, error)
             if reason or error > limit:
                 return Proof(worst, f"{case.name}: " + (reason or f"relative error {error:.2g} > {limit:.2g}"))
     return Proof(worst)
 
 
-def _difference(before: np.ndarray, after: np.ndarray, rows: np.ndarray | None) -> tuple[float, str]:
+def _difference(before: np.ndarray, after: np.ndarray, rows: np.ndarray | None, step: float) -> tuple[float, str]:
     if before.shape != after.shape:
         return 0.0, f"shapes differ, {before.shape} before and {after.shape} after"
     if rows is not None and before.ndim == 3 and before.shape[:2] == rows.shape:
@@ -248,5 +257,5 @@ def _difference(before: np.ndarray, after: np.ndarray, rows: np.ndarray | None) 
     if not np.array_equal(np.isfinite(before), np.isfinite(after)):
         return 0.0, "not the same values are finite"
     finite = np.isfinite(before)
-    scale = max(float(np.abs(before[finite]).max(initial=0.0)), 1e-30)
+    scale = max(float(np.abs(before[finite]).max(initial=0.0)) or step, _SMALLEST)
     return float(np.abs(before[finite] - after[finite]).max(initial=0.0)) / scale, ""

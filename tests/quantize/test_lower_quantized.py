@@ -52,6 +52,32 @@ def test_blocks_run_on_one_kernel_each_and_share_the_table(context, scheme):
     assert not any(name.startswith("qcompile::") and "W" in name for name in op_histogram(context.model))
 
 
+def zeroed(context):
+    """Make one weight all zeros; return the node that multiplies it."""
+    node = next(n for n in nodes(context, "MatMul") if n.name == "layers.1.attn.o_proj")
+    weight = node.inputs[1]
+    weight.const_value = ir.tensor(np.zeros(weight.shape.numpy(), np.float32), name=weight.name)
+    return node.name
+
+
+@pytest.mark.parametrize("scheme", [QuantizeInt8, QuantizeInt4, QuantizeInt8Dynamic])
+def test_a_weight_of_zeros_runs_on_the_kernel_too(context, scheme):
+    name = zeroed(context)
+    scheme()(context)
+    results = [LowerQuantizedBlocksToOrt()(context), LowerQuantizedActivationsToOrt()(context)]
+    assert sum(result.rewrites for result in results) == 10
+    assert max(result.max_error for result in results) < 5e-2
+    assert {n.domain for n in context.model.graph if n.name == name} == {"com.microsoft"}
+
+
+def test_a_wrong_kernel_for_a_weight_of_zeros_is_not_proved(context, monkeypatch):
+    name = zeroed(context)
+    monkeypatch.setattr(blocks, "_INT8_SIGN", np.uint8(127))
+    QuantizeInt8()(context)
+    rejected = {r.node: r.reason for r in LowerQuantizedBlocksToOrt()(context).rejected}
+    assert rejected[name].startswith("rolled back")
+
+
 def test_int8_activations_give_the_same_codes(context):
     QuantizeInt8Dynamic()(context)
     result = LowerQuantizedActivationsToOrt()(context)
