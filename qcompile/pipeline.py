@@ -35,11 +35,14 @@ from qcompile.loaded_model import LoadedModel, inspect_loaded
 from qcompile.model_shape import describe_any, is_decoder, model_io_of
 from qcompile.passes import registry
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection, op_histogram
+from qcompile.passes.finite_weights import check_finite
 from qcompile.passes.fold_scales import Awq, FoldScales
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.proof import Prover
+from qcompile.passes.quantize_int8 import QuantizeInt8Static
 from qcompile.passes.quantize_kv8 import QuantizeKv8
 from qcompile.passes.quantize_model import QuantizeModel
+from qcompile.passes.quantize_rotation import RotateResidual
 from qcompile.passes.schedule import schedule
 from qcompile.passes.select_last_token import SelectLastToken
 from qcompile.quantization_checks import cache_dtype, check_quantization
@@ -52,6 +55,7 @@ from qcompile.verify import Agreement, compare_directories
 VERIFY_LEVELS = ("off", "fast", "full")
 # They change the interface to what generating needs.
 _DECODER_PASSES = (SelectLastToken.name, LowerAttentionToOrt.name)
+_COMPUTING = (RotateResidual, FoldScales, QuantizeKv8, QuantizeInt8Static)
 Report = Callable[[str, int, int], None]
 
 
@@ -150,6 +154,8 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     if options.surgery:
         context.model = apply_surgery(model, options.surgery)
         done.warnings.append(f"surgery {options.surgery} is yours: it was run as it is and not checked")
+    if not set(registry.QUANTIZE).isdisjoint(plan):
+        check_finite(context.model.graph, with_matrices=_computes_with_weights(plan, options.quantize))
     statistics = CalibratedStatistics(
         TextSource(graph_path.parent, manifest, options.quantize.calibration),
         with_hessians=options.quantize.needs_hessian or Awq in plan,
@@ -231,6 +237,12 @@ def _fit_passes(options: OptimizeOptions, target: Target) -> tuple[OptimizeOptio
     passes = tuple("int8-static" if name == "int8" else name for name in options.passes)
     note = f"int8 is int8-static for {target.name}, which has no kernels for scales per token; int8-weight keeps more"
     return replace(options, passes=passes), [note]
+
+
+def _computes_with_weights(plan: Sequence[type[Pass]], options: QuantizeOptions) -> bool:
+    """Whether weights are mixed, or the model is run, before a quantizer looks at them."""
+    is_chosen = options.quality is not None or options.size_mb is not None
+    return is_chosen or options.needs_hessian or any(issubclass(step, _COMPUTING) for step in plan)
 
 
 def _instance(

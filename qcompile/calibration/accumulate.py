@@ -12,6 +12,8 @@ from qcompile.quant.scheme import FloatArray, InputStatistics
 
 _BUFFERED_TOKENS = 2048
 _STRONGEST_SHARE = 8
+# Calibration runs in float32, whatever the model's dtype, and the weights are finite.
+_CURE = "look for huge weights in the layers before, or take a scheme that runs nothing, such as int8-weight"
 
 
 @dataclass
@@ -105,7 +107,7 @@ class InputAccumulator:
         token, channel = (int(i) for i in np.argwhere(~np.isfinite(tokens))[0])
         return QuantError(
             f"calibration: '{self.name}' has the value {tokens[token, channel]} (token {self._count + token}, channel "
-            f"{channel}): the model overflows there; run it in float32, or keep what reads it float"
+            f"{channel}): the model overflows before it, in float32; {_CURE}"
         )
 
 
@@ -146,7 +148,7 @@ class KeyValueStatistics:
         """
         magnitude = np.abs(np.asarray(cached, dtype=np.float32)[0])
         if not np.isfinite(magnitude).all():
-            raise QuantError(f"calibration: '{name}' has NaN or infinite values; run the model in float32")
+            raise QuantError(f"calibration: '{name}' has NaN or infinite values: the model overflows; {_CURE}")
         for part, prefix in ((magnitude[:, self.num_first :], ""), (magnitude[:, : self.num_first], "first_")):
             own: FloatArray = getattr(self, f"{prefix}{kind}_abs_max")
             np.maximum(own, part.max(axis=1, initial=0), out=own)

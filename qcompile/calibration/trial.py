@@ -199,6 +199,7 @@ class Trials:
             session = self.runner.session(index, states[0])
             weights = session.weights()
             states = [self._step(block, session.run(state, weights), state, taken) for state in states]
+            _check_finite(taken, block)
             say("running the float model", index + 1, len(self.runner.blocks))
         self.inputs = {v: np.concatenate([a.reshape(-1, a.shape[-1]) for a in parts]) for v, parts in taken.items()}
 
@@ -256,6 +257,17 @@ class Trials:
         return logits
 
 
+def _check_finite(taken: Mapping[ir.Value, Sequence[Array]], block: Block) -> None:
+    """Refuse a model whose own values are not finite, at the first that a projection reads."""
+    for node in block.nodes:
+        for value in node.outputs:
+            if not all(np.isfinite(array).all() for array in taken.get(value, ())):
+                raise QuantError(
+                    f"sensitivity: '{value.name}' has NaN or infinite values: the model overflows on the calibration text; "
+                    "look for huge weights in the layers before it"
+                )
+
+
 def _divergence(reference: FloatArray, trial: FloatArray) -> Divergence:
     parts, same = [], 0
     for start, stop in _ranges(len(reference), _LOGIT_POSITIONS):
@@ -264,7 +276,9 @@ def _divergence(reference: FloatArray, trial: FloatArray) -> Divergence:
         same += int((p.argmax(axis=1) == q.argmax(axis=1)).sum())
     kl = np.maximum(np.concatenate(parts), 0.0)
     if not np.isfinite(kl).all():
-        raise QuantError("sensitivity: the model gives NaN or infinite logits on the calibration text")
+        raise QuantError(
+            "sensitivity: logits are NaN or infinite on the calibration text; look for huge weights in the head"
+        )
     return Divergence(float(kl.mean()), float(np.quantile(kl, 0.99)), same / len(kl))
 
 

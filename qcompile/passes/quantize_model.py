@@ -232,7 +232,8 @@ def _stored(projection: Projection, scheme: WeightScheme) -> WeightScheme:
         return replace(scheme, scale_type=_SCALE_TYPES[projection.dtype])
     half = replace(scheme, scale_type="float16")
     shape = (projection.num_outputs, projection.num_inputs)
-    return half if holds_scales(half, shape, projection.rows) else scheme
+    name = projection.source.name or projection.name
+    return half if holds_scales(half, shape, projection.rows, name) else scheme
 
 
 def _is_calibrated(scheme: LinearScheme) -> bool:

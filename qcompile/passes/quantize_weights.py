@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.quant.rtn import covering_scales, grouped
-from qcompile.quant.scheme import QuantizedWeight, Quantizer, WeightScheme
+from qcompile.quant.scheme import QuantizedWeight, Quantizer, WeightScheme, check_weight
 from qcompile.tensors import Array, NarrowableTensor, StreamedTensor
 from qcompile.weights import ColumnwiseTensor
 
@@ -140,17 +140,21 @@ class QuantizedPieces:
                 self._kept[("zero_points", first)] = _packed_zero_points(part)
 
 
-def holds_scales(scheme: WeightScheme, shape: tuple[int, int], rows: Callable[[int, int], Array]) -> bool:
+def holds_scales(scheme: WeightScheme, shape: tuple[int, int], rows: Callable[[int, int], Array], name: str) -> bool:
     """Whether a scheme's scale type has numbers for the scales of all groups of a weight; reads it piece by piece.
 
     Args:
         scheme: How it is to be stored.
         shape: (N, M).
         rows: `rows(start, stop)` is float [stop - start, M].
+        name: What an error calls the weight.
+
+    Raises:
+        QuantError: It has NaN or infinite values.
     """
     exact, step = replace(scheme, scale_type="float32"), _rows_of_a_piece(shape)
     for start in range(0, shape[0], step):
-        part = np.asarray(rows(start, min(start + step, shape[0])), np.float32)
+        part = check_weight(rows(start, min(start + step, shape[0])), name)
         if not scheme.holds(covering_scales(grouped(part, exact), exact)[0]):
             return False
     return True

@@ -231,7 +231,7 @@ def check_weight(weight: npt.NDArray[np.floating], name: str = "weight") -> Floa
         column = int(np.argmin(np.isfinite(values[row])))
         raise QuantError(
             f"{name}: row {row} has NaN or infinite weights (input {column} is {weight[row, column]}); they cannot be "
-            "quantized: keep this layer float or repair the checkpoint"
+            f"quantized: repair the checkpoint or keep the layer float, --keep-float '{name}'"
         )
     return values
 
