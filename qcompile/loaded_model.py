@@ -74,14 +74,16 @@ class LoadedModel:
         """Return JSON-ready data."""
         return asdict(self)
 
-    def warnings(self) -> list[str]:
-        """Say which tensors run as floats although they are stored quantized."""
+    def warnings(self, target: str) -> list[str]:
+        """Say which tensors run as floats although they are stored quantized for a target."""
         if not self.dequantized:
             return []
+        ort = "lower-quantized-blocks-to-ort says why no kernel takes them"
+        advice = ort if target == "ort" else "--target ort has kernels for them"
         warning = (
             f"{len(self.dequantized)} of {self.quantized + len(self.dequantized)} quantized tensors are made float when "
             f"ONNX Runtime loads the model ('{self.dequantized[0]}', …): they take float memory and run no faster; "
-            "--target ort has kernels for them"
+            f"{advice}"
         )
         return [warning]
 

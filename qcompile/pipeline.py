@@ -241,7 +241,7 @@ def _fit_passes(options: OptimizeOptions, target: Target) -> tuple[OptimizeOptio
 
 def _computes_with_weights(plan: Sequence[type[Pass]], options: QuantizeOptions) -> bool:
     """Whether weights are mixed, or the model is run, before a quantizer looks at them."""
-    is_chosen = options.quality is not None or options.size_mb is not None
+    is_chosen = options.quality is not None or options.size is not None
     return is_chosen or options.needs_hessian or any(issubclass(step, _COMPUTING) for step in plan)
 
 
@@ -291,6 +291,7 @@ def _judge_counts(done: OptimizeReport, expected: dict[str, int], earlier: Manif
     for result in done.results:
         rolled_back = [r for r in result.rejected if r.reason.startswith("rolled back")]
         shortfalls += [f"{result.name}: '{r.node}' {r.reason}" for r in rolled_back]
+        shortfalls += [f"{result.name}: {result.detail['left_float']}"] if "left_float" in result.detail else []
     if shortfalls and strict:
         raise VerifyError(
             f"--strict: {shortfalls[0]}" + (f" (and {len(shortfalls) - 1} more)" if shortfalls[1:] else "")
@@ -366,7 +367,7 @@ def _write(
         if provenance.quantization and options.verify != "off" and runs_here:
             say("loading what was written", 0, 0)
             done.loaded = inspect_loaded(artifact.path)
-            done.warnings += done.loaded.warnings()
+            done.warnings += done.loaded.warnings(done.target)
         artifact.publish()
 
 

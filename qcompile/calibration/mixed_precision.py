@@ -26,7 +26,7 @@ from qcompile.calibration.trial import Trials
 from qcompile.errors import QuantError
 from qcompile.quant.algorithms import NEEDS_HESSIAN
 from qcompile.quant.allocation import Allocation
-from qcompile.quantize_options import GROUP_SIZES, GroupSize, LayerOptions, LinearScheme, QuantizeOptions
+from qcompile.quantize_options import GROUP_SIZES, LayerOptions, LinearScheme, QuantizeOptions
 from qcompile.report.chart_file import ChartFile, Table
 
 # Few rows and short ones: a hundred tensors are each a run of the model.
@@ -34,7 +34,7 @@ TRIAL_SETTINGS = CalibrationSettings(num_tokens=384, row_length=96, with_hessian
 _POSITIONS = 128
 _SHARE_OF_ROWS = 8
 _INT8_GROUP, _INT8_BLOCK = 128, 32
-_INT4_GROUPS = (16, 32, 64, 128)
+_INT4_GROUPS = (32, 16, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def candidate_schemes(
     Args:
         options: What the user asked for.
         defaults: The pass's own values.
-        widths: Inputs of the tensors; each gets a scheme whose groups divide them.
+        widths: Inputs of the tensors; each that a group size divides gets an int8 scheme that fits it.
 
     Raises:
         QuantError: Every layer is kept float.
@@ -175,17 +175,14 @@ def candidate_schemes(
     own = options.scheme_for(("",), defaults)
     if own is None:
         raise QuantError("every layer is kept float: there is nothing to choose")
-    fitting = [size for size in GROUP_SIZES if all(width % size == 0 for width in widths)]
-    coarse: GroupSize = max((size for size in fitting if size <= _INT8_GROUP), default="channel")
-    int8 = LinearScheme(8, coarse, True, "float", own.algorithm)
-    if own.bits == 4 and options.group_size is None:
-        smallest = max((size for size in fitting if size <= _INT8_BLOCK), default=own.group_size)
-        found = [replace(own, group_size=group) for group in (smallest, *_INT4_GROUPS)]
-    else:
-        found = [own]
-    if own.bits == 8 and own.activations == "float" and _INT8_BLOCK in fitting:
-        int8 = replace(int8, group_size=_INT8_BLOCK)
-    return list(dict.fromkeys([*found, int8]))
+    is_int8_in_blocks = own.bits == 8 and own.activations == "float"
+    most = _INT8_BLOCK if is_int8_in_blocks else _INT8_GROUP
+    # each width has the largest groups that divide it: one odd width must not spoil those of the others
+    fitting = {width: [size for size in GROUP_SIZES if size <= most and width % size == 0] for width in widths}
+    groups = sorted({max(sizes) for sizes in fitting.values() if sizes}, reverse=True)
+    is_free = own.bits == 4 and options.group_size is None
+    found = [replace(own, group_size=group) for group in _INT4_GROUPS] if is_free else [own]
+    return list(dict.fromkeys([*found, *(LinearScheme(8, group, True, "float", own.algorithm) for group in groups)]))
 
 
 def decide(

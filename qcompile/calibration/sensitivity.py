@@ -151,7 +151,7 @@ def measure_sensitivity(
     num_checks: int = 6,
     say: Say | None = None,
 ) -> Sensitivity:
-    """Measure every tensor in one scheme and estimate the others.
+    """Measure every tensor in one scheme and estimate the others; tensors that no scheme fits are left out.
 
     Args:
         trials: The float model.
@@ -161,23 +161,25 @@ def measure_sensitivity(
         say: Called with (what, done, total).
 
     Raises:
-        QuantError: There are no schemes, or two are the same.
+        QuantError: There are no schemes, two are the same, or none fits any tensor.
     """
     labels = [label_of(scheme) for scheme in schemes]
     if not schemes or len(set(labels)) != len(labels):
         raise QuantError("sensitivity: give different schemes to choose from, one at least")
     report = say or (lambda what, done, total: None)
     run = _Measuring(trials, _coarsest_first(dict(zip(labels, schemes, strict=True))), statistics or {})
-    findings = {}
-    for number, tensor in enumerate(trials.tensors):
+    findings, tensors = {}, [tensor for tensor in trials.tensors if run.fitting(tensor)]
+    if not tensors:
+        raise QuantError(f"sensitivity: none of {', '.join(labels)} fits any weight; give --group-size channel")
+    for number, tensor in enumerate(tensors):
         findings[tensor.name] = run.findings(tensor)
-        report("measuring each tensor", number + 1, len(trials.tensors))
+        report("measuring each tensor", number + 1, len(tensors))
     run.check(findings, num_checks)
     return Sensitivity(
         run.schemes,
         findings,
-        {tensor.name: tensor.size_bytes(None) for tensor in trials.tensors},
-        {tensor.name: tuple(name for use in tensor.uses for name in use.names) for tensor in trials.tensors},
+        {tensor.name: tensor.size_bytes(None) for tensor in tensors},
+        {tensor.name: tuple(name for use in tensor.uses for name in use.names) for tensor in tensors},
         sum(map(len, trials.rows)),
         trials.num_positions,
     )
@@ -267,7 +269,7 @@ class _Measuring:
         self.tensors = {tensor.name: tensor for tensor in trials.tensors}
 
     def findings(self, tensor: Tensor) -> tuple[Finding, ...]:
-        first, *others = self._fitting(tensor)
+        first, *others = self.fitting(tensor)
         measured = self._measured(tensor, first)
         found = [measured]
         is_linear = not any(use.is_lookup for use in tensor.uses)
@@ -281,21 +283,15 @@ class _Measuring:
             found.append(Finding(tensor.name, label, size_bytes, measured.divergence * share, is_measured=False))
         return tuple(found)
 
-    def _fitting(self, tensor: Tensor) -> list[str]:
+    def fitting(self, tensor: Tensor) -> list[str]:
         """Return the labels of the schemes that a tensor can take."""
         is_looked_up = any(use.is_lookup for use in tensor.uses)
-        fitting = [
+        return [
             label
             for label, s in self.schemes.items()
             if (s.group_size == "channel" or tensor.shape[1] % s.group_size == 0)
             and not (is_looked_up and s.activations != "float")
         ]
-        if not fitting:
-            raise QuantError(
-                f"sensitivity: none of {', '.join(self.schemes)} fits '{tensor.name}' of shape {list(tensor.shape)}; "
-                "give one with float activations and a group size that divides its inputs"
-            )
-        return fitting
 
     def check(self, findings: dict[str, tuple[Finding, ...]], count: int) -> None:
         """Measure some of the estimates, evenly over their sizes, and put the measurements in their place."""

@@ -116,6 +116,8 @@ def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> 
     for result in done.results:
         for rejection in result.rejected[:_SHOWN_REJECTIONS]:
             console.print(Text(f"{result.name}: {rejection.node}: {rejection.reason}", style="dim"))
+        if (more := len(result.rejected) - _SHOWN_REJECTIONS) > 0:
+            console.print(Text(f"{result.name}: and {more} more; --json lists them", style="dim"))
         if "mixed_precision" in result.detail:
             console.print(f"{result.name}: {result.detail['mixed_precision']['summary']}", soft_wrap=True)
     _print_kernels(done, console)

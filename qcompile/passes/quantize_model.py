@@ -47,6 +47,9 @@ class Statistics(Protocol):
 
 _DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 _SCALE_TYPES: dict[ir.DataType, ScaleType] = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+_KEPT, _TIED = "kept float, as asked", "tied to an output head that stays float"
+_CHOSEN = {"quality": "kept float by --quality", "size": "kept float by --size"}
+_AS_ASKED = frozenset({_KEPT, _TIED, *_CHOSEN.values()})
 _INT8_MAX = 127
 _TIED_DAMPING = 1.0
 
@@ -95,6 +98,7 @@ class QuantizeModel(Pass):
         tables: dict[tuple[ir.Value, LinearScheme], _Codes] = {}
         tensors = []
         decided = self._decide(projections, result)
+        self._judge_widths(projections, decided, result)
         self._prepare(context.model, decided, result)
         for projection, scheme in decided:
             key = (projection.source, scheme)
@@ -120,6 +124,24 @@ class QuantizeModel(Pass):
             else:
                 decided[index] = scheme
         return [(projections[index], scheme) for index, scheme in decided.items()]
+
+    def _judge_widths(
+        self,
+        projections: Sequence[Projection],
+        decided: Sequence[tuple[Projection, LinearScheme]],
+        result: PassResult,
+    ) -> None:
+        """Say which weights stay float although nobody asked for it; refuse if that is all of them."""
+        unfit = [rejection for rejection in result.rejected if rejection.reason not in _AS_ASKED]
+        if not unfit:
+            return
+        # two codes of 4 bits share a byte, even where a row is one group
+        scheme = "--passes int8-weight " if any(p.num_inputs % 2 for p in projections) else ""
+        cure = f"{scheme}--group-size channel stores any width quantized, though ONNX Runtime multiplies it as floats"
+        first = f"'{unfit[0].node}': {unfit[0].reason}"
+        if not decided:
+            raise QuantError(f"{self.name}: no weight can be quantized: {first}; {cure}")
+        result.detail["left_float"] = f"{len(unfit)} of {len(projections)} weights stay float, such as {first}; {cure}"
 
     def _choose_schemes(self, model: ir.Model, projections: Sequence[Projection], result: PassResult) -> None:
         """Let a quality or a size decide, where one was given."""
@@ -150,7 +172,7 @@ class QuantizeModel(Pass):
         options = self.options
         if projection.is_lookup:
             if tied and tied[0] is None:
-                return "tied to an output head that stays float"
+                return _TIED
             layers = tuple(replace(layer, activations=None) for layer in options.layers)
             options = replace(options, activations="float", layers=layers)
         scheme = options.scheme_for(projection.names, self.defaults)
@@ -167,8 +189,8 @@ class QuantizeModel(Pass):
     def _kept(self, projection: Projection) -> str:
         """Return who keeps a projection float: the user, or the choice of bits."""
         if any(LayerOptions(pattern).matches(projection.names) for pattern in self.asked.keep_float):
-            return "kept float, as asked"
-        return f"kept float by --{'size' if self.asked.quality is None else 'quality'}"
+            return _KEPT
+        return _CHOSEN["size" if self.asked.quality is None else "quality"]
 
     def _grouped(self, projection: Projection, scheme: LinearScheme, *, is_asked: bool) -> LinearScheme | str:
         """Return the scheme with a block that the target takes and that divides the inputs, or why there is none."""

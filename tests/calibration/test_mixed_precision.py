@@ -75,8 +75,10 @@ def test_schemes_that_do_not_fit_a_tensor_are_not_tried_on_it(models):
         assert (label_of(wide) in labels) == (tensor.shape[1] % 64 == 0)
         assert (label_of(W8A8) in labels) == (len(tensor.uses) == 1)
     assert any("–" in row for row in found.table().rows)
-    with pytest.raises(QuantError, match="none of int8 a8 rtn fits 'lm_head'"):
-        measure_sensitivity(trials, [W8A8])
+    alone = measure_sensitivity(trials, [W8A8], num_checks=0)
+    assert set(alone.findings) == set(alone.float_bytes) == set(alone.names) == {*found.findings} - {"lm_head"}
+    with pytest.raises(QuantError, match="none of int4 g256 asym rtn fits any weight"):
+        measure_sensitivity(trials, [LinearScheme(4, 256, False, "float", "rtn")])
 
 
 def test_the_page_and_the_record_show_goal_ranking_and_choice(models, directories, tmp_path):

@@ -40,6 +40,13 @@ def test_json_and_report_say_the_same(model, tmp_path):
     assert counts["fuse-add-rms-norm"] == 4
 
 
+def test_refused_places_that_are_not_shown_are_counted(model, tmp_path):
+    result = run("optimize", model, "-o", tmp_path / "out", "--passes", "fuse,int8-weight", "--keep-float", "*")
+    assert result.exit_code == 0
+    assert result.output.count("int8-weight: ") == 6
+    assert "int8-weight: and 5 more" in result.output
+
+
 def test_dry_run_says_so(model, tmp_path):
     result = run("optimize", model, "-o", tmp_path / "out", "--dry-run")
     assert result.exit_code == 0
