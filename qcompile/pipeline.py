@@ -46,7 +46,7 @@ from qcompile.passes.quantize_rotation import RotateResidual
 from qcompile.passes.schedule import schedule
 from qcompile.passes.select_last_token import SelectLastToken
 from qcompile.quantization_checks import cache_dtype, check_quantization
-from qcompile.quantize_options import LayerOptions, QuantizeOptions
+from qcompile.quantize_options import QuantizeOptions
 from qcompile.runtime.manifest import FileEntry, GraphEntry, Manifest, ModelShape
 from qcompile.surgeon import apply_surgery
 from qcompile.target import Target, default_target, target_named
@@ -154,16 +154,14 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     if options.surgery:
         context.model = apply_surgery(model, options.surgery)
         done.warnings.append(f"surgery {options.surgery} is yours: it was run as it is and not checked")
-    if not set(registry.QUANTIZE).isdisjoint(plan):
-        check_finite(context.model.graph, with_matrices=_computes_with_weights(plan, options.quantize))
+    _check_weights(context.model.graph, plan, options.quantize)
     statistics = CalibratedStatistics(
         TextSource(graph_path.parent, manifest, options.quantize.calibration),
         with_hessians=options.quantize.needs_hessian or Awq in plan,
         say=say,
     )
     statistics.text.check()
-    defaults = next((step.defaults for step in plan if issubclass(step, QuantizeModel)), None)
-    steps = [_instance(step, shape, options.quantize, statistics, target, defaults) for step in plan]
+    steps = [_instance(step, shape, options.quantize, statistics, target, plan) for step in plan]
     first = next((i for i, step in enumerate(plan) if step in registry.QUANTIZE), len(plan))
     _run(steps[:first], context, done, say)
     ranges = _ranges(context.model, target, statistics.text, options, done, say)
@@ -239,10 +237,12 @@ def _fit_passes(options: OptimizeOptions, target: Target) -> tuple[OptimizeOptio
     return replace(options, passes=passes), [note]
 
 
-def _computes_with_weights(plan: Sequence[type[Pass]], options: QuantizeOptions) -> bool:
-    """Whether weights are mixed, or the model is run, before a quantizer looks at them."""
+def _check_weights(graph: ir.Graph, plan: Sequence[type[Pass]], options: QuantizeOptions) -> None:
+    """Refuse NaN and infinity: matrices here only if something mixes them, or runs the model, before a quantizer looks."""
     is_chosen = options.quality is not None or options.size is not None
-    return is_chosen or options.needs_hessian or any(issubclass(step, _COMPUTING) for step in plan)
+    is_computed = is_chosen or options.needs_hessian or any(issubclass(step, _COMPUTING) for step in plan)
+    if not set(registry.QUANTIZE).isdisjoint(plan):
+        check_finite(graph, with_matrices=is_computed)
 
 
 def _instance(
@@ -251,14 +251,15 @@ def _instance(
     quantize: QuantizeOptions,
     statistics: CalibratedStatistics,
     target: Target,
-    defaults: Sequence[LayerOptions] | None,
+    plan: Sequence[type[Pass]],
 ) -> Pass:
     if pass_class is LowerAttentionToOrt:
         return LowerAttentionToOrt(shape.max_position_embeddings)
     if issubclass(pass_class, QuantizeModel):
         return pass_class(quantize, statistics, target.smallest_group)
     if issubclass(pass_class, FoldScales):
-        return pass_class(quantize, statistics, defaults)
+        defaults = (step.defaults for step in plan if issubclass(step, QuantizeModel))
+        return pass_class(quantize, statistics, next(defaults, None))
     if pass_class is QuantizeKv8:
         return QuantizeKv8(statistics)
     return pass_class()

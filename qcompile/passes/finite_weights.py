@@ -14,7 +14,7 @@ from qcompile.passes.quantize_projections import Projection, find_projections
 from qcompile.tensors import pieces_of
 
 # The exponent of NaN and of infinity, all ones: such bits are found much faster than such bfloat16 numbers.
-_EXPONENTS = {
+_EXPONENTS: dict[ir.DataType, np.uint32 | np.uint16] = {
     ir.DataType.FLOAT: np.uint32(0x7F800000),
     ir.DataType.FLOAT16: np.uint16(0x7C00),
     ir.DataType.BFLOAT16: np.uint16(0x7F80),

@@ -56,11 +56,11 @@ def lower(
     """
     result.matches += 1
     if context.prover is not None:
-        inputs = [node.inputs[0], *(few(value) for value in node.inputs[1:] if value is not None)]
-        old = ir.node(node.op_type, inputs, node.attributes, domain=node.domain)
+        constants = [few(value) for value in node.inputs[1:] if value is not None]
+        old = ir.node(node.op_type, [node.inputs[0], *constants], node.attributes, domain=node.domain)
         scratch = ir.Graph([], [], nodes=[], name="scratch")
         new = make(old, scratch)
-        prover = Prover(context.prover.seed, limit, embeds_weights=True, step=_largest_scale(inputs[1:]))
+        prover = Prover(context.prover.seed, limit, embeds_weights=True, step=_largest_scale(constants))
         if not is_proved(Rewrite([old], old.outputs, new.nodes, new.nodes[-1].outputs), prover, context, result, node):
             return False
     kernel = make(node, context.model.graph)
