@@ -61,7 +61,7 @@ def test_what_was_kept_float_as_asked_is_no_warning(mixed, tmp_path):
     assert not optimize_tiny(mixed, tmp_path / "out", "fuse", "int4", quantize=options).warnings
 
 
-@pytest.mark.parametrize("goal", [{"size_mb": 0.4}, {"quality": 0.02}])
+@pytest.mark.parametrize("goal", [{"size": 0.4}, {"quality": 0.02}])
 def test_an_odd_width_does_not_spoil_the_choice_for_the_others(mixed, tmp_path, goal):
     report = optimize_tiny(mixed, tmp_path / "out", "fuse", "int4", quantize=QuantizeOptions(**goal))
     assert report.loaded.dequantized == ()
