@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,7 @@ from qcompile.kernel_check.environment import CURE, KernelsEnv
 
 _SCRIPT = Path(__file__).with_name("ahead_of_time.py")
 _START_S = 120  # importing triton on a busy machine
+_END_S = 5  # for threads to see the end of a killed child
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def _batch(jobs: list[Job], chip: str, env: KernelsEnv, time_limit_s: float) -> 
     """Answer jobs until one ends its child; that one's answer is the last."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
         child = _start(env, folder, log)
+        lines, threads = _feed(child, {"chip": chip, "jobs": [job.record() for job in jobs]})
         try:
-            lines = _feed(child, {"chip": chip, "jobs": [job.record() for job in jobs]})
             _await_triton(lines, child, log, env)
             for number in range(len(jobs)):
                 try:
@@ -89,7 +90,7 @@ def _batch(jobs: list[Job], chip: str, env: KernelsEnv, time_limit_s: float) -> 
                 if lowered is None:  # which of the next lines belongs to which job cannot be told
                     return
         finally:
-            end_group(child)
+            end_group(child, threads)
 
 
 def _await_triton(
@@ -124,7 +125,9 @@ def _start(env: KernelsEnv, folder: str, log: IO[bytes]) -> subprocess.Popen[str
         raise KernelError(f"{env.python}: cannot be started: {fault.strerror}") from None
 
 
-def _feed(child: subprocess.Popen[str], request: dict[str, Any]) -> queue.Queue[str | None]:
+def _feed(
+    child: subprocess.Popen[str], request: dict[str, Any]
+) -> tuple[queue.Queue[str | None], list[threading.Thread]]:
     """Send the request and return a queue of the child's lines, None at their end; two threads, so neither pipe blocks."""
     lines: queue.Queue[str | None] = queue.Queue()
 
@@ -142,9 +145,10 @@ def _feed(child: subprocess.Popen[str], request: dict[str, Any]) -> queue.Queue[
             lines.put(line)
         lines.put(None)
 
-    for work in (send, read):
-        threading.Thread(target=work, daemon=True).start()
-    return lines
+    threads = [threading.Thread(target=work, daemon=True) for work in (send, read)]
+    for thread in threads:
+        thread.start()
+    return lines, threads
 
 
 def _answer(line: str, number: int) -> Lowered | None:
@@ -167,13 +171,15 @@ def _end(child: subprocess.Popen[str], log: IO[bytes]) -> str:
     return f"the front end ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}: {last.strip()}"
 
 
-def end_group(child: subprocess.Popen[str]) -> None:
-    """End a child and what it started, and take its exit code."""
+def end_group(child: subprocess.Popen[str], threads: Sequence[threading.Thread] = ()) -> None:
+    """End a child and what it started, and take its exit code; threads that use its pipes come to an end first."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
     child.wait()
+    for thread in threads:
+        thread.join(_END_S)  # a stream that is closed while it is read may stay open
     for stream in (child.stdin, child.stdout):
         if stream is not None and not stream.closed:
             try:
