@@ -108,11 +108,12 @@ def command(
         Templates.load(options["templates"]),
         settings,
         output,
+        fresh,
     )
     _report(problems)
     if not task.cases:
         raise EvaluateError(f"{data}: {'no case of the wanted types' if cases else 'not one line is a case'}")
-    record = _run(directory, task, fresh=fresh, threads=options["threads"], batch_size=options["batch_size"])
+    record = _run(directory, task, threads=options["threads"], batch_size=options["batch_size"])
     if as_json:
         click.echo(json.dumps({k: v for k, v in record.items() if k != "cases"}, ensure_ascii=False, indent=2))
     else:
@@ -131,7 +132,7 @@ def _check_paths(data: Path, output: Path, html: Path | None) -> None:
         raise click.UsageError("DATA.jsonl, --output, the scoreboard beside it and --html must be different files")
 
 
-def _run(directory: Path, task: Task, *, fresh: bool, threads: int | None, batch_size: int) -> dict[str, Any]:
+def _run(directory: Path, task: Task, *, threads: int | None, batch_size: int) -> dict[str, Any]:
     """Run, write submission and scoreboard, and return the scoreboard."""
     from qcompile.runtime import Engine
 
@@ -140,7 +141,7 @@ def _run(directory: Path, task: Task, *, fresh: bool, threads: int | None, batch
         device_for(directory, threads),
         Engine(directory, threads, batch_size, task.settings.max_model_len) as engine,
     ):
-        journal = _announce_journal(directory, task, fresh=fresh)
+        journal = _announce_journal(directory, task)
         if not engine.tokenizer.has_chat_template and not task.settings.is_raw:
             click.echo(f"note: {NO_TEMPLATE}", err=True)
         try:
@@ -162,13 +163,11 @@ def scoreboard_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.scoreboard.json")
 
 
-def _announce_journal(directory: Path, task: Task, *, fresh: bool) -> Path:
+def _announce_journal(directory: Path, task: Task) -> Path:
     """Say whether the run goes on or starts anew, and why; returns the journal's path."""
     who = identity(directory, task.settings)
     path = journal_path(task.output, who)
-    if fresh:
-        path.unlink(missing_ok=True)
-    if path.exists():
+    if path.exists() and not task.is_fresh:
         click.echo(f"note: going on with {path}", err=True)
         return path
     for other, differences in other_runs(task.output, who):

@@ -46,7 +46,7 @@ class Silence:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be run: cases out of a file (with the lines that are none), how they are asked, and where to."""
+    """What is to be run: cases out of a file (with the lines that are none), how they are asked, and where to; `is_fresh` forgets the journal."""
 
     data: Path
     cases: Sequence[Case]
@@ -54,6 +54,7 @@ class Task:
     templates: Templates
     settings: EvalSettings
     output: Path
+    is_fresh: bool = False
 
 
 def evaluate(engine: "Engine", task: Task, batch_size: int, watcher: Watcher | None = None) -> Run:
@@ -66,7 +67,7 @@ def evaluate(engine: "Engine", task: Task, batch_size: int, watcher: Watcher | N
     watcher = watcher or Silence()
     require_checkers(task.cases)
     requests, refusals = make_requests(engine, task.cases, task.templates, task.settings)
-    with Journal(task.output, identity(engine.path, task.settings)) as journal:
+    with Journal(task.output, identity(engine.path, task.settings), is_fresh=task.is_fresh) as journal:
         runner = Runner(engine, journal, batch_size)
         refusals += runner.run(requests, watcher.generating)
         judge_all(requests, journal, task.settings.limits, watcher.judging)

@@ -31,6 +31,7 @@ class Journal:
     Args:
         output: The run's output file; the journal stands beside it.
         identity: Model and settings.
+        is_fresh: Forget what the file holds, once no other run can be writing it.
 
     Attributes:
         samples: Finished texts by key.
@@ -41,7 +42,7 @@ class Journal:
         EvaluateError: The file cannot be opened, or another run is writing it.
     """
 
-    def __init__(self, output: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, output: Path, identity: dict[str, Any], *, is_fresh: bool = False) -> None:
         self.identity = identity
         self.path = journal_path(output, identity)
         self.samples: dict[str, Sample] = {}
@@ -54,6 +55,8 @@ class Journal:
         except OSError as error:
             raise EvaluateError(write_failure(self.path, error)) from None
         self._lock()
+        if is_fresh:
+            os.ftruncate(self._fd, 0)
         self._read()
 
     @property

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qcompile.cli.main import cli
+from qcompile.evaluate.journal import Journal
 from qcompile.runtime import Engine, SamplingParams
 from qcompile.runtime.manifest import sha256_of
 from tests.runtime.toy_compiler import compile_tiny
@@ -199,6 +200,21 @@ def test_fresh_forgets(model: Path, data: Path, tmp_path: Path) -> None:
     before = journal.read_bytes()
     assert "going on" not in run(model, data, "-o", "results.json", "--fresh").stderr
     assert journal.read_bytes() != before
+
+
+def test_fresh_never_forgets_a_run_in_progress(model: Path, data: Path, tmp_path: Path) -> None:
+    run(model, data, "-o", "results.json")
+    (path,) = tmp_path.glob("*.journal-*")
+    before = path.read_bytes()
+    with Journal(
+        tmp_path / "results.json",
+        {k: v for k, v in json.loads(before.splitlines()[0]).items() if k in ("model", "settings")},
+    ) as journal:
+        assert journal.path == path
+        result = run(model, data, "-o", "results.json", "--fresh")
+    assert result.exit_code == 1
+    assert "another qcompile eval is writing it" in result.stderr
+    assert path.read_bytes() == before
 
 
 def test_types_limit_and_templates(model: Path, tmp_path: Path) -> None:
