@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_TAKEN = ("self", "messages")  # parameters of what renders the template
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _OPTIONS = (
     click.option(
@@ -98,13 +99,15 @@ def template_variables(arguments: tuple[str, ...]) -> dict[str, Any]:
     """Parse `--template-arg NAME=VALUE`; a VALUE that is not JSON is taken as text.
 
     Raises:
-        click.UsageError: No '=', or NAME is not an identifier.
+        click.UsageError: No '=', or NAME is not an identifier or one that the template gets anyway.
     """
     variables = {}
     for argument in arguments:
         name, equals, text = argument.partition("=")
         if not equals or not name.isidentifier():
             raise click.UsageError(f"--template-arg {argument!r}: NAME=VALUE is wanted")
+        if name in _TAKEN:
+            raise click.UsageError(f"--template-arg {argument!r}: {name!r} is set by the program; take another NAME")
         try:
             variables[name] = json.loads(text)
         except ValueError:

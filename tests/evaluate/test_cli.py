@@ -243,6 +243,8 @@ def test_types_limit_and_templates(model: Path, tmp_path: Path) -> None:
         ("--seed", -1),
         ("--code-timeout", 0),
         ("--template-arg", "novalue"),
+        ("--template-arg", "messages=1"),
+        ("--template-arg", "self=1"),
         ("--unknown",),
     ],
 )
