@@ -152,6 +152,8 @@ def _run(directory: Path, task: Task, *, threads: int | None, batch_size: int) -
             raise click.exceptions.Exit(130) from None
     known = {(problem.line, problem.message) for problem in task.problems}
     _report([problem for problem in run.problems if (problem.line, problem.message) not in known])
+    if not run.attempts:
+        raise EvaluateError(f"{task.data}: not one case was answered (reasons above); {task.output} is not written")
     record = scoreboard(run)
     write_json(task.output, submission(run.results, task.settings.samples), indent=1)
     write_json(scoreboard_path(task.output), record, indent=1)

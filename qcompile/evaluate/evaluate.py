@@ -46,7 +46,10 @@ class Silence:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be run: cases out of a file (with the lines that are none), how they are asked, and where to; `is_fresh` forgets the journal."""
+    """What is to be run: cases out of a file (with the lines that are none), how they are asked, and where to.
+
+    With `is_fresh` the journal is forgotten.
+    """
 
     data: Path
     cases: Sequence[Case]

@@ -158,6 +158,19 @@ def test_a_missing_file_and_a_missing_model(model: Path, data: Path, tmp_path: P
         assert "Traceback" not in result.output
 
 
+def test_a_run_without_an_answer_fails_and_leaves_the_old_submission(model: Path, data: Path, tmp_path: Path) -> None:
+    run(model, data, "-o", "results.json")
+    before = {path: path.read_bytes() for path in tmp_path.glob("results*.json")}
+    long = write(tmp_path / "long.jsonl", [{**CASES[1], "prompt": "word " * 3000}])
+    result = run(model, long, "-o", "results.json")
+    assert result.exit_code == 1
+    assert "line 1: case 'm' was not answered: " in result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        f"Error: {long}: not one case was answered (reasons above); results.json is not written"
+    )
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_model_without_a_chat_template(model: Path, data: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(model, tmp_path / "base"))
     (base / "chat_template.jinja").unlink(missing_ok=True)
