@@ -87,8 +87,12 @@ def case_from_record(record: Any, line: int = 0) -> Case:
     return case
 
 
-def doubt_about(case: Case) -> str:
-    """Why a case runs but can hardly be judged as meant; empty when nothing is odd."""
+def doubt_about(case: Case, record: dict[str, Any]) -> str:
+    """Why a case of that line runs but can hardly be judged as meant; empty when nothing is odd."""
+    name = "tests" if case.type == "code-generate" else "answer"
+    if any(isinstance(entry, str) and not entry.strip() for entry in _entries(record.get(name))):
+        fate = "the empty ones are left out" if case.is_checkable else "not judged; fill it in or leave it out"
+        return f"case {shown(case.id)}: {name!r} has empty text: {fate}"
     if case.type == "choice":
         strange = [answer for answer in case.answers if answer.strip().upper() not in case.choices]
         if strange:
@@ -120,7 +124,8 @@ def read_cases(path: str | Path) -> tuple[list[Case], list[LineProblem]]:
     for number, raw in _lines(Path(path)):
         num_lines += 1
         try:
-            case = case_from_record(_decode(raw), number)
+            record = _decode(raw)
+            case = case_from_record(record, number)
         except EvaluateError as error:
             problems.append(LineProblem(number, str(error)))
             continue
@@ -129,7 +134,7 @@ def read_cases(path: str | Path) -> tuple[list[Case], list[LineProblem]]:
             continue
         first_line[case.id] = number
         cases.append(case)
-        if doubt := doubt_about(case):
+        if doubt := doubt_about(case, record):
             problems.append(LineProblem(number, doubt, is_fatal=False))
     if not num_lines:
         raise EvaluateError(f"{path}: the file is empty; one JSON object a line is wanted (id, type, prompt)")
@@ -195,10 +200,12 @@ def _choices(record: dict[str, Any], case_id: str, case_type: str) -> dict[str, 
 
 
 def _strings(value: Any, name: str, case_id: str) -> tuple[str, ...]:
-    """One string, one number, or a list of them."""
-    if value is None:
-        return ()
-    entries = value if isinstance(value, list) else [value]
+    """One string, one number, or a list of them; empty text tells nothing and is left out."""
+    entries = _entries(value)
     if any(not isinstance(entry, (str, int, float)) or isinstance(entry, bool) for entry in entries):
         raise EvaluateError(f"case {shown(case_id)}: {name!r} must be a string, a number or a list of them")
-    return tuple(str(entry) for entry in entries)
+    return tuple(text for text in map(str, entries) if text.strip())
+
+
+def _entries(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -101,12 +101,30 @@ def test_a_bad_line_is_reported_and_the_others_are_read(tmp_path: Path, line: An
             {"id": "x", "type": "code-generate", "prompt": "?", "answer": "def f(): pass"},
             "line 1: case 'x': code is judged by 'tests', it has only an 'answer': not judged",
         ),
+        (
+            {"id": "x", "type": "code-generate", "prompt": "?", "tests": ""},
+            "line 1: case 'x': 'tests' has empty text: not judged; fill it in or leave it out",
+        ),
+        (
+            {**GOOD, "id": "x", "answer": [" "]},
+            "line 1: case 'x': 'answer' has empty text: not judged; fill it in or leave it out",
+        ),
+        (
+            {**GOOD, "id": "x", "answer": ["", 5]},
+            "line 1: case 'x': 'answer' has empty text: the empty ones are left out",
+        ),
     ],
 )
 def test_a_doubtful_line_is_read_and_reported(tmp_path: Path, record: dict[str, Any], message: str) -> None:
     cases, problems = read(tmp_path, record)
     assert len(cases) == 1
     assert problems == [message]
+
+
+def test_empty_text_is_no_answer_and_no_test() -> None:
+    case = case_from_record({**GOOD, "answer": ["", 5, "\n"], "tests": ["", " "]})
+    assert (case.answers, case.tests) == (("5",), ())
+    assert not case_from_record({**GOOD, "type": "code-generate", "tests": ""}).is_checkable
 
 
 def test_what_files_may_hold(tmp_path: Path) -> None:
