@@ -8,11 +8,13 @@ Everything follows from a seed. See `problem.py` for how the splits are kept apa
 
 import argparse
 import json
+import math
+import os
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 
 from models.reasoner import families_choice, families_code, families_logic, families_math, families_short, families_word
@@ -106,6 +108,29 @@ def write_cases(path: Path, cases: list[Problem]) -> None:
     temporary.replace(path)
 
 
+def _show(chosen: Iterable[Problem]) -> None:
+    for problem in chosen:
+        sys.stdout.write(f"--- {problem.type} / {problem.family}\n{problem.prompt}\n{problem.choices or ''}\n")
+        sys.stdout.write(f"{problem.solution}\n{problem.tests or problem.answer}\n")
+    sys.stdout.flush()
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number, 1 or more")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted a share from 0 to 1")
+    return share
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Make reasoning problems.")
@@ -113,17 +138,18 @@ def main(arguments: list[str] | None = None) -> None:
     test = commands.add_parser("test", help="write test.jsonl and test_hard.jsonl")
     test.add_argument("--out", type=Path, default=Path(__file__).parent)
     sample = commands.add_parser("sample", help="show some problems with their solutions")
-    sample.add_argument("--count", type=int, default=8)
-    sample.add_argument("--hard", type=float, default=0.0)
+    sample.add_argument("--count", type=_count, default=8)
+    sample.add_argument("--hard", type=_share, default=0.0)
     sample.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.command == "test":
         write_cases(options.out / "test.jsonl", test_set(is_hard=False))
         write_cases(options.out / "test_hard.jsonl", test_set(is_hard=True))
         return
-    for _, problem in zip(range(options.count), problems(options.seed, "train", hard_share=options.hard), strict=False):
-        sys.stdout.write(f"--- {problem.type} / {problem.family}\n{problem.prompt}\n{problem.choices or ''}\n")
-        sys.stdout.write(f"{problem.solution}\n{problem.tests or problem.answer}\n")
+    try:
+        _show(islice(problems(options.seed, "train", hard_share=options.hard), options.count))
+    except BrokenPipeError:  # the reader, `head` for instance, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails again
 
 
 if __name__ == "__main__":

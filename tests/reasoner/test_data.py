@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -158,3 +160,34 @@ def test_weights_choose_the_families() -> None:
 def test_a_stream_follows_from_its_seed() -> None:
     first, again, other = (list(islice(data.problems(seed, "train", hard_share=0.5), 30)) for seed in (1, 1, 2))
     assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--count", "-3"), "'-3'; wanted a whole number, 1 or more"),
+        (("--count", "0"), "'0'; wanted a whole number, 1 or more"),
+        (("--hard", "5"), "'5'; wanted a share from 0 to 1"),
+        (("--hard", "nan"), "'nan'; wanted a share from 0 to 1"),
+        (("--hard", "x"), "'x'; wanted a share from 0 to 1"),
+    ],
+)
+def test_a_sample_of_nothing_is_refused(
+    options: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        data.main(["sample", *options])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "models.reasoner.data", "sample", "--count", "400"]
+    root = Path(data.__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"--- ")
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
