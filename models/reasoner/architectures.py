@@ -49,6 +49,19 @@ def model_directory(text: str) -> Path:
     return path
 
 
+def output_directory(text: str) -> Path:
+    """What a command line names as a directory to write: one, or a place where it can be made.
+
+    Raises:
+        argparse.ArgumentTypeError: A file stands there or on the way.
+    """
+    path = Path(text)
+    standing = next((place for place in (path, *path.parents) if place.exists()), path)
+    if standing.exists() and not standing.is_dir():
+        raise argparse.ArgumentTypeError(f"{standing} is a file; wanted a directory, give another one")
+    return path
+
+
 def load_tokenizer(directory: str | Path) -> Any:
     """The tokenizer of a directory; the bundled one for the shapes of this module."""
     path = WEIGHTS if str(directory) in SHAPES else directory

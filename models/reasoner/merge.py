@@ -9,7 +9,7 @@ the one and loses much of the other ("Model soups", Wortsman et al., 2022, arXiv
 import argparse
 from pathlib import Path
 
-from models.reasoner.architectures import load_model, model_directory, save_model
+from models.reasoner.architectures import load_model, model_directory, output_directory, save_model
 
 
 def merge(directories: list[Path], out: Path) -> Path:
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Average the weights of several models.")
     parser.add_argument("models", nargs="+", type=model_directory)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=output_directory, required=True)
     options = parser.parse_args(arguments)
     try:
         print(merge(options.models, options.out))

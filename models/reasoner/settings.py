@@ -1,5 +1,6 @@
 """Training settings: defaults, named recipes from recipes.toml, and `--set key=value` on top."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,12 @@ from typing import Any
 import tomllib
 
 RECIPES = Path(__file__).with_name("recipes.toml")
+_WORDS = {"stage": ("sft", "distill", "grpo"), "rollout": ("fast", "trl")}
+_SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_POSITIVE = ("learning_rate", "temperature", "kd_temperature")
+_COUNTS = ("steps", "batch_size", "accumulate", "group", "minibatches", "max_new_tokens")
+_SHARES = ("hard_share", "min_lr_share", "kd_alpha", "demonstrate")
+_DECAYS = ("average", "adam_beta2")
 
 
 @dataclass(frozen=True)
@@ -15,7 +22,7 @@ class Settings:
 
     Attributes:
         stage: sft, distill or grpo.
-        model: A directory in Hugging Face form, or student, teacher, micro for a new model.
+        model: A directory in Hugging Face form, or student, teacher, micro for a new model; empty where --set has to name one.
         teacher: distill: the teacher's directory.
         num_rows: Rows to train on, again and again; 0 makes a new row for every use.
         rows: A dataset saved earlier by `corpus.solved`; empty makes the rows first.
@@ -85,7 +92,7 @@ class Settings:
         """The recipe's table with `key=value` overrides.
 
         Raises:
-            ValueError: An unknown recipe or key, or a value of the wrong kind.
+            ValueError: An unknown recipe or key, or a value of the wrong kind or out of its range.
         """
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         if recipe not in tables:
@@ -107,8 +114,33 @@ def _updated(settings: Settings, values: dict[str, Any]) -> Settings:
     for key, value in values.items():
         if key not in kinds:
             raise ValueError(f"unknown setting {key!r}; known are {', '.join(kinds)}")
-        kind = kinds[key]
-        if kind is bool and isinstance(value, str):
-            value = value.lower() in ("1", "true", "yes")
-        typed[key] = kind(value)
+        typed[key] = _value(key, value, kinds[key])
     return replace(settings, **typed)
+
+
+def _value(key: str, value: Any, kind: type) -> Any:
+    try:
+        made = _SWITCH[str(value).lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"setting {key} is {value!r}; wanted {wanted}") from None
+    if wanted := _out_of_range(key, made):
+        raise ValueError(f"setting {key} is {value!r}; wanted {wanted}")
+    return made
+
+
+def _out_of_range(key: str, value: Any) -> str:
+    """What the value of a setting should be; empty when it is that."""
+    if key in _WORDS:
+        return "" if value in _WORDS[key] else " or ".join(_WORDS[key])
+    if isinstance(value, (bool, str)):
+        return ""
+    if key in _COUNTS:
+        return "" if value >= 1 else "1 or more"
+    if key in _SHARES:
+        return "" if 0 <= value <= 1 else "a share from 0 to 1"
+    if key in _DECAYS:
+        return "" if 0 <= value < 1 else "0 or more and below 1"
+    if key in _POSITIVE:
+        return "" if 0 < value < math.inf else "a finite number above 0"
+    return "" if 0 <= value < math.inf else "a finite number, 0 or more"

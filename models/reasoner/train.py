@@ -22,7 +22,15 @@ import torch._dynamo
 from datasets import Dataset, concatenate_datasets
 
 from models.reasoner import corpus, probe
-from models.reasoner.architectures import load_model, load_tokenizer, num_parameters, save_model
+from models.reasoner.architectures import (
+    SHAPES,
+    load_model,
+    load_tokenizer,
+    model_directory,
+    num_parameters,
+    output_directory,
+    save_model,
+)
 from models.reasoner.data import problems
 from models.reasoner.generate import ROWS, Generator
 from models.reasoner.rewards import is_correct
@@ -169,15 +177,38 @@ def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
     return out / "model"
 
 
+def check_sources(settings: Settings) -> None:
+    """Look at what a run reads before anything is loaded or written.
+
+    Raises:
+        ValueError: No model, or no teacher for a stage that needs one.
+        argparse.ArgumentTypeError: A directory is not what it should be.
+    """
+    if not settings.model:
+        raise ValueError("no model to train; give --set model=DIR, a directory in Hugging Face form")
+    if settings.model not in SHAPES:
+        model_directory(settings.model)
+    if settings.stage == "distill":
+        if not settings.teacher:
+            raise ValueError("no teacher to learn from; give --set teacher=DIR, a directory in Hugging Face form")
+        model_directory(settings.teacher)
+    if settings.rows and not Path(settings.rows).is_dir():
+        raise argparse.ArgumentTypeError(f"{settings.rows} is no directory; wanted rows saved by `corpus.solved`")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Run one training stage.")
     parser.add_argument("recipe")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=output_directory, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUT")
     options = parser.parse_args(arguments)
-    settings = Settings.load(options.recipe, options.overrides)
+    try:
+        settings = Settings.load(options.recipe, options.overrides)
+        check_sources(settings)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        parser.error(str(error))
     train(settings, options.out, resume=options.resume)
     if importlib.util.find_spec("matplotlib") is not None:
         from models.reasoner.curves import draw

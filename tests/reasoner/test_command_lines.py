@@ -1,0 +1,58 @@
+"""Wrong options of the training commands: one line, before anything is loaded or written."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("trl")
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # the libraries deprecate each other
+
+from models.reasoner.architectures import WEIGHTS  # noqa: E402
+from models.reasoner.merge import main as merging  # noqa: E402
+from models.reasoner.train import main as training  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "recipes.toml has no recipe 'nope'; it has student-sft"),
+        (["qwen-sft", "--set", "model"], "--set 'model': wanted key=value"),
+        (["qwen-sft", "--set", "modle=/x"], "unknown setting 'modle'; known are"),
+        (["qwen-sft", "--set", "model=gone"], "gone has no config.json; wanted the directory of a model"),
+        (["student-sft", "--set", "model=gone"], "gone has no config.json; wanted the directory of a model"),
+        *(([f"qwen-{stage}"], "no model to train; give --set model=DIR") for stage in ("sft", "distill", "grpo")),
+        (["student-distill"], "no teacher to learn from; give --set teacher=DIR"),
+        (["student-distill", "--set", "teacher=teacher"], "teacher has no config.json"),
+        (["student-sft", "--set", "rows=gone"], "gone is no directory; wanted rows saved by `corpus.solved`"),
+        (["student-sft", "--set", "steps=abc"], "setting steps is 'abc'; wanted a whole number"),
+        (["student-sft", "--set", "learning_rate=x"], "setting learning_rate is 'x'; wanted a number"),
+        (["student-sft", "--set", "steps=-5"], "setting steps is '-5'; wanted 1 or more"),
+        (["student-sft", "--set", "seed=-1"], "setting seed is '-1'; wanted a finite number, 0 or more"),
+        (["student-sft", "--set", "limit_s=nan"], "setting limit_s is 'nan'; wanted a finite number, 0 or more"),
+        (["student-sft", "--set", "learning_rate=0"], "setting learning_rate is '0'; wanted a finite number above 0"),
+        (["student-sft", "--set", "bf16_on_cpu=maybe"], "setting bf16_on_cpu is 'maybe'; wanted true or false"),
+        (["student-sft", "--set", "hard_share=7"], "setting hard_share is '7'; wanted a share from 0 to 1"),
+        (["student-sft", "--set", "average=1"], "setting average is '1'; wanted 0 or more and below 1"),
+        (["student-sft", "--set", "rollout=slow"], "setting rollout is 'slow'; wanted fast or trl"),
+    ],
+)
+def test_wrong_options_are_said_in_one_line_before_anything_is_written(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        training([*arguments, "--out", "run"])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["merge", "train"])
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_file_is_no_place_to_write_a_model(command: str, out: str, tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:
+        (merging if command == "merge" else training)([str(WEIGHTS), "--out", str(tmp_path / out)])
+    assert end.value.code == 2
+    assert f"{tmp_path / 'file'} is a file; wanted a directory" in capsys.readouterr().err
