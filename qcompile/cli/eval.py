@@ -20,7 +20,7 @@ from qcompile.cli.simulated_device import device_for
 from qcompile.errors import EvaluateError
 from qcompile.evaluate.asking import CASE_TYPES, MAX_SUBMITTED_SAMPLES
 from qcompile.evaluate.cases import LineProblem, read_cases
-from qcompile.evaluate.evaluate import NO_TEMPLATE, Task, evaluate, identity, select_cases
+from qcompile.evaluate.evaluate import Task, asking_notes, evaluate, identity, select_cases
 from qcompile.evaluate.journal import journal_path, other_runs
 from qcompile.evaluate.sandbox import Limits
 from qcompile.evaluate.scoreboard import scoreboard
@@ -142,8 +142,8 @@ def _run(directory: Path, task: Task, *, threads: int | None, batch_size: int) -
         Engine(directory, threads, batch_size, task.settings.max_model_len) as engine,
     ):
         journal = _announce_journal(directory, task)
-        if not engine.tokenizer.has_chat_template and not task.settings.is_raw:
-            click.echo(f"note: {NO_TEMPLATE}", err=True)
+        for note in asking_notes(engine, task.settings):
+            click.echo(f"note: {note}", err=True)
         try:
             with _progress() as watcher:
                 run = evaluate(engine, task, batch_size, watcher)

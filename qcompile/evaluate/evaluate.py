@@ -21,7 +21,8 @@ from qcompile.runtime.manifest import MANIFEST_NAME, sha256_of
 if TYPE_CHECKING:
     from qcompile.runtime import Engine
 
-NO_TEMPLATE = "no chat template (a base model): prompts are used as they are"
+_NO_TEMPLATE = "no chat template (a base model): prompts are used as they are"
+_NO_VARIABLES = "the prompts do not go through a chat template: --template-arg changes nothing"
 
 
 class Watcher(Protocol):
@@ -126,10 +127,18 @@ def _refused(refusals: Sequence[Refusal]) -> list[LineProblem]:
     ]
 
 
-def _notes(engine: "Engine", run: Run, num_damaged: int) -> list[str]:
+def asking_notes(engine: "Engine", settings: EvalSettings) -> list[str]:
+    """What is not asked as the settings may suggest."""
     notes = []
-    if not engine.tokenizer.has_chat_template and not run.settings.is_raw:
-        notes.append(NO_TEMPLATE)
+    if not engine.tokenizer.has_chat_template and not settings.is_raw:
+        notes.append(_NO_TEMPLATE)
+    if settings.template_arguments and (settings.is_raw or not engine.tokenizer.has_chat_template):
+        notes.append(_NO_VARIABLES)
+    return notes
+
+
+def _notes(engine: "Engine", run: Run, num_damaged: int) -> list[str]:
+    notes = asking_notes(engine, run.settings)
     if run.about["simulated"]:
         notes.append("answered by a simulated device: it proves function, not speed")
     isolations = {a.judgement.isolation for a in run.attempts} - {"", "unknown"}

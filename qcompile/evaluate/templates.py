@@ -28,7 +28,7 @@ class Templates:
         """The built-in templates with the entries of `override` in their place.
 
         Raises:
-            EvaluateError: The file is not TOML, names an unknown type or language, or a text lacks ``{prompt}``.
+            EvaluateError: The file is not TOML, names an unknown type or language, or a text lacks a blank.
         """
         built_in = files("qcompile.evaluate").joinpath("templates.toml").read_text(encoding="utf-8")
         texts, system = _entries(tomllib.loads(built_in), "templates.toml")
@@ -50,7 +50,7 @@ class Templates:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise EvaluateError(f"{path}: cannot be read as TOML: {error}") from None
 
@@ -65,10 +65,12 @@ def _entries(table: dict[str, Any], where: str) -> tuple[dict[tuple[str, str], s
             continue
         if case_type not in CASE_TYPES or not isinstance(by_language, dict):
             raise EvaluateError(f"{where}: [{case_type}] is no task type; one of {', '.join(CASE_TYPES)}")
+        blanks = ("{prompt}", "{choices}") if case_type == "choice" else ("{prompt}",)
         for language, text in by_language.items():
             if language not in LANGUAGES:
                 raise EvaluateError(f"{where}: [{case_type}] {language!r} is no language; 'en' or 'zh'")
-            if not isinstance(text, str) or "{prompt}" not in text:
-                raise EvaluateError(f"{where}: [{case_type}] {language}: the text must hold {{prompt}}")
+            for blank in blanks:
+                if not isinstance(text, str) or blank not in text:
+                    raise EvaluateError(f"{where}: [{case_type}] {language}: the text must hold {blank}")
             texts[case_type, language] = text.strip("\n")
     return texts, system

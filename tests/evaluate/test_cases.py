@@ -232,6 +232,11 @@ class TestTemplates:
         case = Case("x", "math", "What is {prompt} and {choices} and {0}?")
         assert Templates.load().prompt(case).startswith("What is {prompt} and {choices} and {0}?")
 
+    def test_a_byte_order_mark_is_no_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "own.toml"
+        path.write_text("[math]\nen = '{prompt} Go.'\n", encoding="utf-8-sig")
+        assert Templates.load(path).prompt(Case("x", "math", "1 + 1?")) == "1 + 1? Go."
+
     def test_a_file_of_ones_own(self, tmp_path: Path) -> None:
         path = tmp_path / "own.toml"
         path.write_text("system = 'Be brief.'\n[math]\nzh = '{prompt}请算。'\n[choice]\nen = '{choices}|{prompt}'\n")
@@ -251,6 +256,8 @@ class TestTemplates:
             ("math = '{prompt}'", r"\[math\] is no task type"),
             ("[math]\nde = '{prompt}'", "'de' is no language"),
             ("[math]\nen = 'no place'", r"the text must hold \{prompt\}"),
+            ("[choice]\nen = '{prompt}'", r"\[choice\] en: the text must hold \{choices\}"),
+            ("[choice]\nen = '{choices}'", r"\[choice\] en: the text must hold \{prompt\}"),
             ("[math]\nen = 5", r"the text must hold \{prompt\}"),
             (b"\xff", "cannot be read as TOML"),
         ],

@@ -190,7 +190,9 @@ def test_a_model_without_a_chat_template(model: Path, data: Path, tmp_path: Path
     with Engine(base, threads=1) as engine:
         wanted = engine.generate([case["asked"] for case in board["cases"]], SamplingParams(max_new_tokens=12))
     assert [case["texts"][0]["text"] for case in board["cases"]] == [completion.text for completion in wanted]
-    assert run(base, data, "-o", "results.json", "--raw").stderr.count("no chat template") == 0
+    raw = run(base, data, "-o", "results.json", "--raw", "--template-arg", "think=true").stderr
+    assert raw.count("no chat template") == 0
+    assert raw.count("note: the prompts do not go through a chat template: --template-arg changes nothing\n") == 1
 
 
 @pytest.mark.parametrize("options", [("-o", "cases.jsonl"), ("-o", "r.json", "--html", "r.scoreboard.json")])

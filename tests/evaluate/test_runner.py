@@ -102,6 +102,12 @@ class TestAsking:
         assert engine.asked[0][0].startswith("q0.")
         assert raw.notes == []
 
+    @pytest.mark.parametrize("is_raw", [False, True])
+    def test_template_arguments_without_a_template_are_said(self, tmp_path: Path, data: Path, is_raw: bool) -> None:
+        engine = engine_in(tmp_path, has_chat_template=is_raw)
+        done = run(engine, task_of(data, replace(SETTINGS, is_raw=is_raw, template_arguments={"think": False})))
+        assert done.notes[-1] == "the prompts do not go through a chat template: --template-arg changes nothing"
+
     def test_template_arguments_reach_the_template(self, tmp_path: Path, data: Path) -> None:
         engine = engine_in(tmp_path)
         run(engine, task_of(data, replace(SETTINGS, template_arguments={"enable_thinking": False})))
