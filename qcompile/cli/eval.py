@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,11 @@ def command(
     output = output or Path(f"{directory.resolve().name}-{data.stem}.json")
     _check_paths(data, output, html)
     settings = _settings(options)
-    cases, problems = read_cases(data)
+    digest = sha256()
+    cases, problems = read_cases(data, digest)
     task = Task(
         data,
+        digest.hexdigest(),
         select_cases(cases, _types(options["types"]), options["limit"]),
         problems,
         Templates.load(options["templates"]),

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 from qcompile.errors import EvaluateError
 from qcompile.evaluate.asking import CASE_TYPES
@@ -108,8 +108,19 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 1] + "…"
 
 
-def read_cases(path: str | Path) -> tuple[list[Case], list[LineProblem]]:
+class Hash(Protocol):
+    """What is fed with bytes, as hashlib's objects are."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take in more."""
+
+
+def read_cases(path: str | Path, digest: Hash | None = None) -> tuple[list[Case], list[LineProblem]]:
     """Read a jsonl file.
+
+    Args:
+        path: The file; it is read once, from front to back, so a pipe will do.
+        digest: Is fed with every byte that is read.
 
     Returns:
         The cases in file order, and what is wrong with which line (`is_fatal`: the line is no case).
@@ -121,7 +132,7 @@ def read_cases(path: str | Path) -> tuple[list[Case], list[LineProblem]]:
     problems: list[LineProblem] = []
     first_line: dict[str, int] = {}
     num_lines = 0
-    for number, raw in _lines(Path(path)):
+    for number, raw in _lines(Path(path), digest):
         num_lines += 1
         try:
             record = _decode(raw)
@@ -141,22 +152,29 @@ def read_cases(path: str | Path) -> tuple[list[Case], list[LineProblem]]:
     return cases, problems
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, digest: Hash | None) -> Iterator[tuple[int, bytes]]:
     """Non-blank lines with their numbers; an over-long line is cut, which makes it a bad line, not a full memory."""
     try:
         with path.open("rb") as stream:
             number = 0
-            while raw := stream.readline(_MAX_LINE_BYTES + 1):
+            while raw := _part(stream, digest):
                 number += 1
                 tail = raw
                 while len(tail) > _MAX_LINE_BYTES and not tail.endswith(b"\n"):
-                    tail = stream.readline(_MAX_LINE_BYTES + 1)
+                    tail = _part(stream, digest)
                 if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
                     raw = raw[3:]
                 if raw.strip():
                     yield number, raw
     except OSError as error:
         raise EvaluateError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _part(stream: BinaryIO, digest: Hash | None) -> bytes:
+    raw = stream.readline(_MAX_LINE_BYTES + 1)
+    if digest is not None:
+        digest.update(raw)
+    return raw
 
 
 def _decode(raw: bytes) -> Any:

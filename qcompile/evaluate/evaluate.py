@@ -1,6 +1,5 @@
 """One evaluation from a case file to a scored run: read, ask, journal, judge, score."""
 
-import hashlib
 import platform
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qcompile.errors import EvaluateError
 from qcompile.evaluate.cases import Case, LineProblem, shown
 from qcompile.evaluate.journal import Journal
 from qcompile.evaluate.judging import judge_all, require_checkers, verdict_key
@@ -49,10 +47,11 @@ class Silence:
 class Task:
     """What is to be run: cases out of a file (with the lines that are none), how they are asked, and where to.
 
-    With `is_fresh` the journal is forgotten.
+    `data_sha256` is of the file as it was read; with `is_fresh` the journal is forgotten.
     """
 
     data: Path
+    data_sha256: str
     cases: Sequence[Case]
     problems: Sequence[LineProblem]
     templates: Templates
@@ -165,14 +164,7 @@ def _about(engine: "Engine", task: Task, batch_size: int) -> dict[str, Any]:
             "quantization": manifest.quantization,
         },
         "simulated": bool(manifest.build.get("simulated")),
-        "data": {"path": str(task.data), "sha256": _sha256(task.data), "cases": len(task.cases)},
+        "data": {"path": str(task.data), "sha256": task.data_sha256, "cases": len(task.cases)},
         "settings": {**settings, "batch_size": batch_size, "system": task.templates.system},
         "machine": {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()},
     }
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise EvaluateError(f"{path}: cannot be read: {error.strerror or error}") from None

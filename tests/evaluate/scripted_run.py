@@ -2,6 +2,7 @@
 
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,11 @@ def write(path: Path, lines: list[Any]) -> Path:
 
 
 def task_of(data: Path, settings: EvalSettings = SETTINGS, templates: Templates | None = None) -> Task:
-    cases, problems = read_cases(data)
-    return Task(data, cases, problems, templates or Templates.load(), settings, data.parent / "results.json")
+    digest = sha256()
+    cases, problems = read_cases(data, digest)
+    return Task(
+        data, digest.hexdigest(), cases, problems, templates or Templates.load(), settings, data.parent / "results.json"
+    )
 
 
 def run(engine: ScriptedEngine, task: Task, batch_size: int = 3) -> Run:

@@ -1,5 +1,6 @@
 """Case files good and bad, and prompt templates."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from qcompile.evaluate import CASE_TYPES, Case, read_cases
 from qcompile.evaluate.asking import language_of
 from qcompile.evaluate.cases import case_from_record
 from qcompile.evaluate.templates import Templates
+from qcompile.runtime.manifest import sha256_of
 
 GOOD = {"id": "good", "type": "math", "prompt": "1 + 1", "answer": 2}
 
@@ -152,6 +154,9 @@ def test_a_line_of_megabytes_is_no_case(tmp_path: Path) -> None:
     cases, problems = read(tmp_path, GOOD, long, {**GOOD, "id": "last"})
     assert [case.line for case in cases] == [1, 3]
     assert problems == ["line 2: longer than 4194304 bytes"]
+    digest = hashlib.sha256()
+    read_cases(tmp_path / "cases.jsonl", digest)
+    assert digest.hexdigest() == sha256_of(tmp_path / "cases.jsonl")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"  \r\n\t\n", b"\xef\xbb\xbf"])

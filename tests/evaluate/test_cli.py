@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,23 @@ def test_a_model_without_a_chat_template(model: Path, data: Path, tmp_path: Path
     raw = run(base, data, "-o", "results.json", "--raw", "--template-arg", "think=true").stderr
     assert raw.count("no chat template") == 0
     assert raw.count("note: the prompts do not go through a chat template: --template-arg changes nothing\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+def test_the_cases_are_read_once(model: Path, data: Path, tmp_path: Path) -> None:
+    pipe, content = tmp_path / "pipe.jsonl", data.read_bytes()
+    os.mkfifo(pipe)
+
+    def feed() -> None:
+        pipe.write_bytes(content)
+        pipe.unlink()  # what was read is hashed, not what stands there at the end
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    result = run(model, pipe, "-o", "results.json")
+    feeder.join()
+    assert result.exit_code == 0, result.stderr
+    assert load(tmp_path / "results.scoreboard.json")["data"]["sha256"] == sha256_of(data)
 
 
 @pytest.mark.parametrize("options", [("-o", "cases.jsonl"), ("-o", "r.json", "--html", "r.scoreboard.json")])
