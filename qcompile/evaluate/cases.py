@@ -1,6 +1,7 @@
 """Reading a case file: one JSON object a line, every bad line reported with its number, the rest still runs."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,7 +136,7 @@ def read_cases(path: str | Path, digest: Hash | None = None) -> tuple[list[Case]
     for number, raw in _lines(Path(path), digest):
         num_lines += 1
         try:
-            record = _decode(raw)
+            record, repeated = _decode(raw)
             case = case_from_record(record, number)
         except EvaluateError as error:
             problems.append(LineProblem(number, str(error)))
@@ -145,8 +146,12 @@ def read_cases(path: str | Path, digest: Hash | None = None) -> tuple[list[Case]
             continue
         first_line[case.id] = number
         cases.append(case)
+        doubts = [
+            f"case {shown(case.id)}: {shown(key)} is given more than once; the last one counts" for key in repeated
+        ]
         if doubt := doubt_about(case, record):
-            problems.append(LineProblem(number, doubt, is_fatal=False))
+            doubts.append(doubt)
+        problems += [LineProblem(number, doubt, is_fatal=False) for doubt in doubts]
     if not num_lines:
         raise EvaluateError(f"{path}: the file is empty; one JSON object a line is wanted (id, type, prompt)")
     return cases, problems
@@ -177,17 +182,28 @@ def _part(stream: BinaryIO, digest: Hash | None) -> bytes:
     return raw
 
 
-def _decode(raw: bytes) -> Any:
+def _decode(raw: bytes) -> tuple[Any, list[str]]:
+    """The value of a line, and the keys that an object in it has more than once."""
+    repeated: list[str] = []
+
+    def decoded(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return made
+
     if len(raw) > _MAX_LINE_BYTES:
         raise EvaluateError(f"longer than {_MAX_LINE_BYTES} bytes")
     try:
-        return json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
+        return json.loads(raw.rstrip(b"\r\n").decode("utf-8"), object_pairs_hook=decoded), repeated
     except UnicodeDecodeError as error:
         raise EvaluateError(f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}") from None
     except json.JSONDecodeError as error:
         raise EvaluateError(f"not JSON: {error.msg} at column {error.colno}") from None
-    except (RecursionError, ValueError) as error:
-        raise EvaluateError(f"not usable JSON: {type(error).__name__}") from None
+    except RecursionError:
+        raise EvaluateError("lists or objects lie too deep inside one another; a case needs two levels") from None
+    except ValueError:  # the only other one: Python refuses to read it, as that takes quadratic time
+        raise EvaluateError("a whole number has thousands of digits; write it as a string") from None
 
 
 def _has_surrogates(text: str) -> bool:

@@ -22,6 +22,7 @@ if sys.platform != "win32":
 
 SCHEMA_VERSION = 1
 _KEY_CHARS = 12
+_MAX_SHOWN_CHARS = 16
 _MAX_LINE_BYTES = 64 << 20
 
 
@@ -168,17 +169,26 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    before, after = _flat(old), _flat(new)
+    """What differs, each as `name before → after`; nothing when the old run's header could not be read."""
+    before, after = _flat({name: old[name] for name in new if name in old}), _flat(new)
+    if not before:
+        return []
     return [
-        f"{name} {before[name]} → {after[name]}" for name in after if name in before and before[name] != after[name]
+        f"{name} {_brief(before, name)} → {_brief(after, name)}"
+        for name in {**after, **before}
+        if (name in before, before.get(name)) != (name in after, after.get(name))
     ]
 
 
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def _brief(flat: dict[str, Any], name: str) -> str:
+    return str(flat[name])[:_MAX_SHOWN_CHARS] if name in flat else "not set"
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in record.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = str(value)[:16]
+            flat[f"{prefix}{name}"] = value
     return flat

@@ -33,10 +33,10 @@ def read(tmp_path: Path, *lines: Any) -> tuple[list[Case], list[str]]:
         (b"{", "not JSON: Expecting property name enclosed in double quotes at column 2"),
         (b"nonsense", "not JSON: Expecting value at column 1"),
         (b'{"id": "x"} {"id": "y"}', "not JSON: Extra data at column 13"),
-        (b"[" * 100_000, "not usable JSON: RecursionError"),
+        (b"[" * 100_000, "lists or objects lie too deep inside one another; a case needs two levels"),
         (b'{"id": "x", "prompt": "\xff"}', "not UTF-8: byte 0xff at offset 23"),
         ('{"id": "é"}'.encode("latin-1"), "not UTF-8: byte 0xe9 at offset 8"),
-        (b"1" * 5000, "not usable JSON: ValueError"),
+        (b"1" * 5000, "a whole number has thousands of digits; write it as a string"),
         ([GOOD], "a case is a JSON object, not list"),
         (None, "a case is a JSON object, not NoneType"),
         ("text", "a case is a JSON object, not str"),
@@ -127,6 +127,13 @@ def test_empty_text_is_no_answer_and_no_test() -> None:
     case = case_from_record({**GOOD, "answer": ["", 5, "\n"], "tests": ["", " "]})
     assert (case.answers, case.tests) == (("5",), ())
     assert not case_from_record({**GOOD, "type": "code-generate", "tests": ""}).is_checkable
+
+
+def test_a_key_given_twice_is_reported(tmp_path: Path) -> None:
+    line = b'{"id": "x", "type": "math", "prompt": "2 + 2", "answer": 4, "answer": 5}'
+    cases, problems = read(tmp_path, line)
+    assert cases[0].answers == ("5",)
+    assert problems == ["line 1: case 'x': 'answer' is given more than once; the last one counts"]
 
 
 def test_what_files_may_hold(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ class TestResumption:
             ({"max_new_tokens": token_limits(("7",), 1)}, "settings.max_new_tokens.math 1024 → 7"),
             ({"is_raw": True}, "settings.raw False → True"),
             ({"max_model_len": 5}, "settings.max_model_len None → 5"),
+            ({"template_arguments": {"think": False}}, "settings.template_arguments.think not set → False"),
         ],
     )
     def test_other_settings_never_mix(self, tmp_path: Path, data: Path, change: dict[str, Any], what: str) -> None:
@@ -123,6 +124,20 @@ class TestResumption:
         engine = engine_in(tmp_path)
         run(engine, task_of(data))  # and back again
         assert engine.asked == []
+
+    def test_a_setting_that_is_gone_is_said(self, tmp_path: Path, data: Path) -> None:
+        old = replace(SETTINGS, template_arguments={"tools": ["a" * 20 + "b"], "think": False})
+        run(engine_in(tmp_path), task_of(data, old))
+        for arguments, wanted in (
+            ({"tools": ["a" * 20 + "b"]}, ["settings.template_arguments.think False → not set"]),
+            (
+                {"tools": ["a" * 20 + "c"], "think": False},
+                [f"settings.template_arguments.tools ['{'a' * 14} → ['{'a' * 14}"],
+            ),
+        ):
+            who = identity(tmp_path / "model", replace(SETTINGS, template_arguments=arguments))
+            ((_, differences),) = other_runs(tmp_path / "results.json", who)
+            assert differences == wanted
 
     def test_another_model_never_mixes(self, tmp_path: Path, data: Path) -> None:
         run(engine_in(tmp_path), task_of(data))
