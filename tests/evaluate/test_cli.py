@@ -205,10 +205,10 @@ def test_the_cases_are_read_once(model: Path, data: Path, tmp_path: Path) -> Non
         pipe.write_bytes(content)
         pipe.unlink()  # what was read is hashed, not what stands there at the end
 
-    feeder = threading.Thread(target=feed)
+    feeder = threading.Thread(target=feed, daemon=True)
     feeder.start()
     result = run(model, pipe, "-o", "results.json")
-    feeder.join()
+    feeder.join(10)
     assert result.exit_code == 0, result.stderr
     assert load(tmp_path / "results.scoreboard.json")["data"]["sha256"] == sha256_of(data)
 
