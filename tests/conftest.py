@@ -1,5 +1,14 @@
-"""Triton reads TRITON_INTERPRET when it is imported, and transformers imports it: so it is said before anything else."""
+"""What holds for all tests.
+
+Triton reads TRITON_INTERPRET when it is imported, and transformers imports it: so it is said before anything else.
+"""
 
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from hypothesis import HealthCheck, settings
+
+# A busy machine is slow in making examples and in running them; neither says anything about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
