@@ -214,6 +214,15 @@ def test_the_page_needs_no_network(mixed: Run) -> None:
     assert not [tag for tag, _ in read(page).seen if tag in ("img", "link", "iframe", "object", "base", "form", "a")]
 
 
+def test_the_page_of_a_simulated_device_tells_no_times(mixed: Run) -> None:
+    mixed.about["simulated"] = True
+    text = "".join(read(page_html(scoreboard(mixed))).texts)
+    assert "none: a simulated device" in text
+    assert "What is c0? Think." in text
+    assert "TTFT" not in text
+    assert " ms" not in text
+
+
 NASTY = "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'\x00\x1b[31m\u202e{{ 7*7 }}{% x %}"
 
 
