@@ -187,7 +187,9 @@ def _run(code: str, tests: "list[str]") -> str:
 
     What decides is bound before the code runs: it may have replaced builtins when its tests begin.
     """
-    namespace = {"__name__": "solution"}
+    module = type(sys)("solution")
+    sys.modules["solution"] = module  # dataclasses and pickle look the module of a class up by its name
+    namespace = module.__dict__
     steps = [("the code", code, "<answer>")]
     steps += [(f"test {number}", test, f"<test {number}>") for number, test in enumerate(tests, 1)]
     execute, translate, describe, failure = exec, compile, _describe, BaseException

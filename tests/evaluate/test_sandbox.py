@@ -47,6 +47,32 @@ class TestOrdinaryCode:
         assert wrong.reason == "test 2: AssertionError: three"
 
     @pytest.mark.parametrize(
+        ("code", "test"),
+        [
+            (
+                """
+                from __future__ import annotations
+                from dataclasses import dataclass
+                @dataclass
+                class P:
+                    x: int
+                """,
+                "assert P(1).x == 1",
+            ),
+            (
+                """
+                import pickle
+                class P: pass
+                def copy(value): return pickle.loads(pickle.dumps(value))
+                """,
+                "assert type(copy(P())) is P",
+            ),
+        ],
+    )
+    def test_a_class_finds_its_module(self, code: str, test: str) -> None:
+        assert run(code, test).reason == ""
+
+    @pytest.mark.parametrize(
         ("code", "reason"),
         [
             ("def f(:", "the code: SyntaxError"),
