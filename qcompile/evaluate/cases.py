@@ -1,9 +1,11 @@
 """Reading a case file: one JSON object a line, every bad line reported with its number, the rest still runs."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -230,7 +232,7 @@ def _choices(record: dict[str, Any], case_id: str, case_type: str) -> dict[str, 
         raise EvaluateError(f"case {shown(case_id)}: 'choices' has {shown(strange[0])}; the letters are A, B, C, D")
     if any(isinstance(text, bool) or not isinstance(text, (str, int, float)) for text in choices.values()):
         raise EvaluateError(f"case {shown(case_id)}: the texts of 'choices' must be strings or numbers")
-    return {letter: str(choices[letter]) for letter in _LETTERS if letter in choices}
+    return {letter: _text_of(choices[letter], "choices", case_id) for letter in _LETTERS if letter in choices}
 
 
 def _strings(value: Any, name: str, case_id: str) -> tuple[str, ...]:
@@ -238,8 +240,17 @@ def _strings(value: Any, name: str, case_id: str) -> tuple[str, ...]:
     entries = _entries(value)
     if any(not isinstance(entry, (str, int, float)) or isinstance(entry, bool) for entry in entries):
         raise EvaluateError(f"case {shown(case_id)}: {name!r} must be a string, a number or a list of them")
-    return tuple(text for text in map(str, entries) if text.strip())
+    return tuple(text for text in (_text_of(entry, name, case_id) for entry in entries) if text.strip())
 
 
 def _entries(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _text_of(value: str | int | float, name: str, case_id: str) -> str:
+    """Text as it is, a number in plain digits: Python's own `1e-05` is not what anybody answers."""
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):  # Python's JSON lets NaN, Infinity and 1e999 pass
+        raise EvaluateError(f"case {shown(case_id)}: {name!r} holds {value}, no finite number; write it as a string")
+    return format(Decimal(str(value)), "f")

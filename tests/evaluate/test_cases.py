@@ -59,6 +59,12 @@ def read(tmp_path: Path, *lines: Any) -> tuple[list[Case], list[str]]:
         ({**GOOD, "id": "x", "tests": ["\ud800"]}, "case 'x': the text holds half a surrogate pair"),
         ({**GOOD, "id": "x", "answer": {"a": 1}}, "case 'x': 'answer' must be a string, a number or a list of them"),
         ({**GOOD, "id": "x", "answer": [None]}, "case 'x': 'answer' must be a string, a number or a list of them"),
+        ({**GOOD, "id": "x", "answer": float("nan")}, "case 'x': 'answer' holds nan, no finite number; write it as a"),
+        (b'{"id": "x", "type": "math", "prompt": "?", "answer": [1, 1e999]}', "case 'x': 'answer' holds inf, no finite"),
+        (
+            {"id": "x", "type": "choice", "prompt": "?", "choices": {"A": float("-inf")}},
+            "case 'x': 'choices' holds -inf, no finite number; write it as a string",
+        ),
         ({**GOOD, "id": "x", "answer": True}, "case 'x': 'answer' must be a string, a number or a list of them"),
         ({"id": "x", "type": "choice", "prompt": "?"}, "case 'x': 'choices' must be an object such as"),
         ({"id": "x", "type": "choice", "prompt": "?", "choices": {}}, "case 'x': 'choices' must be an object such as"),
@@ -154,6 +160,17 @@ def test_what_files_may_hold(tmp_path: Path) -> None:
     assert cases[1] == Case("7", "choice", "哪个？", {"A": "1.5", "B": "2"}, ("a", "B"), line=4)
     assert list(cases[1].choices) == ["A", "B"]
     assert cases[1].extra == {"family": "x"}
+
+
+def test_numbers_are_written_in_plain_digits() -> None:
+    numbers = [0.00001, 1e16, 1e22, -2.5e-7, 0.1, 3.0, 10**20, "1e-05"]
+    texts = case_from_record({**GOOD, "answer": numbers}).answers
+    assert texts == (
+        *("0.00001", "10000000000000000", "10000000000000000000000", "-0.00000025", "0.1", "3.0"),
+        *("100000000000000000000", "1e-05"),
+    )
+    choices = {"A": 0.00001, "B": "1e-05"}
+    assert case_from_record({**GOOD, "type": "choice", "choices": choices}).choices == {"A": "0.00001", "B": "1e-05"}
 
 
 def test_a_line_of_megabytes_is_no_case(tmp_path: Path) -> None:
