@@ -14,13 +14,13 @@ from fractions import Fraction
 from queue import Empty, Queue
 
 from qcompile.errors import EvaluateError
-from qcompile.evaluate.units import measure
+from qcompile.evaluate.units import has_other_unit, measure
 
 _logger = logging.getLogger(__name__)
 _MAX_CHARS = 2000
 _TIMEOUT_S = 10.0
 _START_TIMEOUT_S = 60.0
-_NUMBER = r"[+-]?\d{1,200}(?:\.\d{1,200})?"
+_NUMBER = r"[+-]?\d{1,200}(?:\.\d{1,200})?(?:[eE][+-]?\d{1,3})?"
 _DELIMITERS = (("\\[", "\\]"), ("\\(", "\\)"), ("**", "**"))
 _THIN_SPACE = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}| )+(?=\d{3}(?!\d))")  # 1\,000 and 1{,}000
 _FRACTION = re.compile(rf"([+-]?)\\[dt]?frac\{{({_NUMBER})\}}\{{({_NUMBER})\}}|({_NUMBER})/({_NUMBER})")
@@ -43,6 +43,8 @@ def is_same_math(given: str, expected: str) -> bool:
     measured, wanted = _measure(left), _measure(right)
     if measured is not None and wanted is not None:
         return measured[0] == wanted[0] and (measured[1] == wanted[1] or not measured[1] or not wanted[1])
+    if has_other_unit(left, right, as_rational):
+        return False
     return _worker.ask(given, expected)
 
 
@@ -65,7 +67,7 @@ def unboxed(text: str) -> str:
 
 
 def as_rational(text: str) -> Fraction | None:
-    r"""The value of an integer, decimal, `a/b` or `\\frac{a}{b}`; None for everything else."""
+    r"""The value of an integer, decimal (also `1.5e3`), `a/b` or `\\frac{a}{b}`; None for everything else."""
     text = _THIN_SPACE.sub("", text.strip().replace("−", "-").replace(" / ", "/"))
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d{1,200})?", text):
         text = text.replace(",", "")
