@@ -14,6 +14,8 @@ from fractions import Fraction
 from queue import Empty, Queue
 
 from qcompile.errors import EvaluateError
+from qcompile.evaluate.math_kinds import are_of_other_kind
+from qcompile.evaluate.math_writing import boxed_value, plainly_written
 from qcompile.evaluate.units import has_other_unit, measure
 
 _logger = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ _NUMBER = r"[+-]?\d{1,200}(?:\.\d{1,200})?(?:[eE][+-]?\d{1,3})?"
 _DELIMITERS = (("\\[", "\\]"), ("\\(", "\\)"), ("**", "**"))
 _THIN_SPACE = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}| )+(?=\d{3}(?!\d))")  # 1\,000 and 1{,}000
 _FRACTION = re.compile(rf"([+-]?)\\[dt]?frac\{{({_NUMBER})\}}\{{({_NUMBER})\}}|({_NUMBER})/({_NUMBER})")
+_MIXED = re.compile(r"([+-]?)(\d{1,200}) +([1-9]\d?)/([1-9]\d{0,2})")
+_REPEATING = re.compile(r"([+-]?)(\d{1,200})\.(\d{0,50})\\overline\{(\d{1,50})\}")
 
 
 def is_same_math(given: str, expected: str) -> bool:
@@ -34,7 +38,8 @@ def is_same_math(given: str, expected: str) -> bool:
     """
     if not given.strip() or len(given) > _MAX_CHARS:
         return False
-    left, right = unboxed(given), unboxed(expected)
+    given, expected = plainly_written(given), plainly_written(expected)
+    left, right = plainly_written(unboxed(given)), plainly_written(unboxed(expected))
     if left == right and left:
         return True
     exact = as_rational(left), as_rational(right)
@@ -43,9 +48,11 @@ def is_same_math(given: str, expected: str) -> bool:
     measured, wanted = _measure(left), _measure(right)
     if measured is not None and wanted is not None:
         return measured[0] == wanted[0] and (measured[1] == wanted[1] or not measured[1] or not wanted[1])
-    if has_other_unit(left, right, as_rational):
+    if has_other_unit(left, right, as_rational) or are_of_other_kind(left, right, as_rational):
         return False
-    return _worker.ask(given, expected)
+    return _worker.ask(
+        given if boxed_value(given) is None else left, expected if boxed_value(expected) is None else right
+    )
 
 
 def _measure(text: str) -> tuple[Fraction, str] | None:
@@ -55,10 +62,8 @@ def _measure(text: str) -> tuple[Fraction, str] | None:
 
 def unboxed(text: str) -> str:
     r"""The content of the last `\\boxed{...}`, or the text, without math delimiters, bold, outer space, a last full stop."""
-    start = text.rfind("\\boxed{")
-    if start >= 0:
-        inner = _braced(text, start + len("\\boxed{"))
-        text = text if inner is None else inner
+    inner = boxed_value(text)
+    text = text if inner is None else inner
     text = text.strip().strip("$").strip()
     for left, right in _DELIMITERS:
         if text.startswith(left) and text.endswith(right) and len(text) > len(left + right):
@@ -67,8 +72,12 @@ def unboxed(text: str) -> str:
 
 
 def as_rational(text: str) -> Fraction | None:
-    r"""The value of an integer, decimal (also `1.5e3`), `a/b` or `\\frac{a}{b}`; None for everything else."""
-    text = _THIN_SPACE.sub("", text.strip().replace("−", "-").replace(" / ", "/"))
+    r"""The value of an integer, a decimal (also `1.5e3`, `0.\\overline{3}`), `a/b`, `1 a/b` or `\\frac{a}{b}`, or None."""
+    text = text.strip().replace("−", "-").replace(" / ", "/")
+    if match := _MIXED.fullmatch(text) or _REPEATING.fullmatch(text):
+        value = _mixed(match) if match.re is _MIXED else _repeating(match)
+        return -value if match[1] == "-" else value
+    text = _THIN_SPACE.sub("", text)
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d{1,200})?", text):
         text = text.replace(",", "")
     if re.fullmatch(_NUMBER, text):
@@ -83,13 +92,14 @@ def as_rational(text: str) -> Fraction | None:
     return -value if sign == "-" else value
 
 
-def _braced(text: str, start: int) -> str | None:
-    depth = 1
-    for position in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[start:position]
-    return None
+def _mixed(match: re.Match[str]) -> Fraction:
+    return int(match[2]) + Fraction(int(match[3]), int(match[4]))
+
+
+def _repeating(match: re.Match[str]) -> Fraction:
+    whole, once, again = match[2], match[3], match[4]
+    period = Fraction(int(again), 10 ** len(again) - 1)
+    return int(whole) + (int(once or "0") + period) / 10 ** len(once)
 
 
 class _Worker:

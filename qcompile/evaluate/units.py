@@ -63,7 +63,7 @@ def has_other_unit(text: str, other: str, value_of: Callable[[str], Fraction | N
 def _number_and_word(
     text: str, value_of: Callable[[str], Fraction | None]
 ) -> tuple[Fraction, str, str, bool, bool] | None:
-    """Value, word and power behind it, whether the word is in `\\text{}`, whether a space parts the two."""
+    r"""Value, word and power behind it, whether the word is in `\\text{}`, whether a space parts the two."""
     match = _BEHIND.fullmatch(text) if len(text) <= 200 else None
     value = value_of(match[1].strip()) if match is not None else None
     if match is None or value is None:

@@ -60,7 +60,10 @@ def read(tmp_path: Path, *lines: Any) -> tuple[list[Case], list[str]]:
         ({**GOOD, "id": "x", "answer": {"a": 1}}, "case 'x': 'answer' must be a string, a number or a list of them"),
         ({**GOOD, "id": "x", "answer": [None]}, "case 'x': 'answer' must be a string, a number or a list of them"),
         ({**GOOD, "id": "x", "answer": float("nan")}, "case 'x': 'answer' holds nan, no finite number; write it as a"),
-        (b'{"id": "x", "type": "math", "prompt": "?", "answer": [1, 1e999]}', "case 'x': 'answer' holds inf, no finite"),
+        (
+            b'{"id": "x", "type": "math", "prompt": "?", "answer": [1, 1e999]}',
+            "case 'x': 'answer' holds inf, no finite",
+        ),
         (
             {"id": "x", "type": "choice", "prompt": "?", "choices": {"A": float("-inf")}},
             "case 'x': 'choices' holds -inf, no finite number; write it as a string",

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from qcompile.evaluate import CASE_TYPES, Case, check_answer, extract_answer, parse_content
 from qcompile.evaluate.formats import EXTRACTION, OFFICIAL_GATE
 from qcompile.evaluate.math_answer import as_rational, is_same_math, stop_worker, unboxed
+from qcompile.evaluate.math_kinds import are_of_other_kind
+from qcompile.evaluate.math_writing import plainly_written
 from qcompile.evaluate.sandbox import Limits
 from qcompile.evaluate.short_answer import as_number, is_same_choice, is_same_short_answer, normalise_short_answer
+from qcompile.evaluate.units import has_other_unit
 from tests.evaluate import pairs_choice, pairs_code, pairs_math, pairs_short
 
 LIMITS = Limits(wall_s=10.0, cpu_s=1)
@@ -192,14 +195,20 @@ def test_a_list_is_not_a_number(values: list[int]) -> None:
     assert not is_same_short_answer(listed, "".join(map(str, values)))
 
 
+MATHEMATICAL = st.text("0123456789.,-+/!^_{}()[]\\$ 千万亿米x√！７", max_size=30)
+
+
 @settings(max_examples=300)
-@given(st.text(max_size=30), st.text(max_size=30))
+@given(st.text(max_size=30) | MATHEMATICAL, st.text(max_size=30) | MATHEMATICAL)
 def test_comparisons_never_raise(one: str, other: str) -> None:
     is_same_choice(one, other)
     is_same_short_answer(one, other)
     as_number(one)
     as_rational(one)
     unboxed(one)
+    plain, others = plainly_written(f"{one} \\boxed{{{other}}}{one}"), (unboxed(one), plainly_written(other))
+    are_of_other_kind(unboxed(plain), others[0], as_rational)
+    has_other_unit(*others, as_rational)
 
 
 # math-verify's process
