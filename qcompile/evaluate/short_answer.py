@@ -6,7 +6,9 @@ from fractions import Fraction
 
 _QUOTES = "\"'`“”‘’「」『』"
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
-_NUMBER = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d{1,40})(\.\d{1,40})?")
+_NUMBER = re.compile(r"[+-]?([1-9]\d{0,2}(,\d{3})+|0|[1-9]\d{0,39})(\.\d{1,40})?")  # 007 is a code, no 7
+_RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_EXCLAMATION = re.compile(r"(?:[^\W\d_]{2}|[\u3400-\u9fff])!$")  # behind a digit or a letter alone it is a factorial
 
 
 def is_same_choice(given: str, expected: str) -> bool:
@@ -17,8 +19,8 @@ def is_same_choice(given: str, expected: str) -> bool:
 def is_same_short_answer(given: str, expected: str) -> bool:
     """Whether two short answers say the same.
 
-    Width, case, outer quotes, `$`, one last full stop, spaces around commas and one outer bracket pair do not count;
-    plain numbers are compared by value.
+    Width, case, outer quotes, `$`, full stops and semicolons at the end, an exclamation mark behind a word, spaces
+    around commas and outer brackets do not count; plain numbers without leading zeros are compared by value.
     """
     left, right = normalise_short_answer(given), normalise_short_answer(expected)
     if left == right:
@@ -31,13 +33,14 @@ def is_same_short_answer(given: str, expected: str) -> bool:
 
 def normalise_short_answer(text: str) -> str:
     """The form in which two short answers are compared."""
-    text = unicodedata.normalize("NFKC", text).casefold().strip()
+    text = _one_width(text).casefold().strip()
     text = re.sub(r"\s+", " ", text.replace("、", ",").replace("−", "-"))
     previous = None
     while text != previous:  # each round only shortens the text
         previous = text
         text = _without_boxed(text.strip(" $*" + _QUOTES))
-        text = text[:-1] if text[-1:] in (".", "。", "!", ";") else text
+        is_over = text.endswith((".", "。", ";")) or _EXCLAMATION.search(text[-3:]) is not None
+        text = text[:-1] if is_over else text
         if _BRACKETS.get(text[:1]) == text[-1:] and len(text) > 1 and _is_one_group(text):
             text = text[1:-1]
     return re.sub(rf"[\s{_QUOTES}]*,[\s{_QUOTES}]*", ",", text)
@@ -50,9 +53,14 @@ def as_number(text: str) -> Fraction | None:
     return Fraction(text.replace(",", ""))
 
 
+def _one_width(text: str) -> str:
+    """NFKC, which alone would make 52 of 5²."""
+    return unicodedata.normalize("NFKC", _RAISED.sub(lambda found: "^" + found[0], text))
+
+
 def _value(text: str, normal: str) -> Fraction | None:
     """The value of a short answer; a comma separates thousands only where it was written so: `[1, 234]` is a list."""
-    return as_number(unicodedata.normalize("NFKC", text).strip(" $*." + _QUOTES) if "," in normal else normal)
+    return as_number(_one_width(text).strip(" $*." + _QUOTES) if "," in normal else normal)
 
 
 def _without_boxed(text: str) -> str:
