@@ -98,8 +98,8 @@ def _mixed(match: re.Match[str]) -> Fraction:
 
 def _repeating(match: re.Match[str]) -> Fraction:
     whole, once, again = match[2], match[3], match[4]
-    period = Fraction(int(again), 10 ** len(again) - 1)
-    return int(whole) + (int(once or "0") + period) / 10 ** len(once)
+    period = Fraction(int(again), int("9" * len(again)))
+    return int(whole) + (int(once or "0") + period) / int("1" + "0" * len(once))
 
 
 class _Worker:
