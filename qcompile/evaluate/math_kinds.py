@@ -4,22 +4,24 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+from qcompile.evaluate.math_writing import CHINESE_TENS, ENGLISH_TENS
+
 _DATE = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})")
 _IN_BASE = re.compile(r"(\d{1,200})_\{?(\d{1,9})\}?")
 _DENIAL = re.compile(r"(?:\bnot\b|n't\b|不是|不等于|≠|\\neq?\b)[^A-Za-z]*$")
-_SUM_OF_NUMERALS = re.compile(r"\d[十百千万亿]+\d")
+_NUMERAL_LEFT = re.compile(rf"[\d}}]\s*(?:\\text\{{\s*)?(?:{CHINESE_TENS}|{ENGLISH_TENS})", re.IGNORECASE)
 _THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
 
 
 def are_of_other_kind(left: str, right: str, value_of: Callable[[str], Fraction | None]) -> bool:
-    """Whether two answers differ in what math-verify does not look at."""
+    """Whether two answers, written differently, differ in what math-verify does not look at."""
     pair = (left, right)
     if any(map(_DATE.fullmatch, pair)):
         return _numbers(_DATE, left) != _numbers(_DATE, right)
     if all(map(_IN_BASE.fullmatch, pair)):
         return _numbers(_IN_BASE, left) != _numbers(_IN_BASE, right)
-    if any(map(_SUM_OF_NUMERALS.search, pair)):
-        return left != right  # 3亿5千万: it reads the first digits only
+    if any(map(_NUMERAL_LEFT.search, pair)):
+        return True  # 3亿5千万, 1/2 million: it reads the digits only
     if bool(_DENIAL.search(left)) != bool(_DENIAL.search(right)):
         return True
     if {_outer(text) for text in pair} in ({"set", "tuple"}, {"set", "interval"}):

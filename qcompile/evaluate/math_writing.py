@@ -7,11 +7,11 @@ _NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # not NFKC, w
 _ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?|[A-Za-z])|\{([^{}]*)\}|\(([^()]*)\))")
 _TENS = {"十": 1, "百": 2, "千": 3, "万": 4, "亿": 8, "hundred": 2, "thousand": 3, "million": 6, "billion": 9}
 _TENS |= {"trillion": 12}
-_CHINESE_TENS = r"(?:[十万亿]|百(?!分)|千(?![克米瓦卡赫帕焦伏字])){1,4}"
-_ENGLISH_TENS = r"(?:(?:hundred|thousand|million|billion|trillion)s?(?![a-z])\s*){1,3}"
+CHINESE_TENS = r"(?:[十万亿]|百(?!分)|千(?![克米瓦卡赫帕焦伏字])){1,4}"
+ENGLISH_TENS = r"(?:(?:hundred|thousand|million|billion|trillion)s?(?![a-z])\s*){1,3}"
 _NUMERAL_WORD = re.compile(
-    r"(?<![\d.,^_十百千万亿])(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d{1,24})?|\d{1,24}(?:\.\d{1,24})?)(?:\\[,;: ]|[\s~])*"
-    rf"(?P<text>\\(?:text|mathrm|textrm|mbox)\{{\s*)?(?P<words>{_CHINESE_TENS}|{_ENGLISH_TENS})(?P<end>\}}?)"
+    r"(?<![\d.,^_/十百千万亿])(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d{1,24})?|\d{1,24}(?:\.\d{1,24})?)(?:\\[,;: ]|[\s~])*"
+    rf"(?P<text>\\(?:text|mathrm|textrm|mbox)\{{\s*)?(?P<words>{CHINESE_TENS}|{ENGLISH_TENS})(?P<end>\}}?)"
     r"(?!\d|[十百万亿]|千(?![克米瓦卡赫帕焦伏字]))",
     re.IGNORECASE,
 )
@@ -22,7 +22,7 @@ _JOINER = re.compile(
 _GLUED_BEFORE = re.compile(r"[-+−±]?(?:\d+(?:\.\d+)?)?(?:\\(?:cdot|times|pm|sqrt)\s*|[/^])?$")
 _GLUED_BEHIND = re.compile(
     r"(?:[-+−/](?=[\d\\({]|[A-Za-z](?![A-Za-z]))|[\^_](?=[\dA-Za-z\\({])|\\(?:%|cdot|times|div|pm))[^$\n]*"
-    rf"|(?:[A-Za-z\d%十百千万亿]|\\(?:pi|sqrt))[^\s$]*|(?:\\[,;: ]|\s)*\\text\{{\s*(?:{_CHINESE_TENS}|{_ENGLISH_TENS})\}}",
+    rf"|(?:[A-Za-z\d%十百千万亿]|\\(?:pi|sqrt))[^\s$]*|(?:\\[,;: ]|\s)*\\text\{{\s*(?:{CHINESE_TENS}|{ENGLISH_TENS})\}}",
     re.IGNORECASE,
 )
 _DIGITS = re.compile(r"\d+(?:\.\d+)?")
