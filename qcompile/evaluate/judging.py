@@ -15,12 +15,13 @@ from qcompile.evaluate.sandbox import Limits
 from qcompile.evaluate.settings import digest_of
 
 _POLL_S = 0.2
+_RULES = 2  # count up when a checker changes its mind: a resumed journal must not keep verdicts by other rules
 
 
 def verdict_key(request: Request, text: str, limits: Limits) -> str:
-    """The journal's key of a verdict: a changed answer, test or limit judges again, without generating again."""
+    """The journal's key of a verdict: a changed answer, test, limit or rule judges again, without generating again."""
     case = request.case
-    return digest_of(request.key, text, case.answers, case.tests, vars(limits))[:32]
+    return digest_of(_RULES, request.key, text, case.answers, case.tests, vars(limits))[:32]
 
 
 def judge(case: Case, text: str, limits: Limits) -> Judgement:

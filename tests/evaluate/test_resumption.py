@@ -12,6 +12,7 @@ import pytest
 
 from qcompile.errors import EvaluateError
 from qcompile.evaluate import Case, judging
+from qcompile.evaluate.checkers import Verdict
 from qcompile.evaluate.evaluate import identity
 from qcompile.evaluate.journal import Journal, journal_path, other_runs
 from qcompile.evaluate.sample import Sample
@@ -47,6 +48,17 @@ class TestResumption:
         monkeypatch.setattr("qcompile.evaluate.judging.check_answer", None)
         assert scoreboard(run(engine, task_of(data))) == before
         assert engine.asked == []
+
+    def test_other_rules_of_the_checkers_judge_again(
+        self, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = scoreboard(run(engine_in(tmp_path), task_of(data)))
+        monkeypatch.setattr(judging, "_RULES", judging._RULES + 1)
+        monkeypatch.setattr(judging, "check_answer", lambda *_: Verdict(False, "", "other rules"))
+        engine = engine_in(tmp_path)
+        after = scoreboard(run(engine, task_of(data)))
+        assert engine.asked == []
+        assert before != after
 
     def test_an_interruption_while_judging(self, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[str] = []
