@@ -1,5 +1,6 @@
 """What a checkpoint is to the graph builder: a config, tensors that stay on disk, the tokenizer's files."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,26 @@ class Checkpoint:
                 f"{list(shape)}"
             )
         return tensor
+
+    def check_size(self) -> None:
+        """Check the config's layers and heads against the tensors, before anything is made for each of them.
+
+        A graph grows with what the config says; a config of 2**31 layers is to cost nothing.
+
+        Raises:
+            ExportError: The checkpoint has fewer layers than the config says, or heads of another size.
+        """
+        config = self.config
+        matches = (re.match(r"model\.layers\.(\d{1,10})\.", name) for name in self.tensors)
+        stored = {int(match[1]) for match in matches if match}
+        last = f"model.layers.{config.num_hidden_layers - 1}.self_attn.q_proj.weight"
+        if len(stored) < config.num_hidden_layers:
+            raise ExportError(
+                f"{self.description.get('path')}: tensor '{last}' is missing: the config says "
+                f"{config.num_hidden_layers} layers, the checkpoint has {len(stored)}; it is incomplete or its "
+                "config belongs to another model"
+            )
+        self.tensor(last, (config.num_attention_heads * config.head_dim, config.hidden_size))
 
     def embedding(self) -> SourceTensor:
         """Return the embedding [V, D]; for a tied checkpoint the one matrix kept for both uses."""

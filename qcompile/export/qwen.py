@@ -60,6 +60,7 @@ class _Decoder:
 
     def build(self) -> ir.Model:
         config, g = self.config, self.g
+        self.checkpoint.check_size()
         input_ids = g.input("input_ids", INT64, [B, S])
         attention_mask = g.input("attention_mask", INT64, [B, T])
         position_ids = g.input("position_ids", INT64, [B, S])
