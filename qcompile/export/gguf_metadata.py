@@ -32,9 +32,9 @@ def model_config(header: GgufHeader, where: str) -> ModelConfig:
     """
     fields = header.fields
     kind = fields.get("general.architecture")
-    if kind not in _ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
         raise ExportError(f"{where}: architecture {kind!r} is not one qcompile builds from GGUF (qwen2, qwen3)")
-    if fields.get("split.count", 1) not in {0, 1}:
+    if fields.get("split.count", 1) not in (0, 1):  # a tuple: an array, as of a damaged file, has no hash
         raise ExportError(
             f"{where}: is one part of {fields['split.count']}; merge them first (llama.cpp's gguf-split --merge)"
         )

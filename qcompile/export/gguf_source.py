@@ -126,6 +126,11 @@ def _named_tensors(file: DataFile, entries: Mapping[str, GgufEntry], notes: list
                 "package cannot "
                 "dequantize"
             )
+        if name in tensors:
+            raise ExportError(
+                f"{file.path}: tensor '{gguf_name}' is a second '{name}'; one of each is expected; "
+                "convert the model again"
+            )
         tensors[name] = GgufTensor(file, name, entry)
     if "rope_freqs.weight" in unknown:
         raise ExportError(f"{file.path}: has rope_freqs.weight (per-frequency rope factors), which is not supported")
@@ -147,10 +152,11 @@ def hf_name(gguf_name: str) -> str | None:
 def _merge_stored_twice(tensors: dict[str, SourceTensor], notes: list[str]) -> bool:
     """If embedding and head hold the same matrix, keep only the finer copy; returns whether they do."""
     embedding, head = tensors.get(EMBEDDING), tensors[HEAD]
-    if embedding is None or embedding.shape != head.shape:
+    if embedding is None or embedding.shape != head.shape or len(head.shape) != 2:
         return False
     cosine = _cosine(embedding, head)
-    if cosine < TIED_COSINE:
+    # written so that a NaN, which compares as neither, keeps both
+    if not cosine >= TIED_COSINE:
         return False
     finer, coarser = (head, embedding) if _bits(head) >= _bits(embedding) else (embedding, head)
     del tensors[coarser.name]

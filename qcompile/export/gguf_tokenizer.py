@@ -65,7 +65,7 @@ class _Vocabulary:
     def __init__(self, fields: dict[str, Any], where: str) -> None:
         self.fields, self.where = fields, where
         model, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
-        if model != "gpt2" or pre not in _SPLITS:
+        if model != "gpt2" or not isinstance(pre, str) or pre not in _SPLITS:
             raise ExportError(
                 f"{where}: tokenizer {model!r} with pre-tokenizer {pre!r} is not known; gpt2 with one of "
                 f"{', '.join(_SPLITS)} is"

@@ -147,6 +147,9 @@ def test_rope_scaling_out_of_metadata(tmp_path: Path, fields: dict[str, Any], wa
         ({"qwen2.block_count": 3}, "is missing"),
         ({"qwen2.attention.head_count": "four"}, "'num_attention_heads' is 'four'"),
         ({"split.count": 3}, "is one part of 3"),
+        ({"general.architecture": ["qwen2"]}, r"architecture \['qwen2'\]"),
+        ({"split.count": [1, 2]}, r"is one part of \[1, 2\]"),
+        ({"tokenizer.ggml.pre": ["qwen2"]}, r"pre-tokenizer \['qwen2'\] is not known"),
         ({"tokenizer.ggml.pre": "llama-bpe"}, "pre-tokenizer 'llama-bpe' is not known"),
         ({"tokenizer.ggml.tokens": ["a"]}, "one entry per token"),
         ({"tokenizer.ggml.merges": ["a b c"]}, "not two tokens"),
@@ -250,6 +253,27 @@ def test_a_head_of_its_own_is_not_tied(tmp_path: Path) -> None:
     opened = open_gguf(tmp_path / "tiny.gguf")
     assert not opened.ties_head
     np.testing.assert_array_equal(whole(opened.head()), head)
+
+
+def test_a_head_with_a_nan_is_not_tied(tmp_path: Path) -> None:
+    head = np.random.default_rng(9).standard_normal((512, 256), np.float32)
+    head[0, 0] = np.nan
+    write_gguf(tmp_path / "tiny.gguf", gguf_config(), head=head)
+    assert not open_gguf(tmp_path / "tiny.gguf").ties_head
+
+
+def test_an_embedding_and_head_of_rank_1_are_told(tmp_path: Path) -> None:
+    flat = np.ones(512 * 256, np.float32)
+    write_gguf(tmp_path / "tiny.gguf", gguf_config(), tokenizer=False, head=flat, others={EMBEDDING: flat})
+    with pytest.raises(ExportError, match=r"'model\.embed_tokens\.weight' has shape \[131072\]"):
+        export_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path / "out")
+
+
+def test_two_names_of_one_tensor_are_told(tmp_path: Path) -> None:
+    zeros = {"blk.00.attn_q.weight": np.zeros((256, 256), np.float32)}
+    write_gguf(tmp_path / "tiny.gguf", gguf_config(), others=zeros)
+    with pytest.raises(ExportError, match=r"'blk\.00\.attn_q\.weight' is a second 'model\.layers\.0\."):
+        open_gguf(tmp_path / "tiny.gguf")
 
 
 # the header, and damage

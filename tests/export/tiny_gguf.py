@@ -39,6 +39,7 @@ def write_gguf(
     *,
     kinds: dict[str, str] | None = None,
     head: np.ndarray | None = None,
+    others: dict[str, np.ndarray] | None = None,
     tokenizer: bool = True,
     fields: dict[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -49,6 +50,7 @@ def write_gguf(
         config: As from `gguf_config`.
         kinds: Quantization by the end of the HF name ("up_proj.weight": "Q4_K"); F32 for the rest.
         head: Matrix to store as output.weight besides the embedding.
+        others: Tensors to replace, under Hugging Face's names, or to add, under GGUF's.
         tokenizer: Also write the tokenizer.
         fields: Further metadata; None leaves out a key that would be written.
     """
@@ -58,11 +60,12 @@ def write_gguf(
     tensors = random_tensors(config)
     if head is not None:
         tensors["lm_head.weight"] = head
+    tensors |= others or {}
     for name, array in tensors.items():
         matches = [kind for end, kind in (kinds or {}).items() if name.endswith(end)]
         kind = gguf.GGMLQuantizationType[matches[0] if matches else "F32"]
         stored = gguf.quants.quantize(array, kind)
-        writer.add_tensor(_NAMES[name], stored, raw_dtype=kind)
+        writer.add_tensor(_NAMES.get(name, name), stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
