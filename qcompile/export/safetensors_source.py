@@ -198,7 +198,7 @@ def _ties_head(config: ModelConfig, tensors: Mapping[str, SourceTensor], directo
 
 
 def _same_values(a: SourceTensor, b: SourceTensor) -> bool:
-    if a.shape != b.shape or a.stored_as != b.stored_as:
+    if a.shape != b.shape or a.stored_as != b.stored_as or len(a.shape) != 2:
         return False
     rows, columns = a.shape[0], slice(0, a.shape[-1])
     bands = (slice(start, min(start + _COMPARE_ROWS, rows)) for start in range(0, rows, _COMPARE_ROWS))

@@ -211,6 +211,14 @@ def test_equal_matrices_are_tied_and_different_ones_are_not(checkpoint: Path) ->
     assert "lm_head.weight is stored and differs" in opened.notes[0]
 
 
+def test_an_embedding_and_head_without_dimensions_are_told(checkpoint: Path, tmp_path: Path) -> None:
+    tensors = random_tensors(tiny_config("qwen2"))
+    tensors[EMBEDDING] = tensors[HEAD] = np.ones((), np.float32)
+    write_safetensors(checkpoint / "model.safetensors", tensors, "float32")
+    with pytest.raises(ExportError, match=r"'model\.embed_tokens\.weight' has shape \[\]"):
+        export_checkpoint(str(checkpoint), tmp_path / "out")
+
+
 def test_an_untied_config_needs_a_head(checkpoint: Path) -> None:
     assert not open_directory(with_head(checkpoint, 1.0, tie_word_embeddings=False)).ties_head
     (checkpoint / "config.json").write_text(json.dumps(tiny_config("qwen2", tie_word_embeddings=False)))
