@@ -55,18 +55,18 @@ class RopeParameters:
         if rope_type == "default":
             return cls("default", theta)
         original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
-        original = _positive(original or max_positions, f"{where}: 'original_max_position_embeddings'")
+        original = _length(original or max_positions, f"{where}: 'original_max_position_embeddings'")
         parameters = cls(
             rope_type=rope_type,
             rope_theta=theta,
             factor=values.optional("factor", zero=False),
-            original_max_position_embeddings=int(original),
+            original_max_position_embeddings=original,
             attention_factor=values.optional("attention_factor"),
             beta_fast=values.optional("beta_fast"),
             beta_slow=values.optional("beta_slow"),
             mscale=values.optional("mscale"),
             mscale_all_dim=values.optional("mscale_all_dim"),
-            truncate=bool(rope.get("truncate", True)),
+            truncate=values.flag("truncate", default=True),
         )
         return parameters._with_factor(max_positions, f"{where}: '{key}'")
 
@@ -147,6 +147,21 @@ class _Values:
     def optional(self, key: str, *, zero: bool = True) -> float | None:
         value = self.rope.get(key)
         return None if value is None else _positive(value, f"{self.where}: '{key}'", zero=zero)
+
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self.rope.get(key, default)
+        # null is false, as in transformers
+        if value is not None and not isinstance(value, bool):
+            raise ExportError(f"{self.where}: '{key}' is {value!r}; true or false is expected")
+        return bool(value)
+
+
+def _length(value: Any, where: str) -> int:
+    number = _positive(value, where)
+    if not number.is_integer():
+        raise ExportError(f"{where} is {value!r}; an integer of at least 1 is expected")
+    return int(number)
 
 
 def _positive(value: Any, where: str, *, zero: bool = False) -> float:

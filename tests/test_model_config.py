@@ -163,6 +163,11 @@ def test_to_dict_reads_back_equal(rope: dict[str, Any], model_type: str) -> None
         ({"rope_type": "default", "mrope_section": [16, 24, 24]}, "multimodal rope"),
         ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial"),
         ({"rope_type": "default", "rope_theta": 0.5}, "'rope_theta' is 0.5"),
+        (
+            {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 0.5},
+            "'original_max_position_embeddings' is 0.5; an integer of at least 1",
+        ),
+        ({"rope_type": "yarn", "factor": 4, "truncate": "false"}, "'truncate' is 'false'; true or false is expected"),
         ("yarn", "an object is expected"),
     ],
 )
