@@ -151,7 +151,8 @@ class Engine:
 
     def sampling_params(self, **options: Any) -> SamplingParams:
         """Return sampling as the model's generation_config.json advises; `options` win."""
-        return SamplingParams.from_generation_config(self.generation_config, **options)
+        where = str(self.path / "generation_config.json")
+        return SamplingParams.from_generation_config(self.generation_config, where, **options)
 
     def add_request(self, prompt: Prompt, params: Optional[SamplingParams] = None) -> int:
         """Queue one request from any thread; `step` serves it. Returns its number.

@@ -81,15 +81,25 @@ class SamplingParams:
         return self.temperature == 0 or self.top_k == 1
 
     @classmethod
-    def from_generation_config(cls, config: Mapping[str, Any], **options: Any) -> "SamplingParams":
+    def from_generation_config(
+        cls, config: Mapping[str, Any], where: str = "generation_config.json", **options: Any
+    ) -> "SamplingParams":
         """Return sampling as the model's makers advise it (generation_config.json); `options` win.
 
         Where the file says nothing, Hugging Face's defaults hold: temperature 1, top_k 50, top_p 1.
+
+        Raises:
+            RequestError: A value out of range; `where` names the file if it comes from there.
         """
         values: Dict[str, Any] = {"temperature": 1.0, "top_k": 50}
         for name in _FROM_GENERATION_CONFIG:
-            if config.get(name) is not None:
+            if config.get(name) is not None and name not in options:
                 values[name] = config[name]
+        try:
+            cls(**values)
+        except RequestError as error:
+            cure = "give a value of your own, or export the model again with this file corrected"
+            raise RequestError(f"{where}: {error}; {cure}") from None
         values.update(options)
         return cls(**values)
 

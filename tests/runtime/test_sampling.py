@@ -54,8 +54,11 @@ def test_generation_config_fills_what_is_not_given() -> None:
     assert (params.temperature, params.top_p, params.top_k, params.repetition_penalty) == (0.7, 0.8, 5, 1.05)
     assert params.max_new_tokens == 9
     assert SamplingParams.from_generation_config({}).temperature == 1.0
-    with pytest.raises(RequestError, match="temperature"):
-        SamplingParams.from_generation_config({"temperature": "warm"})
+    with pytest.raises(RequestError, match=r"^m/generation_config\.json: temperature: .*; give a value of your own"):
+        SamplingParams.from_generation_config({"temperature": "warm"}, "m/generation_config.json")
+    assert SamplingParams.from_generation_config({"temperature": "warm"}, temperature=0.5).temperature == 0.5
+    with pytest.raises(RequestError, match=r"^top_k: "):
+        SamplingParams.from_generation_config({"top_k": 3}, top_k=[3])
 
 
 def test_with_options() -> None:
