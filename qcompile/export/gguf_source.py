@@ -15,6 +15,7 @@ from qcompile.export.checkpoint import EMBEDDING, HEAD, Array, Checkpoint, Sourc
 from qcompile.export.gguf_header import GgufEntry, read_header
 from qcompile.export.gguf_metadata import model_config
 from qcompile.export.gguf_tokenizer import gguf_tokenizer_files
+from qcompile.export.tokenizer_files import note_end_ids
 from qcompile.tensors import DataFile
 
 # a tied matrix stored at two precisions agrees to 0.99 or better; two trained matrices are nearly orthogonal
@@ -97,6 +98,7 @@ def open_gguf(path: Path, *, tie: bool = True) -> Checkpoint:
     ties_head = HEAD not in tensors
     if tie and not ties_head and config.tie_word_embeddings is False:
         ties_head = _merge_stored_twice(tensors, notes)
+    note_end_ids(config.eos_token_ids, config.vocab_size, str(path), notes)
     return Checkpoint(
         config=config,
         tensors=tensors,

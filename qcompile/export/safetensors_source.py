@@ -10,7 +10,7 @@ import numpy as np
 
 from qcompile.errors import ExportError
 from qcompile.export.checkpoint import EMBEDDING, HEAD, Array, Checkpoint, SourceTensor
-from qcompile.export.tokenizer_files import tokenizer_files
+from qcompile.export.tokenizer_files import note_end_ids, tokenizer_files
 from qcompile.model_config import ModelConfig, read_json_object
 from qcompile.tensors import DataFile
 
@@ -66,6 +66,7 @@ def open_directory(directory: Path) -> Checkpoint:
     tensors = _read_tensors(directory)
     notes: list[str] = []
     ties_head = _ties_head(config, tensors, directory, notes)
+    note_end_ids(config.eos_token_ids, config.vocab_size, str(directory / "config.json"), notes)
     return Checkpoint(
         config=config,
         tensors=tensors,
@@ -74,7 +75,7 @@ def open_directory(directory: Path) -> Checkpoint:
             "path": str(directory),
             "stored_as": sorted({tensor.stored_as for tensor in tensors.values()}),
         },
-        files=tokenizer_files(directory, notes),
+        files=tokenizer_files(directory, notes, config.vocab_size),
         ties_head=ties_head,
         notes=notes,
     )

@@ -1,6 +1,7 @@
 """Hugging Face directories: single and sharded, and every way they can be damaged."""
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -263,5 +264,24 @@ def test_damaged_and_missing_tokenizer_files(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.json").write_text("{")
     with pytest.raises(ExportError, match=r"tokenizer\.json: cannot be read as JSON"):
         open_directory(checkpoint)
+    (checkpoint / "tokenizer.json").write_text("{}")
+    with pytest.raises(ExportError, match=r"tokenizer\.json: holds no tokenizer"):
+        open_directory(checkpoint)
     (checkpoint / "tokenizer.json").unlink()
     assert "no tokenizer.json" in open_directory(checkpoint).notes[0]
+
+
+@pytest.mark.parametrize("ends", [[402, "x"], [-1], True, {"id": 402}])
+def test_an_end_of_text_that_is_no_token_id(checkpoint: Path, ends: Any) -> None:
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(ExportError, match=r"generation_config\.json: 'eos_token_id' is .*; a token id or a list"):
+        open_directory(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("ends", [512, [402, 10**30]])
+def test_an_end_of_text_beyond_the_vocabulary_is_noted(checkpoint: Path, name: str, ends: Any) -> None:
+    record = json.loads((checkpoint / name).read_text())
+    (checkpoint / name).write_text(json.dumps(record | {"eos_token_id": ends}))
+    (note,) = open_directory(checkpoint).notes
+    assert re.search(rf"{re.escape(name)}: 'eos_token_id' has (512|1(0){{30}}), beyond the model's 512 tokens", note)
