@@ -148,7 +148,6 @@ class _Values:
         value = self.rope.get(key)
         return None if value is None else _positive(value, f"{self.where}: '{key}'", zero=zero)
 
-
     def flag(self, key: str, *, default: bool) -> bool:
         value = self.rope.get(key, default)
         # null is false, as in transformers

@@ -1,6 +1,8 @@
 """Read a Hugging Face directory: config.json and safetensors, one file or shards, memory-mapped."""
 
+import itertools
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ class SafetensorsTensor:
     def __init__(self, file: DataFile, name: str, stored_as: str, shape: tuple[int, ...], offset: int) -> None:
         self.file, self.name, self.stored_as, self.shape, self.offset = file, name, stored_as, shape, offset
         self.dtype = _DTYPES[stored_as]
+        self.size_bytes = math.prod(shape) * self.dtype.itemsize
 
     def block(self, rows: slice, columns: slice) -> Array:
         """Return a view of the mapped file."""
@@ -153,7 +156,20 @@ def read_safetensors(path: Path) -> Mapping[str, SafetensorsTensor]:
     if not isinstance(header, dict):
         raise ExportError(f"{path}: the safetensors header is not a JSON object; download the file again")
     header.pop("__metadata__", None)
-    return {name: _tensor(file, name, entry, 8 + header_bytes) for name, entry in header.items()}
+    tensors = {name: _tensor(file, name, entry, 8 + header_bytes) for name, entry in header.items()}
+    _check_apart(file, tensors)
+    return tensors
+
+
+def _check_apart(file: DataFile, tensors: Mapping[str, SafetensorsTensor]) -> None:
+    """Refuse tensors that share bytes, which the format forbids: one of them has another's values."""
+    filled = sorted((tensor for tensor in tensors.values() if tensor.size_bytes), key=lambda tensor: tensor.offset)
+    for one, other in itertools.pairwise(filled):
+        if one.offset + one.size_bytes > other.offset:
+            raise ExportError(
+                f"{file.path}: tensors '{one.name}' and '{other.name}' overlap (both hold byte {other.offset}); "
+                "the header is damaged; download the file again"
+            )
 
 
 def _tensor(file: DataFile, name: str, entry: Any, start: int) -> SafetensorsTensor:

@@ -113,6 +113,13 @@ def test_a_lying_header_entry(checkpoint: Path, entry: dict[str, Any], reason: s
         open_directory(checkpoint)
 
 
+def test_tensors_that_share_bytes(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    changed_header(path, lambda header: header["model.norm.weight"].update(data_offsets=[0, 256]))
+    with pytest.raises(ExportError, match=r"'model\.\S+' and 'model\.\S+' overlap \(both hold byte \d+\)"):
+        open_directory(checkpoint)
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 3000), value=st.integers(0, 255))
 def test_no_flipped_byte_in_the_header_crashes(checkpoint: Path, position: int, value: int) -> None:
