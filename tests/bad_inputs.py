@@ -170,6 +170,11 @@ def a_checkpoint_that_is_not_there(shop: Workshop) -> Command:
     return shop.export(shop.root / "nowhere"), "nowhere"
 
 
+@bad
+def an_empty_source(shop: Workshop) -> Command:
+    return shop.export(""), "SOURCE is empty"
+
+
 def _truncated_gguf(keep: int) -> Callable[[Workshop], Command]:
     def make(shop: Workshop) -> Command:
         path = shop.root / "model.gguf"

@@ -10,7 +10,7 @@ from qcompile.artifact import ArtifactWriter, Progress, Provenance
 from qcompile.errors import ExportError
 from qcompile.export.checkpoint import Checkpoint
 from qcompile.export.gguf_source import open_gguf
-from qcompile.export.hub import download_checkpoint, is_hub_id
+from qcompile.export.hub import download_checkpoint, is_hub_id, source_path
 from qcompile.export.qwen import build_model
 from qcompile.export.safetensors_source import open_directory
 from qcompile.runtime.manifest import Manifest
@@ -35,7 +35,7 @@ def open_checkpoint(source: str, *, tie: bool = True) -> Checkpoint:
     Raises:
         ExportError: There is no such thing, or it cannot be read.
     """
-    path = Path(source)
+    path = source_path(source)
     if path.is_dir():
         return open_directory(path)
     if path.is_file():

@@ -22,6 +22,20 @@ WANTED_FILES = (
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+def source_path(source: str) -> Path:
+    """Return a source as a path, whether or not there is one.
+
+    Raises:
+        ExportError: The source is empty (an unset variable of a script), which as a path is the current directory.
+    """
+    if not source:
+        raise ExportError(
+            "SOURCE is empty; a checkpoint directory, a .gguf file or a hub id (owner/name) is expected; "
+            "the current directory is '.'"
+        )
+    return Path(source)
+
+
 def is_hub_id(source: str) -> bool:
     """Tell whether a source that is not a local path can be a hub id (owner/name, or hf://owner/name)."""
     if source.startswith(PREFIX):

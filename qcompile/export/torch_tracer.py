@@ -22,7 +22,7 @@ from qcompile.export.checkpoint import EMBEDDING, HEAD, Checkpoint
 from qcompile.export.export_checkpoint import ExportResult
 from qcompile.export.gguf_source import open_gguf
 from qcompile.export.graph_builder import Dims
-from qcompile.export.hub import download_checkpoint, is_hub_id
+from qcompile.export.hub import download_checkpoint, is_hub_id, source_path
 from qcompile.export.qwen import B, P, S, T
 from qcompile.export.tokenizer_files import tokenizer_files
 from qcompile.model_config import read_json_object
@@ -88,7 +88,7 @@ def _require(*modules: str) -> None:
 
 def _load(source: str, dtype: str, notes: list[str]) -> tuple[Any, dict[str, bytes | Path], dict[str, Any]]:
     """Return the transformers model, the tokenizer's files and config.json as a dict."""
-    path = Path(source)
+    path = source_path(source)
     if path.is_file():
         checkpoint = open_gguf(path)
         notes.extend(checkpoint.notes)
