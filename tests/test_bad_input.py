@@ -29,6 +29,10 @@ from tests.tiny_checkpoints import write_tiny_checkpoint
 ROOT = Path(__file__).parents[1]
 # What runs a model sees first that the graph is not the one its manifest lists.
 RUN_IT = {"generate", "verify"}
+TOO_MANY_THREADS = [
+    f"{command} --threads 1000001"
+    for command in ("generate x hi", "chat x", "serve x", "bench x", "quality x y", "eval x", "judge x", "package x")
+]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,7 @@ def test_debug_shows_where_it_was_raised(shop: Workshop, name: str) -> None:
         (["optimize", "x", "--what"], "No such option"),
         (["generate", "x", "hi", "--max-new-tokens", "many"], "is not a valid integer"),
         (["fetch"], "Missing argument"),
+        *((words.split(), "1000001 is not in the range 1<=x<=1024") for words in TOO_MANY_THREADS),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

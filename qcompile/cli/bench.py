@@ -14,13 +14,14 @@ from qcompile.benchmark.report import BenchReport
 from qcompile.benchmark.run import BenchOptions, run_benchmark
 from qcompile.cli.output_file import CHARTS, OutputFile
 from qcompile.report.whole_tables import print_whole
+from qcompile.runtime.host import MAX_THREADS
 
 
 @click.command("bench")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--quick", is_flag=True, help="Fewer cases, one round: an idea in a minute or two.")
 @click.option("--repetitions", type=click.IntRange(1, 100), help="Rounds of all cases  [default: 3, or 1 with --quick]")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Computing threads  [default: all cores]")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Computing threads  [default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--html", "--chart", "chart", type=OutputFile(CHARTS), help="Write a page (.html) or a picture (.svg).")
 def command(

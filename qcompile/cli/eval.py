@@ -30,6 +30,7 @@ from qcompile.evaluate.submission import submission, write_json
 from qcompile.evaluate.table import render
 from qcompile.evaluate.templates import Templates
 from qcompile.report.whole_tables import print_whole
+from qcompile.runtime.host import MAX_THREADS
 
 _DEFAULT_MAX_NEW_TOKENS = 1024
 
@@ -85,7 +86,7 @@ _DEFAULT_MAX_NEW_TOKENS = 1024
     help="A variable for the chat template, VALUE as JSON or text (enable_thinking=false).",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts computed together.")
-@click.option("--threads", type=click.IntRange(1), help="Computing threads [default: physical cores].")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Computing threads [default: physical cores].")
 @click.option("--max-model-len", type=click.IntRange(2), help="Most tokens, prompt and answer together.")
 @click.option("--code-timeout", type=FiniteRange(0.1, 3600), default=8.0, show_default=True, help="Seconds per text.")
 @click.option("--fresh", is_flag=True, help="Forget an earlier run with the same model and settings.")

@@ -18,6 +18,7 @@ from qcompile.evaluate.settings import token_limits
 from qcompile.evaluate.submission import write_json
 from qcompile.evaluate.templates import Templates
 from qcompile.report.whole_tables import print_whole
+from qcompile.runtime.host import MAX_THREADS
 
 _DEFAULT_MAX_NEW_TOKENS = 1024
 
@@ -45,7 +46,7 @@ def _lengths(_: click.Context, parameter: click.Parameter, text: str) -> list[in
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts computed together.")
 @click.option("--max-new-tokens", multiple=True, metavar="N|TYPE=N", help="Tokens of an answer  [default: 1024]")
 @click.option("--templates", metavar="FILE.toml", type=click.Path(path_type=Path), help="Your own prompt templates.")
-@click.option("--threads", type=click.IntRange(1), help="Computing threads  [default: physical cores].")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Computing threads  [default: physical cores].")
 @click.option(
     "--time-limit", type=FiniteRange(0, WEEK_S / 60, min_open=True), default=60.0, show_default=True, help="Minutes."
 )

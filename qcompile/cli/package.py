@@ -13,6 +13,7 @@ from qcompile.cli.package_check import check
 from qcompile.cli.sampling_options import template_variables
 from qcompile.evaluate.settings import token_limits
 from qcompile.evaluate.templates import Templates
+from qcompile.runtime.host import MAX_THREADS
 
 _DEFAULT_MAX_NEW_TOKENS = 1024
 _TARGETS = ("contest", "modelarts", "modelarts-engine")
@@ -43,7 +44,7 @@ _TARGETS = ("contest", "modelarts", "modelarts-engine")
 @click.option("--templates", metavar="FILE.toml", type=click.Path(path_type=Path), help="Your own prompt templates.")
 @click.option("--template-arg", "template_args", multiple=True, metavar="NAME=VALUE", help="For the chat template.")
 @click.option("--max-model-len", type=click.IntRange(2), help="Most tokens, prompt and answer together.")
-@click.option("--threads", type=click.IntRange(1), help="Computing threads  [default: physical cores].")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Computing threads  [default: physical cores].")
 @click.option(
     "--engine", type=click.Choice(["PyTorch", "MindSpore"]), default="PyTorch", help="modelarts: the preset engine."
 )

@@ -14,6 +14,7 @@ from qcompile.quality.compare import CompareOptions, QualityReport, compare_mode
 from qcompile.quality.presentation import render, write_chart
 from qcompile.quality.record import record_of
 from qcompile.report.whole_tables import print_whole
+from qcompile.runtime.host import MAX_THREADS
 
 
 @click.command("quality")
@@ -37,7 +38,7 @@ from qcompile.report.whole_tables import print_whole
     "--greedy", default=64, show_default=True, type=click.IntRange(0, 4096), help="Tokens to write per prompt; 0: none."
 )
 @click.option("--no-layers", is_flag=True, help="Do not look at the hidden states.")
-@click.option("--threads", type=click.IntRange(min=1), help="Computing threads  [default: all cores]")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Computing threads  [default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--html", "--chart", "chart", type=OutputFile(CHARTS), help="Write a page (.html) or a picture (.svg).")
 def command(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from qcompile.cli.finite_range import FiniteRange
+from qcompile.runtime.host import MAX_THREADS
 
 if TYPE_CHECKING:
     from qcompile.runtime import Engine, SamplingParams
@@ -48,7 +49,7 @@ _OPTIONS = (
         help="End at this token id (repeatable).",
     ),
     click.option("--include-stop", is_flag=True, help="Keep the stop text in the output."),
-    click.option("--threads", type=click.IntRange(1), help="Computing threads [default: physical cores]."),
+    click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Computing threads [default: physical cores]."),
     click.option("--max-model-len", type=click.IntRange(2), help="Most tokens, prompt and answer together."),
     click.option(
         "--template-arg",

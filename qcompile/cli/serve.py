@@ -13,6 +13,7 @@ from qcompile.cli.finite_range import WEEK_S, FiniteRange
 from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.simulated_device import device_for
 from qcompile.errors import ServeError
+from qcompile.runtime.host import MAX_THREADS
 
 if TYPE_CHECKING:
     from qcompile.serve.settings import ServeSettings
@@ -68,7 +69,7 @@ _MAX_KEY_BYTES = 4096
 @click.option(
     "--max-body", type=click.IntRange(1), default=2 << 20, show_default=True, help="Bytes of a request; then 413."
 )
-@click.option("--threads", type=click.IntRange(1), help="Computing threads [default: physical cores].")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Computing threads [default: physical cores].")
 @click.option("--max-model-len", type=click.IntRange(2), help="Most tokens, prompt and answer together.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line when requests are taken.")
 def command(directory: Path, host: str, port: int, *, as_json: bool, **options: Any) -> None:

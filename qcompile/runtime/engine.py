@@ -21,6 +21,7 @@ import numpy as np
 
 from .completion import Completion, Delta
 from .errors import RequestError, SessionError
+from .host import MAX_THREADS
 from .kv_cache import KVCache
 from .manifest import Manifest
 from .open_session import open_session
@@ -75,6 +76,8 @@ class Engine:
         for name, value in numbers.items():
             if not isinstance(value, int) or value < 1:
                 raise RequestError(f"{name}: a positive integer is wanted, got {value!r}")
+        if threads is not None and threads > MAX_THREADS:
+            raise RequestError(f"threads: at most {MAX_THREADS} are wanted, got {threads}")
         self.path = Path(path)
         self.manifest = Manifest.load(self.path)
         self.tokenizer = Tokenizer(self.path, self.manifest)

@@ -7,6 +7,8 @@ from typing import FrozenSet, List, Optional, Set
 
 _CPU_SYSFS = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
+# ONNX Runtime starts what it is asked for; a million never ends, and no signal stops it.
+MAX_THREADS = 1024
 
 
 def default_threads() -> int:

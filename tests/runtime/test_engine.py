@@ -229,6 +229,11 @@ def test_arguments_out_of_range(model: Path, name: str, value: Any) -> None:
         Engine(model, **{name: value})
 
 
+def test_more_threads_than_any_machine_has(model: Path) -> None:
+    with pytest.raises(RequestError, match="threads: at most 1024 are wanted, got 1025"):
+        Engine(model, threads=1025)
+
+
 def test_directories_that_are_no_model(tmp_path: Path, own_model: Path) -> None:
     with pytest.raises(ManifestError, match=r"no qcompile\.json"):
         Engine(tmp_path / "nothing")
