@@ -111,6 +111,13 @@ MODEL_FAULTS = [
         options=AtcOptions(input_shapes={"x": (1, 8)}),
     ),
     Fault(
+        "shape that the graph contradicts",
+        changed(norm_model, input_dim(0, "batch")),
+        "input-shape-fixed",
+        "E10001",
+        options=AtcOptions(input_shapes={"x": (4, 8, 65)}),
+    ),
+    Fault(
         "shape for an unknown input",
         norm_model,
         "input-shape-name",

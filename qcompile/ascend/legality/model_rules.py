@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from onnx import TensorShapeProto
+
 from qcompile.ascend.chips import Cann
 from qcompile.ascend.legality.finding import Finding
 from qcompile.ascend.legality.rule import SLOW, WRONG, Context, ModelRule, about_model, shape_text
@@ -177,6 +179,20 @@ def named_shapes(context: Context) -> Iterator[Finding]:
                 wanted=f"one of {', '.join(sorted(names)) or 'no input at all'}",
                 cure="correct the name",
             )
+    for name in sorted(names):
+        if re.search(r"[:;,\s]", name):
+            yield about_model(
+                "input-name",
+                "E10002",
+                name=name,
+                seen=f"the input name {name!r}",
+                wanted="a name without colon, semicolon, comma or space",
+                cure="rename the input: --input_shape could not name it",
+            )
+
+
+def fixed_dimensions(context: Context) -> Iterator[Finding]:
+    """--input_shape gives as many sizes as the graph has dimensions, and the numbers that it fixes."""
     for info in context.view.model.graph.input:
         given = context.options.input_shapes.get(info.name)
         declared = info.type.tensor_type.shape
@@ -189,16 +205,21 @@ def named_shapes(context: Context) -> Iterator[Finding]:
                 wanted=f"the {len(declared.dim)} of the graph",
                 cure="write one size per dimension",
             )
-    for name in sorted(names):
-        if re.search(r"[:;,\s]", name):
+        elif given is not None and any(_contradicts(dim, size) for dim, size in zip(declared.dim, given, strict=False)):
+            fixed = tuple(int(dim.dim_value) if dim.HasField("dim_value") else None for dim in declared.dim)
             yield about_model(
-                "input-name",
-                "E10002",
-                name=name,
-                seen=f"the input name {name!r}",
-                wanted="a name without colon, semicolon, comma or space",
-                cure="rename the input: --input_shape could not name it",
+                "input-shape-fixed",
+                "E10001",
+                name=info.name,
+                seen=f"--input_shape gives '{info.name}' the shape {shape_text(given)}",
+                wanted=f"{shape_text(fixed)}: the graph fixes these numbers",
+                cure="give the graph's own numbers, or export it with these dimensions open",
             )
+
+
+def _contradicts(dim: TensorShapeProto.Dimension, size: int | None) -> bool:
+    """Whether a size is given for a dimension that the graph fixes at another; -1 leaves it to gears."""
+    return size is not None and dim.HasField("dim_value") and dim.dim_value > 0 and dim.dim_value != size
 
 
 def tensor_types(context: Context) -> Iterator[Finding]:
@@ -341,6 +362,7 @@ MODEL_RULES: tuple[ModelRule, ...] = (
     sparse_initializers,
     input_shapes,
     named_shapes,
+    fixed_dimensions,
     tensor_types,
     bfloat16,
     precision,
