@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qcompile.ascend.chips import Chip
-from qcompile.ascend.legality.rule import AtcOptions
+from qcompile.ascend.legality.rule import PRECISION_MODES, AtcOptions
 from qcompile.ascend.legality.view import GraphView
 from qcompile.ascend.shapes import Shape, format_input_shapes, parse_input_shapes
 from qcompile.errors import AtcError
@@ -17,12 +17,6 @@ _QUANT = frozenset({"AscendQuant", "AscendDequant"})
 _GEARS = ("dynamic_batch_size", "dynamic_image_size", "dynamic_dims")
 _OURS = frozenset({"mode", "framework", "model", "output", "soc_version", "weight"})
 _LOG_LEVELS = frozenset({"null", "debug", "info", "warning", "error"})
-_PRECISION_MODES = frozenset(
-    {
-        "force_fp16", "force_fp32", "cube_fp16in_fp32out", "allow_fp32_to_fp16", "must_keep_origin_dtype",
-        "allow_mix_precision", "allow_mix_precision_fp16", "allow_mix_precision_bf16", "allow_fp32_to_bf16",
-    }
-)  # fmt: skip
 # Weights beyond this go beside the .om: partitions end at 4 GiB, and buckets share the files.
 _MAX_INSIDE_BYTES = 2 << 30
 
@@ -164,9 +158,9 @@ def _precision(view: GraphView, extra: Mapping[str, str]) -> dict[str, str]:
 def _validate(flags: Mapping[str, str], view: GraphView, chip: Chip) -> None:
     if "precision_mode" in flags and "precision_mode_v2" in flags:
         raise AtcError("--precision_mode and --precision_mode_v2 exclude each other (E10047); give one of them")
-    if flags.get("precision_mode", "force_fp16") not in _PRECISION_MODES:
-        modes = ", ".join(sorted(_PRECISION_MODES))
-        raise AtcError(f"--precision_mode={flags['precision_mode']} is not one of {modes} (E10001)")
+    for name, modes in PRECISION_MODES.items():
+        if name in flags and flags[name] not in modes:
+            raise AtcError(f"--{name}={flags[name]} is not one of {', '.join(sorted(modes))} (E10001)")
     if flags["log"] not in _LOG_LEVELS:
         raise AtcError(f"--log={flags['log']} is not one of {', '.join(sorted(_LOG_LEVELS))} (E10010)")
     if flags["external_weight"] not in {"0", "1"}:

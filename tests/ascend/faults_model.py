@@ -210,6 +210,20 @@ MODEL_FAULTS = [
         options=AtcOptions(precision_mode="force_fp32"),
     ),
     Fault(
+        "a precision mode nobody knows",
+        norm_model,
+        "precision-mode-name",
+        "E10001",
+        options=AtcOptions(precision_mode="foo"),
+    ),
+    Fault(
+        "a precision mode of the other option",
+        norm_model,
+        "precision-mode-name",
+        "E10001",
+        options=AtcOptions(precision_mode_v2="force_fp16"),
+    ),
+    Fault(
         "two precision modes",
         norm_model,
         "precision-modes",

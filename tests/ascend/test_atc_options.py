@@ -43,6 +43,7 @@ def test_the_precision_mode_fits_the_graph(build, flags, tmp_path):
     [
         (["--precision_mode=force_fp16", "--precision_mode_v2=origin"], "E10047"),
         (["--precision_mode=fastest"], "E10001"),
+        (["--precision_mode_v2=force_fp16"], "is not one of cube_fp16in_fp32out"),
         (["--log=loud"], "E10010"),
         (["--dynamic_batch_size=1,2", "--dynamic_dims=1;2"], "E10009"),
         (["--dynamic_dims=1;2", "--input_shape=x:1~4,8,64"], "E10040"),

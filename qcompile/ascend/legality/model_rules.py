@@ -9,7 +9,7 @@ from onnx import TensorShapeProto
 
 from qcompile.ascend.chips import Cann
 from qcompile.ascend.legality.finding import Finding
-from qcompile.ascend.legality.rule import SLOW, WRONG, Context, ModelRule, about_model, shape_text
+from qcompile.ascend.legality.rule import PRECISION_MODES, SLOW, WRONG, Context, ModelRule, about_model, shape_text
 from qcompile.ascend.legality.types import PARSED
 
 _MAX_FILE_BYTES = 2 << 30
@@ -253,6 +253,22 @@ def bfloat16(context: Context) -> Iterator[Finding]:
             return
 
 
+def precision_names(context: Context) -> Iterator[Finding]:
+    """Precision modes are words that ATC knows."""
+    options = context.options
+    given = {"precision_mode": options.precision_mode, "precision_mode_v2": options.precision_mode_v2}
+    for name, mode in given.items():
+        if mode and mode not in PRECISION_MODES[name]:
+            yield about_model(
+                "precision-mode-name",
+                "E10001",
+                name=f"--{name}",
+                seen=f"the mode {mode!r}",
+                wanted=f"one of {', '.join(sorted(PRECISION_MODES[name]))}",
+                cure="correct the name, or leave it out",
+            )
+
+
 def precision(context: Context) -> Iterator[Finding]:
     """Precision modes exclude each other, gears and quantized graphs."""
     options = context.options
@@ -365,6 +381,7 @@ MODEL_RULES: tuple[ModelRule, ...] = (
     fixed_dimensions,
     tensor_types,
     bfloat16,
+    precision_names,
     precision,
     gears,
     empty_outputs,

@@ -11,6 +11,19 @@ from qcompile.ascend.legality.view import GraphView, Node, Shape
 from qcompile.ascend.operators import OperatorTable
 
 REFUSED, WRONG, SLOW = Effect.REFUSED, Effect.WRONG, Effect.SLOW
+PRECISION_MODES = {
+    "precision_mode": frozenset(
+        {
+            "force_fp16", "force_fp32", "cube_fp16in_fp32out", "allow_fp32_to_fp16", "must_keep_origin_dtype",
+            "allow_mix_precision", "allow_mix_precision_fp16", "allow_mix_precision_bf16", "allow_fp32_to_bf16",
+        }
+    ),
+    "precision_mode_v2": frozenset(
+        {
+            "fp16", "origin", "cube_fp16in_fp32out", "mixed_float16", "mixed_bfloat16", "mixed_hif8", "cube_hif8",
+        }
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
