@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from qcompile.ascend.atc_build import Outcome, build_oms, copy_build, find_compiler, simulate_oms, target_chip
 from qcompile.ascend.atc_folder import SCRIPT_NAME, prepare_folder
@@ -79,7 +80,7 @@ def command(
     else:
         atc, notes = find_compiler(install, os.environ)
         for note in notes:
-            console.print(f"[yellow]note:[/] {note}")
+            console.print(f"[yellow]note:[/] {escape(note)}")
         build = copy_build(build, output) if output is not None else build
         _print_outcome(
             _watched(console, lambda say: build_oms(build, atc, install, os.environ, say)), as_json, simulate
@@ -103,7 +104,8 @@ def _prepare(console: Console, build: Build, output: Path | None, model: Path, *
     _print_lines(build, as_json, {"folder": str(folder), "om": {}})
     console.print(
         f"no CANN here: nothing was compiled. Copy {folder} to a machine with CANN and run: bash {SCRIPT_NAME} "
-        "(--simulate tries it without)"
+        "(--simulate tries it without)",
+        markup=False,
     )
     raise click.exceptions.Exit(_NO_CANN)
 
@@ -113,9 +115,10 @@ def _watched(console: Console, run: Callable[[Say], Outcome]) -> Outcome:
 
         def say(name: str, event: str, seconds: float) -> None:
             if event == "running":
-                status.update(f"{name}: {seconds:.0f} s")
+                status.update(f"{escape(name)}: {seconds:.0f} s")
             else:
-                console.print(f"{name}: {event}" + (f" after {seconds:.0f} s" if event == "done" else ""))
+                after = f" after {seconds:.0f} s" if event == "done" else ""
+                console.print(printable(f"{name}: {event}{after}"), markup=False)
 
         return run(say)
 
@@ -143,7 +146,7 @@ def _refuse_illegal(console: Console, reports: list[Report]) -> None:
     doubtful = [(report, finding) for report in reports for finding in report.findings if finding.stops]
     certain = [(report, finding) for report, finding in doubtful if finding.certain]
     for warning in dict.fromkeys(warning for report in reports for warning in report.warnings):
-        console.print(f"[yellow]warning:[/] {warning}")
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
     for report, finding in doubtful[:_SHOWN]:
         console.print(printable(f"{Path(report.graph).name}: {_line(finding)}"), markup=False)
     if certain:

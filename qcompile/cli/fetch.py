@@ -45,7 +45,7 @@ def command(recipe: str, source: str, cache: Path | None, as_json: bool) -> None
         click.echo(json.dumps(record))
         return
     origin = "already in the cache" if fetched.was_cached else f"fetched from {fetched.source}"
-    console.print(f"{chosen.name}: {origin}; next: qcompile export {fetched.path} -o DIR", soft_wrap=True)
+    console.print(f"{chosen.name}: {origin}; next: qcompile export {fetched.path} -o DIR", markup=False, soft_wrap=True)
     click.echo(str(fetched.path))
 
 

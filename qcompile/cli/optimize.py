@@ -119,7 +119,7 @@ def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> 
         if (more := len(result.rejected) - _SHOWN_REJECTIONS) > 0:
             console.print(Text(f"{result.name}: and {more} more; --json lists them", style="dim"))
         if "mixed_precision" in result.detail:
-            console.print(f"{result.name}: {result.detail['mixed_precision']['summary']}", soft_wrap=True)
+            console.print(f"{result.name}: {result.detail['mixed_precision']['summary']}", markup=False, soft_wrap=True)
     _print_kernels(done, console)
     for warning in done.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
@@ -131,17 +131,17 @@ def _print_kernels(done: OptimizeReport, console: Console) -> None:
     beside = f" (torch.onnx.export: {plain})" if plain else ""
     for name, graph in done.ascend.get("graphs", {}).items():
         layer = f"{graph['kernels_per_layer']} in a layer{beside if name.startswith('decode') else ''}"
-        console.print(f"{name}: {graph['kernels']} kernels by estimate, {layer}", soft_wrap=True)
+        console.print(f"{name}: {graph['kernels']} kernels by estimate, {layer}", markup=False, soft_wrap=True)
 
 
 def _print_totals(done: OptimizeReport, console: Console, *, dry_run: bool) -> None:
     if done.agreement is not None:
-        console.print(f"whole model: {done.agreement.summary()}")
+        console.print(f"whole model: {done.agreement.summary()}", markup=False)
     if done.loaded is not None:
-        console.print(f"loaded by ONNX Runtime: {done.loaded.summary()}", soft_wrap=True)
+        console.print(f"loaded by ONNX Runtime: {done.loaded.summary()}", markup=False, soft_wrap=True)
     nodes = f"{sum(done.ops_before.values())} → {sum(done.ops_after.values())} nodes"
     if dry_run:
-        console.print(f"dry run for target {done.target}: {nodes}; nothing was written", soft_wrap=True)
+        console.print(f"dry run for target {done.target}: {nodes}; nothing was written", markup=False, soft_wrap=True)
     else:
         size = f"{done.size_bytes / 1e6:.1f} MB"
         console.print(Text(f"{done.output}: target {done.target}, {nodes}, {size}"), soft_wrap=True)
@@ -149,7 +149,7 @@ def _print_totals(done: OptimizeReport, console: Console, *, dry_run: bool) -> N
 
 def _run(model: Path, output: Path, options: OptimizeOptions) -> OptimizeReport:
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
 

@@ -80,7 +80,7 @@ def command(
     if kernels:
         print_whole(console, _kernel_table(plan))
     for line in _lines(plan):
-        console.print(line, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _cells(row: Row) -> list[str]:

@@ -178,6 +178,13 @@ def test_without_cann_there_is_a_folder_and_exit_code_3(model, no_cann, tmp_path
     assert "is in the way" in str(refused.exception)
 
 
+@pytest.mark.parametrize("name", ["f[red]", "f[/b]"])
+def test_brackets_in_a_folder_are_no_markup(name, model, no_cann, tmp_path):
+    result = run(model, "-o", tmp_path / name)
+    assert result.exit_code == 3, result.output
+    assert f"Copy {tmp_path / name} to a machine" in result.stderr
+
+
 def test_the_folder_compiles_for_the_machine_that_builds_it(model, no_cann, tmp_path):
     script = tmp_path / "model-for-atc" / "build_om.sh"
     assert run(model).exit_code == 3
