@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qcompile.artifact import find_manifest
 from qcompile.ascend.atc_jobs import Build, compile_environment, compile_settings
 from qcompile.ascend.atc_manifest import WORK_FOLDER, finish
 from qcompile.ascend.atc_run import Say, run_jobs
@@ -19,7 +20,7 @@ from qcompile.ascend.doctor import machine_chips
 from qcompile.ascend.sim.atc import RELEASE_VARIABLE
 from qcompile.errors import AtcError
 from qcompile.runtime.host import available_bytes
-from qcompile.runtime.manifest import MANIFEST_NAME, Manifest
+from qcompile.runtime.manifest import MANIFEST_NAME
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,16 @@ def target_chip(path: Path, soc_version: str | None) -> Chip:
     """Return the chip to compile for: the one given, the manifest's target, or this machine's only one.
 
     Raises:
-        AtcError: None of them says.
+        AtcError: There is no such file, or none of them says.
+        ManifestError: The manifest is damaged.
     """
     if soc_version:
         return chip_named(soc_version)
-    if path.is_dir() and (path / MANIFEST_NAME).is_file():
-        target = Manifest.load(path).target
-        if target.startswith("ascend"):
-            return chip_named(target)
+    if not path.exists():
+        raise AtcError(f"{path}: no such file or directory")
+    manifest = find_manifest(path)
+    if manifest is not None and manifest.target.startswith("ascend"):
+        return chip_named(manifest.target)
     found = machine_chips(os.environ)
     if len(found) == 1:
         return chip_named(found[0])

@@ -276,6 +276,16 @@ def test_what_the_check_refuses_is_not_compiled(tmp_path, cann):
     assert run(path, *CHIP, "--skip-check").exit_code == 0
 
 
+def test_a_graph_is_compiled_for_the_target_of_its_manifest(model, no_cann):
+    result = run(model / "decode_b4_t1024.onnx", "--dry-run")
+    assert result.exit_code == 0, result.exception
+    assert "--soc_version=Ascend910B4 " in result.stdout
+
+
+def test_a_file_that_is_not_there_is_missed_before_the_chip(tmp_path, no_cann):
+    assert str(run(tmp_path / "nothere", "--dry-run").exception) == f"{tmp_path / 'nothere'}: no such file or directory"
+
+
 def test_the_chip_must_be_known(tmp_path, cann):
     path = saved(norm_model(), tmp_path)
     assert "which chip?" in str(run(path).exception)
