@@ -13,6 +13,7 @@ from typing import Any
 
 from qcompile.ascend.legality.view import GraphView, Node
 from qcompile.errors import AtcError
+from qcompile.report.numbers import printable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,6 +23,7 @@ else:
 _CODE = re.compile(r"\b(?:E[1-4]\d{4}|E[A-Z]\d{4}|W\d{5})\b")
 _GEAR_SUFFIX = re.compile(r"_ascend_mbatch_batch_\d+$")
 _TAIL_LINES = 20
+_QUOTED = 200
 _OOM_CURE = (
     "build one bucket at a time with TE_PARALLEL_COMPILER=1 and MAX_COMPILE_CORE_NUMBER=1, add swap, or use a machine "
     "with more memory"
@@ -88,8 +90,10 @@ class AtcRunError(AtcError):
         at = " ".join(filter(None, (failure.op, failure.node and f"'{failure.node}'")))
         where = f" at {at}" if at else ""
         layer = f" (layer {failure.layer})" if failure.layer and failure.layer != failure.node else ""
+        said = f"; seen: {printable(failure.line[:_QUOTED])}" if failure.line else ""
         super().__init__(
-            f"{name}: ATC failed{code} (exit code {returncode}): {failure.meaning}{where}{layer}; {failure.cure}; log: {log}"
+            f"{name}: ATC failed{code} (exit code {returncode}): {failure.meaning}{where}{layer}; {failure.cure}{said}; "
+            f"log: {log}"
         )
 
 

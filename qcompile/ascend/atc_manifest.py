@@ -20,6 +20,7 @@ from typing import Any
 MANIFEST_NAME = "qcompile.json"
 WORK_FOLDER = "atc_build"
 RECORD_NAME = "done.json"
+OM_MAGIC = b"IMOD"
 
 
 def finish(directory: str, build: dict[str, Any]) -> list[str]:
@@ -109,13 +110,14 @@ def collect(directory: str, name: str, key: str) -> str:
     """Move what ATC left in atc_build/NAME into place: NAME.om (or NAME_linux_aarch64.om) and weight/*.
 
     Raises:
-        ValueError: There is no .om, or more than one.
+        ValueError: There is no .om, or more than one, or it is none.
     """
     folder = os.path.join(directory, WORK_FOLDER, name)
     found = [file for file in sorted(os.listdir(folder)) if file.endswith(".om") and file.startswith(name)]
     fitting = [file for file in found if file == name + ".om" or file.startswith(name + "_linux_")]
     if len(fitting) != 1:
         raise ValueError(f"{folder}: {len(fitting)} .om files of that name, one is expected")
+    _require_om(os.path.join(folder, fitting[0]))
     weights = []
     if os.path.isdir(os.path.join(folder, "weight")):
         os.makedirs(os.path.join(directory, "weight"), exist_ok=True)
@@ -126,6 +128,15 @@ def collect(directory: str, name: str, key: str) -> str:
     os.replace(os.path.join(folder, fitting[0]), os.path.join(directory, fitting[0]))
     write_record(directory, name, key, fitting[0], weights)
     return fitting[0]
+
+
+def _require_om(path: str) -> None:
+    """Raise ValueError for a file that does not start as compiled models do: a full disk, or something else named atc."""
+    with open(path, "rb") as stream:
+        start = stream.read(len(OM_MAGIC))
+    if start != OM_MAGIC:
+        size = os.path.getsize(path)
+        raise ValueError(f"{path}: {size} bytes that start with {start!r}; an .om file starts with {OM_MAGIC!r}")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -119,7 +119,8 @@ def test_what_was_finished_survives_a_failure(model, cann, monkeypatch):
         ("killed", "ran out of memory.*MAX_COMPILE_CORE_NUMBER=1"),
         ("silent", "without its success line"),
         ("nofile", "reported success, but.*0 .om files"),
-        ("fail:all", "EZ3003"),
+        ("noom", r"reported success, but.*2 bytes that start with b'x\\n'; an .om file starts with b'IMOD'"),
+        ("fail:all", "EZ3003.*; seen: EZ3003: .*; log: "),
     ],
 )
 def test_a_failure_leaves_no_om(behaviour, words, model, cann, monkeypatch):
@@ -337,7 +338,7 @@ def test_what_the_installed_parsers_lack_is_not_compiled(tmp_path, cann):
 
 def test_a_bare_atc_on_path_is_enough(model, no_cann, tmp_path, monkeypatch):
     """Neither a home nor set_env.sh: the compiler is used, and what is not known is said."""
-    atc = '#!/bin/sh\nfor w in "$@"; do case $w in --output=*) echo om > ${w#--output=}.om;; esac; done\n'
+    atc = '#!/bin/sh\nfor w in "$@"; do case $w in --output=*) echo IMOD > ${w#--output=}.om;; esac; done\n'
     script(tmp_path / "bare/atc", atc + "echo 'ATC run success, welcome to the next use.'\n")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bare'}:/usr/bin:/bin")
     result = run(model)
