@@ -90,6 +90,7 @@ class Plan:
         atc_bytes: What ATC will take for the largest graph.
         is_from_graphs: Whether "after fusion" was read off lowered graphs, not off the config.
         kernels_before: Kernels per layer that "before fusion" has.
+        lowered_for: The target of lowered graphs, or "" where the buckets were free to choose.
     """
 
     directory: str
@@ -99,6 +100,7 @@ class Plan:
     atc_bytes: int
     is_from_graphs: bool
     kernels_before: int
+    lowered_for: str = ""
 
     def record(self) -> dict[str, Any]:
         """Return plain data for JSON; the word estimate is part of it."""
@@ -114,6 +116,7 @@ class Plan:
             "atc_memory_bytes": self.atc_bytes,
             "kernels_per_layer_before": self.kernels_before,
             "after_fusion_from": "lowered graphs" if self.is_from_graphs else "config",
+            "lowered_for": self.lowered_for,
             "rows": [_row_record(row) for row in self.rows],
             "layer_kernels": {
                 name: [{"name": k.name, "op": k.op, "seconds": asdict(time)} for k, time in kernels]
@@ -164,7 +167,9 @@ def plan_model(directory: Path, chip: Chip, options: BucketOptions, export: Path
         shown[bucket.name] = [(k, kernel_time(k, chip)) for k in kernels if _layer_of(k) == 0]
         largest = max(largest, rows[-1].memory.weights, *(row.memory.weights for row in rows))
     atc = _ATC_BASE_BYTES + _ATC_WEIGHT_FACTOR * largest
-    return Plan(str(directory), chip, tuple(rows), shown, atc, bool(lowered), per_layer)
+    return Plan(
+        str(directory), chip, tuple(rows), shown, atc, bool(lowered), per_layer, manifest.target if lowered else ""
+    )
 
 
 def _shape_words(manifest: Manifest) -> dict[str, Any]:

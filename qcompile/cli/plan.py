@@ -21,6 +21,7 @@ from qcompile.report.plots import Bar, bar_plot
 from qcompile.report.whole_tables import print_whole
 
 _COLUMNS = ("bucket", "form", "per call, ms", "per layer, us", "tokens/s", "kernels", "launch", "memory")
+_BUCKETS = {"--batch": "1,4,8,16", "--kv-len": "1024", "--prefill-len": "128"}
 _NOTES = (
     "Every number is an estimate: max(work / matrix rate, bytes / bandwidth) + 1.86 us per kernel. Nothing was run.",
     (
@@ -34,10 +35,10 @@ _NOTES = (
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--target", required=True, metavar="CHIP", help="ascend910b4, ascend310p3, ...")
 @click.option(
-    "--batch", default="1,4,8,16", show_default=True, help="Slots of decode graphs; a lowered directory has its own."
+    "--batch", metavar="B,...", help="Slots of decode graphs; a lowered directory has its own.  [default: 1,4,8,16]"
 )
-@click.option("--kv-len", default="1024", show_default=True, help="KV cache lengths.")
-@click.option("--prefill-len", default="128", show_default=True, help="Chunk lengths.")
+@click.option("--kv-len", metavar="T,...", help="KV cache lengths.  [default: 1024]")
+@click.option("--prefill-len", metavar="S,...", help="Chunk lengths.  [default: 128]")
 @click.option(
     "--before", type=click.Path(path_type=Path), help="An exporter's graph: count its kernels, not 59 per layer."
 )
@@ -47,9 +48,9 @@ _NOTES = (
 def command(
     directory: Path,
     target: str,
-    batch: str,
-    kv_len: str,
-    prefill_len: str,
+    batch: str | None,
+    kv_len: str | None,
+    prefill_len: str | None,
     before: Path | None,
     kernels: bool,
     chart: Path | None,
@@ -59,11 +60,13 @@ def command(
 
     DIRECTORY is what export or optimize wrote. Nothing is compiled and nothing is run: every number is an estimate.
     """
-    options = BucketOptions(
-        lengths("--batch", batch), lengths("--kv-len", kv_len), lengths("--prefill-len", prefill_len)
-    )
+    given = {"--batch": batch, "--kv-len": kv_len, "--prefill-len": prefill_len}
+    options = BucketOptions(*(lengths(name, text or _BUCKETS[name]) for name, text in given.items()))
     export = find_graph(before)[0] if before is not None else None
     plan = plan_model(directory, chip_named(target), options, export)
+    if plan.lowered_for and any(given.values()):
+        names = ", ".join(name for name, text in given.items() if text)
+        raise click.UsageError(f"{directory} is lowered and has its own buckets: leave out {names}")
     if chart is not None:
         _chart(plan).write(chart)
         click.echo(f"{chart}: written", err=True)
@@ -113,7 +116,13 @@ def _lines(plan: Plan) -> list[str]:
     source = "the lowered graphs" if plan.is_from_graphs else "the config, in the form the lowering gives it"
     counted = " (a public project's count for an export)" if plan.kernels_before == SDPA_EXPORT else ""
     low, high = (f"{reading / 1e12:g}" for reading in plan.chip.bandwidth)
+    is_elsewhere = plan.lowered_for not in {"", plan.chip.target}
+    note = (
+        f"note: the graphs were lowered for {plan.lowered_for}, not {plan.chip.target}; `qcompile optimize --target "
+        f"{plan.chip.target}` may give them another form"
+    )
     return [
+        *([note] if is_elsewhere else []),
         f"after fusion: read off {source}; before fusion: {plan.kernels_before} kernels per layer{counted}",
         f"{plan.chip.name}: bandwidth {low} to {high} TB/s, {human_bytes(plan.chip.usable_bytes)} for a program",
         f"ATC will want about {human_bytes(plan.atc_bytes)} of memory (an estimate)",

@@ -195,3 +195,27 @@ def test_odd_input(directory, tmp_path):
         plan_model(directory, CHIP, BucketOptions())
     assert isinstance(run(directory, "--target", "910b4", "--batch", "0").exception, ShapeError)
     assert "did you mean" in str(run(directory, "--target", "ascend910b6").exception)
+
+
+def lowered(directory):
+    record = json.loads((directory / "qcompile.json").read_text())
+    saved(attention_layer(), directory, "decode_b1_t128.onnx")
+    entry = record["graphs"][0] | {"role": "decode", "bucket": [1, 1, 128]}
+    entry["file"] = entry["file"] | {"name": "decode_b1_t128.onnx"}
+    (directory / "qcompile.json").write_text(json.dumps(record | {"target": "ascend910b4", "graphs": [entry]}))
+    return directory
+
+
+@pytest.mark.parametrize("options", [["--batch", "64"], ["--kv-len", "7"], ["--prefill-len", "128"]])
+def test_buckets_of_lowered_graphs_cannot_be_chosen(options, directory):
+    result = run(lowered(directory), "--target", "910b4", *options)
+    assert result.exit_code == 2
+    assert f"has its own buckets: leave out {options[0]}" in result.stderr
+    assert result.stdout == ""
+
+
+def test_graphs_lowered_for_another_chip_are_noted(directory):
+    result = run(lowered(directory), "--target", "ascend310p3")
+    assert result.exit_code == 0, result.exception
+    assert "lowered for ascend910b4, not ascend310p3" in result.stdout
+    assert "lowered for" not in run(directory, "--target", "910b4").stdout
