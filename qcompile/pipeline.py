@@ -74,6 +74,7 @@ class OptimizeOptions:
         quantize: Changes to what the quantization passes do by themselves.
         layer_chart: Where to write how a quality or a size chose the scheme of every layer, as .html or .svg.
         ascend: Shapes and types of the static graphs, for an Ascend target.
+        names_ascend: Whether some of `ascend` was asked for, be it what it is by default; refused for other targets.
     """
 
     passes: tuple[str, ...] = ("fuse",)
@@ -86,6 +87,7 @@ class OptimizeOptions:
     quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
     layer_chart: Path | None = None
     ascend: AscendOptions = field(default_factory=AscendOptions)
+    names_ascend: bool = False
 
 
 @dataclass
@@ -226,7 +228,7 @@ def _schedule(model: ir.Model, target: Target, options: OptimizeOptions) -> list
 
 def _fit_passes(options: OptimizeOptions, target: Target) -> tuple[OptimizeOptions, list[str]]:
     """Let the group `int8` mean what the target has kernels for; say so if that is another scheme than elsewhere."""
-    if target.chip is None and options.ascend != AscendOptions():
+    if target.chip is None and (options.names_ascend or options.ascend != AscendOptions()):
         raise PassError(
             f"--batch, --kv-len, --attention and the like shape graphs for Ascend; --target is {target.name}"
         )

@@ -59,6 +59,11 @@ def ascend_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def names_ascend_options(given: dict[str, Any]) -> bool:
+    """Whether one of the options of this module was given, be it at its default."""
+    return any(given[name] is not None for name in (*_BUCKETS, *_FIELDS, "plugins"))
+
+
 def take_ascend_options(given: dict[str, Any], base: AscendOptions) -> AscendOptions:
     """Take the options of this module out of `given` and return `base` changed by them."""
     shapes = {

@@ -14,9 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from qcompile.cli.ascend_options import ascend_options, take_ascend_options
+from qcompile.cli.ascend_options import ascend_options, names_ascend_options, take_ascend_options
 from qcompile.cli.output_file import CHARTS, OutputFile
 from qcompile.cli.quantization_options import quantization_options, quantize_options
+from qcompile.errors import PassError
 from qcompile.optimize_recipe import load_optimize_recipe
 from qcompile.passes.registry import GROUPS, PASSES
 from qcompile.pipeline import VERIFY_LEVELS, OptimizeOptions, OptimizeReport, optimize
@@ -76,7 +77,7 @@ def command(
     """Optimize MODEL, an .onnx file or a compiled-model directory, e.g. with --passes fuse,int8."""
     base = load_optimize_recipe(recipe) if recipe is not None else OptimizeOptions()
     given: dict[str, Any] = {
-        "passes": None if passes is None else _names(passes),
+        "passes": None if passes is None else _passes(passes),
         "skip": None if skip is None else _names(skip),
         "target": target,
         "verify": verify,
@@ -87,6 +88,7 @@ def command(
     options = replace(
         base,
         dry_run=dry_run,
+        names_ascend=names_ascend_options(grouped),
         ascend=take_ascend_options(grouped, base.ascend),
         quantize=quantize_options(grouped, base.quantize),
         **{key: value for key, value in given.items() if value is not None},
@@ -161,6 +163,12 @@ def _run(model: Path, output: Path, options: OptimizeOptions) -> OptimizeReport:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _passes(text: str) -> tuple[str, ...]:
+    if names := _names(text):
+        return names
+    raise PassError(f"--passes {text!r}: names no pass; leave it out for fuse, or name some of {', '.join(GROUPS)}")
 
 
 def _default_output(model: Path, target: str | None) -> Path:

@@ -58,6 +58,10 @@ def test_dry_run_says_so(model, tmp_path):
     ("arguments", "message"),
     [
         (["--passes", "fuse,int9"], "unknown pass 'int9'; did you mean 'int8'?"),
+        (["--passes", ""], "--passes '': names no pass"),
+        (["--passes", ","], "--passes ',': names no pass"),
+        (["--target", "ort", "--attention", "matmul"], "shape graphs for Ascend; --target is ort"),
+        (["--target", "ort", "--plugins", ""], "shape graphs for Ascend; --target is ort"),
         (["--target", "ascendd"], "unknown target 'ascendd'"),
         (["--surgery", "nowhere.py:f"], "nowhere.py"),
         (["--strict", "--skip", "fuse-attention"], "--strict:"),
