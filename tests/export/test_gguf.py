@@ -212,6 +212,11 @@ def test_a_file_without_tokenizer_or_template(tmp_path: Path) -> None:
     assert "no chat template" in open_gguf(tmp_path / "tiny.gguf").notes[0]
 
 
+def test_an_end_of_text_beyond_the_vocabulary_is_noted(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", gguf_config(), fields={"tokenizer.ggml.eos_token_id": 512})
+    assert "'eos_token_id' has 512, beyond the model's 512 tokens" in open_gguf(tmp_path / "tiny.gguf").notes[0]
+
+
 # the embedding stored twice
 
 
