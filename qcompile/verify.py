@@ -17,7 +17,7 @@ import numpy as np
 
 from qcompile.artifact import graph_io_of, load_model
 from qcompile.ascend.reference_session import ReferenceSession
-from qcompile.errors import VerifyError
+from qcompile.errors import GraphError, VerifyError
 from qcompile.model_shape import describe_model
 from qcompile.runtime.host import default_threads
 from qcompile.runtime.manifest import MANIFEST_NAME, FileEntry, GraphEntry, Manifest
@@ -277,7 +277,10 @@ def _open_static(directory: Path, manifest: Manifest) -> Session:
 def _bare(path: Path) -> tuple[Path, Manifest]:
     path = path / "model.onnx" if path.is_dir() else path
     model = load_model(path)
-    shape, config = describe_model(model, path.parent, None)
     entry = FileEntry(path.name, path.stat().st_size, "")
-    graph = GraphEntry("decoder", entry, (), graph_io_of(model))
+    try:
+        shape, config = describe_model(model, path.parent, None)
+        graph = GraphEntry("decoder", entry, (), graph_io_of(model))
+    except GraphError as error:
+        raise GraphError(f"{path}: {error}") from error
     return path.parent, Manifest(target="portable", model=shape, graphs=(graph,), config=config)

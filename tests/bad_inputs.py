@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from tests.damaged_models import truncate
 from tests.export.tiny_gguf import gguf_config, write_gguf
 from tests.runtime.test_tokenizer import rewrite
@@ -361,3 +363,30 @@ def manifest_of_the_future(shop: Workshop) -> Command:
     model = shop.copy(shop.lowered)
     edit_json(model / "qcompile.json", schema_version=999)
     return generate(model, "Hello"), r"qcompile\.json: .*999"
+
+
+def _no_decoder(shop: Workshop) -> Path:
+    model = shop.root / "plain.onnx"
+    text = '<ir_version: 8, opset_import: ["" : 16]> g (float[1,8] x) => (float[1,8] y) { y = Relu (x) }'
+    model.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    return model
+
+
+@bad
+def verify_of_what_is_no_decoder(shop: Workshop) -> Command:
+    return ["verify", _no_decoder(shop), shop.exported], r"plain\.onnx: graph 'g' has x, y: a decoder has"
+
+
+def _meets_no_decoder(*command: object) -> Callable[[Workshop], Command]:
+    def make(shop: Workshop) -> Command:
+        model = shop.copy(shop.lowered)
+        zeros = {"vocab_size": 0, "num_hidden_layers": 0, "num_attention_heads": 0, "num_key_value_heads": 0}
+        shape = {"model_type": "none", **zeros, "head_dim": 0, "max_position_embeddings": 0}
+        edit_json(model / "qcompile.json", model=shape, files=[], config={})
+        return [command[0], model, *command[1:]], r"/model: holds no decoder .* cannot generate tokens"
+
+    return make
+
+
+BAD["generate of what is no decoder"] = _meets_no_decoder("generate", "Hello")
+BAD["plan of what is no decoder"] = _meets_no_decoder("plan", "--target", "ascend910b4")

@@ -147,11 +147,13 @@ def plan_model(directory: Path, chip: Chip, options: BucketOptions, export: Path
 
     Raises:
         GraphError: It is no compiled-model directory.
+        ManifestError: Its manifest is damaged, or that of no decoder.
         ShapeError: Its config lacks the sizes, or the buckets do not fit the model.
     """
     if not (directory / MANIFEST_NAME).is_file():
         raise GraphError(f"{directory}: holds no {MANIFEST_NAME}; plan a directory that export or optimize wrote")
     manifest = Manifest.load(directory)
+    manifest.require_decoder(directory)
     sizes = Sizes.of({**manifest.config, **_shape_words(manifest)})
     lowered = _lowered_graphs(directory, manifest)
     buckets = list(lowered) or options.buckets(manifest.model.max_position_embeddings)

@@ -80,6 +80,7 @@ class Engine:
             raise RequestError(f"threads: at most {MAX_THREADS} are wanted, got {threads}")
         self.path = Path(path)
         self.manifest = Manifest.load(self.path)
+        self.manifest.require_decoder(self.path)
         self.tokenizer = Tokenizer(self.path, self.manifest)
         self.generation_config = read_json_file(self.path, self.manifest, "generation_config.json")
         self.end_ids = end_ids((self.generation_config, self.manifest.config), self.tokenizer)

@@ -134,6 +134,14 @@ class Manifest:
             raise ManifestError(f"{path}: cannot be read: {error}") from None
         return _manifest_from(record, path)
 
+    def require_decoder(self, directory: Union[str, Path]) -> None:
+        """Raise ManifestError for a graph that cannot generate."""
+        if self.model.model_type == "none":
+            raise ManifestError(
+                f"{directory}: holds no decoder (past_key_values in, logits out) and cannot generate tokens; "
+                "`qcompile inspect` and `qcompile optimize` take it"
+            )
+
     def graph(self, role: str = "decoder") -> GraphEntry:
         """Return the graph of that role, or raise ManifestError naming the roles there are."""
         for entry in self.graphs:
