@@ -85,10 +85,9 @@ def command(
         "surgery": surgery,
         "layer_chart": layer_chart,
     }
+    base = replace(base, dry_run=dry_run, names_ascend=names_ascend_options(grouped))
     options = replace(
         base,
-        dry_run=dry_run,
-        names_ascend=names_ascend_options(grouped),
         ascend=take_ascend_options(grouped, base.ascend),
         quantize=quantize_options(grouped, base.quantize),
         **{key: value for key, value in given.items() if value is not None},

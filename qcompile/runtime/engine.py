@@ -73,11 +73,7 @@ class Engine:
         numbers = {"max_batch_size": max_batch_size, "prefill_chunk": prefill_chunk}
         optional = {"threads": threads, "max_model_len": max_model_len}
         numbers.update({name: value for name, value in optional.items() if value is not None})
-        for name, value in numbers.items():
-            if not isinstance(value, int) or value < 1:
-                raise RequestError(f"{name}: a positive integer is wanted, got {value!r}")
-        if threads is not None and threads > MAX_THREADS:
-            raise RequestError(f"threads: at most {MAX_THREADS} are wanted, got {threads}")
+        _check_numbers(numbers)
         self.path = Path(path)
         self.manifest = Manifest.load(self.path)
         self.manifest.require_decoder(self.path)
@@ -366,6 +362,14 @@ class Engine:
             self._unclaimed.append(delta)
         else:
             inbox.append(delta)
+
+
+def _check_numbers(numbers: Mapping[str, Any]) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, int) or value < 1:
+            raise RequestError(f"{name}: a positive integer is wanted, got {value!r}")
+    if numbers.get("threads", 1) > MAX_THREADS:
+        raise RequestError(f"threads: at most {MAX_THREADS} are wanted, got {numbers['threads']}")
 
 
 def _context_length(manifest: Manifest, wanted: Optional[int]) -> int:
