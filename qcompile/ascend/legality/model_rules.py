@@ -214,6 +214,7 @@ def fixed_dimensions(context: Context) -> Iterator[Finding]:
                 seen=f"--input_shape gives '{info.name}' the shape {shape_text(given)}",
                 wanted=f"{shape_text(fixed)}: the graph fixes these numbers",
                 cure="give the graph's own numbers, or export it with these dimensions open",
+                certain=False,  # ATC may take the given number where nothing behind it needs the graph's
             )
 
 
