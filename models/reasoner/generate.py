@@ -22,6 +22,11 @@ _WARM_UP = 2  # steps that run before a capture, and write that far ahead of a r
 _FEWEST_ROWS = 64  # where a step is all launches
 
 
+def generation_dtype(device: torch.device, *, bf16_on_cpu: bool) -> torch.dtype:
+    """What to generate in: bfloat16, and on a CPU only if asked."""
+    return torch.float32 if device.type == "cpu" and not bf16_on_cpu else torch.bfloat16
+
+
 @dataclass
 class _Batch:
     """What a step reads and writes, at fixed addresses: B rows, T positions, N new tokens."""

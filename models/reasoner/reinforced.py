@@ -10,7 +10,7 @@ from trl import GRPOTrainer
 
 from models.reasoner.corpus import IGNORED
 from models.reasoner.demonstrations import demonstrate
-from models.reasoner.generate import Generator
+from models.reasoner.generate import Generator, generation_dtype
 from models.reasoner.settings import Settings
 
 _PAD_TO = 32
@@ -109,8 +109,7 @@ class FastRollout:
         model = trainer.accelerator.unwrap_model(trainer.model)
         if self._generator is None:
             device = trainer.accelerator.device
-            in_fp32 = device.type == "cpu" and not self._settings.bf16_on_cpu
-            dtype = torch.float32 if in_fp32 else torch.bfloat16
+            dtype = generation_dtype(device, bf16_on_cpu=self._settings.bf16_on_cpu)
             self._generator = Generator(model, {tokenizer.eos_token_id}, device=device, dtype=dtype)
         begin = time.monotonic()
         self._generator.update(model)

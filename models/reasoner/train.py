@@ -32,7 +32,7 @@ from models.reasoner.architectures import (
     save_model,
 )
 from models.reasoner.data import problems
-from models.reasoner.generate import ROWS, Generator
+from models.reasoner.generate import ROWS, Generator, generation_dtype
 from models.reasoner.rewards import is_correct
 from models.reasoner.settings import Settings
 from models.reasoner.trainers import grpo_trainer, sft_trainer
@@ -118,8 +118,7 @@ def _asked_rows(settings: Settings, tokenizer: Any, model: Any, out: Path) -> Da
 
 
 def _generation_dtype(settings: Settings) -> torch.dtype:
-    in_fp32 = device().type == "cpu" and not settings.bf16_on_cpu
-    return torch.float32 if in_fp32 else torch.bfloat16
+    return generation_dtype(device(), bf16_on_cpu=settings.bf16_on_cpu)
 
 
 def _fresh_rows(settings: Settings, count: int) -> Dataset:

@@ -76,7 +76,6 @@ class Decision:
         allocation: The scheme of each tensor.
         other_bytes: Weights that no scheme is for: norms, biases, tables.
         source: The text it was measured on.
-        notes: What was not as asked.
     """
 
     goal: Goal
@@ -84,7 +83,6 @@ class Decision:
     allocation: Allocation
     other_bytes: int
     source: str
-    notes: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -100,6 +98,11 @@ class Decision:
             for name, choice in self.allocation.chosen.items()
         }
         return replace(self.allocation, chosen=chosen)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user would not expect."""
+        return tuple(_notes(self))
 
     def apply(self, options: QuantizeOptions) -> QuantizeOptions:
         """Return the options of a pass with the choice in them.
@@ -223,12 +226,10 @@ def decide(
     budget = None if goal.size_mb is None else int(goal.size_mb * 1e6) - other_bytes
     allocation = choose(sensitivity, trials, quality=goal.quality, size_bytes=budget, other_bytes=other_bytes, say=say)
     own = {label_of(quick): scheme for scheme, quick in tried.items()}
-    decision = Decision(goal, replace(sensitivity, schemes=own), allocation, other_bytes, found.source)
-    return replace(decision, notes=tuple(_notes(decision)))
+    return Decision(goal, replace(sensitivity, schemes=own), allocation, other_bytes, found.source)
 
 
 def _notes(decision: Decision) -> Iterator[str]:
-    """Say what a user would not expect of a decision."""
     num_tokens = decision.sensitivity.num_tokens
     if num_tokens < TRIAL_SETTINGS.num_tokens and decision.source != BUILT_IN:
         yield (

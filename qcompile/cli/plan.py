@@ -21,7 +21,7 @@ from qcompile.report.plots import Bar, bar_plot
 from qcompile.report.whole_tables import print_whole
 
 _COLUMNS = ("bucket", "form", "per call, ms", "per layer, us", "tokens/s", "kernels", "launch", "memory")
-_BUCKETS = {"--batch": "1,4,8,16", "--kv-len": "1024", "--prefill-len": "128"}
+_BUCKETS = {"--batch": "1,4,8,16", "--kv-len": "1024", "--prefill-len": "128"}  # unless they are given
 _NOTES = (
     "Every number is an estimate: max(work / matrix rate, bytes / bandwidth) + 1.86 us per kernel. Nothing was run.",
     (
@@ -35,10 +35,12 @@ _NOTES = (
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--target", required=True, metavar="CHIP", help="ascend910b4, ascend310p3, ...")
 @click.option(
-    "--batch", metavar="B,...", help="Slots of decode graphs; a lowered directory has its own.  [default: 1,4,8,16]"
+    "--batch",
+    metavar="B,...",
+    help=f"Slots of decode graphs; a lowered directory has its own.  [default: {_BUCKETS['--batch']}]",
 )
-@click.option("--kv-len", metavar="T,...", help="KV cache lengths.  [default: 1024]")
-@click.option("--prefill-len", metavar="S,...", help="Chunk lengths.  [default: 128]")
+@click.option("--kv-len", metavar="T,...", help=f"KV cache lengths.  [default: {_BUCKETS['--kv-len']}]")
+@click.option("--prefill-len", metavar="S,...", help=f"Chunk lengths.  [default: {_BUCKETS['--prefill-len']}]")
 @click.option(
     "--before", type=click.Path(path_type=Path), help="An exporter's graph: count its kernels, not 59 per layer."
 )

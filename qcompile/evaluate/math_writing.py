@@ -65,13 +65,13 @@ def _boxes(text: str) -> list[tuple[int, str, int]]:
     for found in _BOX.finditer(text):
         if boxes and found.start() < boxes[-1][2]:  # a box in a box
             continue
-        content = braced(text, found.end())
+        content = _braced(text, found.end())
         if content is not None:
             boxes.append((found.start(), content, found.end() + len(content) + 1))
     return boxes
 
 
-def braced(text: str, start: int) -> str | None:
+def _braced(text: str, start: int) -> str | None:
     """The text from `start` up to the brace that closes it; None where none does."""
     depth = 1
     for position in range(start, len(text)):

@@ -45,8 +45,12 @@ class Statistics(Protocol):
         """Choose a scheme for every tensor of a float model."""
 
 
-_DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
-_SCALE_TYPES: dict[ir.DataType, ScaleType] = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+_DTYPES: dict[ScaleType, ir.DataType] = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+}
+_SCALE_TYPES = {dtype: name for name, dtype in _DTYPES.items()}
 _KEPT, _TIED = "kept float, as asked", "tied to an output head that stays float"
 _CHOSEN = {"quality": "kept float by --quality", "size": "kept float by --size"}
 _AS_ASKED = frozenset({_KEPT, _TIED, *_CHOSEN.values()})
