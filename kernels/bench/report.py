@@ -47,7 +47,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"Ceilings measured here: copy {ceilings['copy_gb_per_s']:.0f} GB/s (read plus written); plain products "
         + ", ".join(f"{name} {rate:.0f} T/s" for name, rate in ceilings["rates_t_per_s"].items())
         + f". dtype {results['dtype']}, torch.compile in mode {results['compile_mode']}. "
-        "Times are medians of replayed CUDA graphs over input sets larger than the cache; "
+        "Times are medians of replayed CUDA graphs of many calls over input sets larger than the cache; "
         "NVIDIA hardware, nothing here says anything about Ascend.",
         "",
         _LEGEND,

@@ -205,6 +205,15 @@ def test_small_inputs_are_rotated_so_that_the_cache_is_not_measured() -> None:
     assert input_sets(1 << 30) == 1
 
 
+def test_a_graph_holds_many_calls_or_long_ones() -> None:
+    assert timing.passes(2, 100.0) == 15  # 30 calls in 1.5 ms
+    assert timing.passes(1, 3.0) == 32
+    assert timing.passes(5, 20.0) == 7
+    assert timing.passes(64, 96.0) == 1
+    assert timing.passes(1, 1600.0) == 1
+    assert timing.passes(1, 0.0) == 32
+
+
 def row(kernel_us: float, fraction: float, **changed: Any) -> dict[str, Any]:
     times = {"kernel": kernel_us, "eager": 30.0, "compile": 12.0, "vendor": 11.0}
     made = {"operator": "swiglu", "case": "x", "us": times, "errors": {"kernel": 1e-4}, "is_right": True}
