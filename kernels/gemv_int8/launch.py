@@ -58,8 +58,10 @@ def launch(
     rows = check.as_rows(NAME, "x", x)
     num_rows, (num_out, num_in) = rows.shape[0], weight.shape
     tile = (tile or choose(x, num_rows, num_out, num_in)).replace(HAS_BIAS=int(bias is not None))
+    kernel = gemv_int8_kernel
+    if "BLOCK_M" in tile.constants:
+        kernel, tile = gemv_int8_rows_kernel, tile.replace(EVEN=_is_even(tile, num_out, num_in))
     out = torch.empty((*x.shape[:-1], num_out), dtype=x.dtype, device=x.device)
-    kernel = gemv_int8_rows_kernel if "BLOCK_M" in tile.constants else gemv_int8_kernel
     kernel[few_rows_grid(x, tile, num_rows, num_out)](
         rows,
         weight,
@@ -94,8 +96,9 @@ def _cut(x: torch.Tensor, num_rows: int, num_out: int, num_in: int) -> tuple[int
     """BLOCK_N, BLOCK_K, PARTS and num_stages for the matrix units; few programs want more bytes each."""
     if num_rows == 1:
         blocks = -(-num_out // 16)
-        parts = 8 if blocks <= gpu_processors(x) else 4
-        return 16, 128, parts, 4 if parts == 4 and blocks < _MANY_PROGRAMS * gpu_processors(x) else 3
+        if blocks <= gpu_processors(x):
+            return 16, 128, 8, 3
+        return 16, 128, 4, 5 if blocks < _MANY_PROGRAMS * gpu_processors(x) else 4
     if not has_ptx(x):
         return _ROWS
     if -(-num_out // 32) >= _MANY_PROGRAMS * gpu_processors(x):
@@ -105,5 +108,12 @@ def _cut(x: torch.Tensor, num_rows: int, num_out: int, num_in: int) -> tuple[int
 
 def rows_tile(x: torch.Tensor, num_rows: int, block_n: int, block_k: int, parts: int, stages: int) -> Launch:
     """A tile for a GPU's matrix units, a warp a slice of K."""
-    constants = {"BLOCK_M": 8 if num_rows <= 8 else 16, "BLOCK_N": block_n, "BLOCK_K": block_k, "PARTS": parts}
+    block_m = 1 if num_rows == 1 else 8 if num_rows <= 8 else 16
+    constants = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "PARTS": parts}
     return Launch(constants | {"PTX": int(has_ptx(x))}, {"num_warps": parts, "num_stages": stages})
+
+
+def _is_even(tile: Launch, num_out: int, num_in: int) -> int:
+    """Whether one row needs no masks (8 of 56 registers a thread); several were timed with them."""
+    block_k = tile.constants["BLOCK_K"] * tile.constants["PARTS"]
+    return int(tile.constants["BLOCK_M"] == 1 and num_out % tile.constants["BLOCK_N"] == 0 and num_in % block_k == 0)

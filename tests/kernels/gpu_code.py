@@ -32,7 +32,7 @@ FEW_ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"num_warps": 4, "num_stages": 2},
     ),
     "gemv_int8_rows": (
-        {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "PARTS": 4, "HAS_BIAS": 1, "PTX": 1},
+        {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "PARTS": 4, "HAS_BIAS": 1, "PTX": 1, "EVEN": 0},
         {"num_warps": 4, "num_stages": 3},
     ),
 }
@@ -162,5 +162,6 @@ if __name__ == "__main__":
     found = {operator: facts(operator) for operator in (*CASES, *FEW_ROWS, *ROWS, *SPLIT)}
     one_row = facts("gemv_int4_dot", options={"num_warps": 2, "num_stages": 4}, BLOCK_M=1, BLOCK_N=32, BLOCK_G=2)
     found["gemv_int4_dot, one row"] = one_row
+    found["gemv_int8_rows, one row"] = facts("gemv_int8_rows", options={"num_stages": 5}, BLOCK_M=1, EVEN=1)
     found["gemv_int8, one tile at a time"] = facts("gemv_int8", STAGES=0)
     print(json.dumps(found))

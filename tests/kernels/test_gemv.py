@@ -136,11 +136,14 @@ def test_the_ptx_gives_the_numbers_of_four_bytes() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 70, 65), (16, 9, 1500)])
+@pytest.mark.parametrize(
+    "shape", [(1, 70, 65), (1, 64, 1000), (1, 33, 1024), (1, 32, 1024), (5, 33, 1000), (16, 9, 1500)]
+)
 @pytest.mark.parametrize("tile", [(16, 128, 4, 3), (32, 64, 2, 3)])
 def test_gemv_int8_on_matrix_units(
     dtype: torch.dtype, shape: tuple[int, int, int], tile: tuple[int, int, int, int]
 ) -> None:
+    """One row is copied as it lies; of its shapes only the fourth fills every tile, and is loaded without masks."""
     rows, num_out, num_in = shape
     x, bias = fresh(rows, num_in, dtype=dtype), fresh(num_out, dtype=dtype)
     weight, scale = int8.quantize_weight(fresh(num_out, num_in))
@@ -152,8 +155,8 @@ def test_the_int8_kernel_chosen_for_each_size(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(int8_launch, "has_ptx", lambda x: x.dtype == torch.float16)
     x = torch.zeros(1, 128, dtype=torch.float16)
     for num_out, num_in, one, several in (
-        (37888, 3584, (16, 128, 4, 3), (32, 128, 4, 3)),
-        (3584, 18944, (16, 128, 4, 4), (16, 256, 4, 3)),
+        (37888, 3584, (16, 128, 4, 4), (32, 128, 4, 3)),
+        (3584, 18944, (16, 128, 4, 5), (16, 256, 4, 3)),
         (2048, 11008, (16, 128, 8, 3), (16, 256, 4, 3)),
         (9728, 896, None, (16, 128, 4, 3)),
         (896, 4864, None, (16, 128, 4, 3)),

@@ -17,7 +17,8 @@ SUMS = ("matmul_sum", "matmul_int8_sum")
 ROWS = ("quantize_in_pieces", "rope_cache_rows")
 ON_MATRIX_UNITS = ("matmul_few_rows", "gemv_int4_dot", "gemv_int8_rows")
 ONE_ROW_INT4 = "gemv_int4_dot, one row"
-FEW_ROWS = ("gemv_int8", "gemv_int4", ONE_ROW_INT4, "matmul_one_row", *ON_MATRIX_UNITS)
+ONE_ROW_INT8 = "gemv_int8_rows, one row"
+FEW_ROWS = ("gemv_int8", "gemv_int4", ONE_ROW_INT4, ONE_ROW_INT8, "matmul_one_row", *ON_MATRIX_UNITS)
 MEMORY_BOUND = (*ROW_KERNELS, *ROWS, *FEW_ROWS, "decode_attention")
 
 
@@ -66,13 +67,15 @@ def test_only_several_rows_need_a_matrix_unit(code: dict[str, dict[str, Any]]) -
 
 def test_packed_weights_become_fp16_without_conversions(code: dict[str, dict[str, Any]]) -> None:
     assert code["gemv_int8"]["from_int"] > 0
-    for operator in ("gemv_int4_dot", ONE_ROW_INT4, "gemv_int8_rows"):
+    for operator in ("gemv_int4_dot", ONE_ROW_INT4, "gemv_int8_rows", ONE_ROW_INT8):
         assert code[operator]["from_int"] == 0
 
 
 def test_one_row_of_x_is_not_copied_for_every_column(code: dict[str, dict[str, Any]]) -> None:
     words, x = 32 * 2 * 64, 2 * 128 * 2  # bytes of a tile; three are on their way
     assert code[ONE_ROW_INT4]["shared"] < 3 * (words + x) + 512
+    weights, x = 16 * 4 * 128, 4 * 128 * 2  # four are on their way
+    assert code[ONE_ROW_INT8]["shared"] < 4 * (weights + x) + 512
 
 
 @pytest.mark.parametrize("operator", ["matmul_bias_residual", "matmul_int8", *SPLIT])
