@@ -160,7 +160,7 @@ def facts(operator: str, options: dict[str, int] | None = None, **changed: int) 
 
 if __name__ == "__main__":
     found = {operator: facts(operator) for operator in (*CASES, *FEW_ROWS, *ROWS, *SPLIT)}
-    one_row = facts("gemv_int4_dot", options={"num_warps": 2, "num_stages": 4}, BLOCK_M=1, BLOCK_N=32, BLOCK_G=2)
+    one_row = facts("gemv_int4_dot", options={"num_warps": 2, "num_stages": 3}, BLOCK_M=1, BLOCK_N=32, BLOCK_G=2)
     found["gemv_int4_dot, one row"] = one_row
     found["gemv_int8_rows, one row"] = facts("gemv_int8_rows", options={"num_stages": 5}, BLOCK_M=1, EVEN=1)
     found["gemv_int8, one tile at a time"] = facts("gemv_int8", STAGES=0)
