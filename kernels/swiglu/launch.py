@@ -3,7 +3,7 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, on_its_device, power_of_two, tile_grid, walks
+from qcompile.kernels.placement import FEW_ROWS, Launch, from_table, on_its_device, power_of_two, tile_grid, walks
 
 NAME = "swiglu"
 
@@ -52,6 +52,8 @@ def choose(gate_up: torch.Tensor, num_rows: int, num_cols: int) -> Launch:
     """The tile for the device of gate_up; long rows are cut into blocks, so there is no longest one."""
     if gate_up.device.type == "npu":
         return from_table(NAME, "swiglu_kernel", gate_up.dtype, BLOCK_COLS=min(num_cols, 4096))
-    size = num_rows * num_cols  # few results want many programs, many want several elements a thread
-    block = min(power_of_two(num_cols), 512 if size < 1 << 16 else 1024 if size < 1 << 20 else 2048)
+    size = num_rows * num_cols
+    # few results want many programs, many want 8 elements a thread, and beyond FEW_ROWS 4 again: more loads at a time
+    block = 512 if size < 1 << 16 else 1024 if size < 1 << 20 or num_rows > FEW_ROWS else 2048
+    block = min(power_of_two(num_cols), block)
     return Launch({"BLOCK_COLS": block, "WALK": walks(num_rows)}, {"num_warps": max(1, min(8, block // 128))})
