@@ -17,6 +17,10 @@ from qcompile.kernels.placement import (
 
 NAME = "head_rms_norm"
 _GPU_BLOCK = 1024  # elements of a program
+_LIST = (
+    1 << 16,
+    1 << 23,
+)  # elements, from and to, that a GPU takes as one list of rows where a token's heads leave lanes idle
 
 
 def validate(x: torch.Tensor, gamma: torch.Tensor) -> None:
@@ -53,20 +57,30 @@ def launch(x: torch.Tensor, gamma: torch.Tensor, eps: float, tile: Launch | None
     from qcompile.kernels.head_rms_norm.kernel import head_rms_norm_kernel
 
     tokens = check.as_tokens(NAME, "x", x)
-    heads, head_dim = x.shape[-2:]
-    tile = tile or choose(x, tokens.shape[0], heads, head_dim)
+    num_tokens, (heads, head_dim) = tokens.shape[0], x.shape[-2:]
+    sizes = compiled_in(x, heads, head_dim, tokens.stride(0))
+    if tile is None and is_one_list(x, heads, head_dim):
+        tile = list_tile(num_tokens, head_dim)
+        num_tokens, heads = 1, num_tokens * heads
+        sizes = (heads, *compiled_in(x, head_dim, 0))
+    tile = tile or choose(x, num_tokens, heads, head_dim)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    programs = tile_grid(x, tile, -(-heads // tile.constants["BLOCK_ROWS"]), tokens.shape[0])
-    head_rms_norm_kernel[programs](
-        tokens,
-        gamma,
-        y,
-        tokens.shape[0],
-        *compiled_in(x, heads, head_dim, tokens.stride(0)),
-        eps,
-        **tile.arguments(x),
-    )
+    programs = tile_grid(x, tile, -(-heads // tile.constants["BLOCK_ROWS"]), num_tokens)
+    head_rms_norm_kernel[programs](tokens, gamma, y, num_tokens, *sizes, eps, **tile.arguments(x))
     return y
+
+
+def is_one_list(x: torch.Tensor, heads: int, head_dim: int) -> bool:
+    """Whether a GPU takes all heads as one token's, so that a tile has rows of several: else 14 leave 2 of 16 idle."""
+    is_idle = power_of_two(heads) != heads and heads < _GPU_BLOCK // power_of_two(head_dim)
+    return is_idle and x.device.type != "npu" and x.is_contiguous() and _LIST[0] <= x.numel() <= _LIST[1]
+
+
+def list_tile(num_tokens: int, head_dim: int) -> Launch:
+    """The tile for it: 8 elements a thread, or 16."""
+    block_cols = power_of_two(head_dim)
+    elements = _GPU_BLOCK // 2 if num_tokens <= FEW_ROWS else _GPU_BLOCK
+    return Launch({"BLOCK_ROWS": elements // block_cols, "BLOCK_COLS": block_cols, "WALK": 0}, {"num_warps": 2})
 
 
 def choose(x: torch.Tensor, num_tokens: int, heads: int, head_dim: int) -> Launch:

@@ -1,5 +1,7 @@
 """add_layer_norm and head_rms_norm; add_rms_norm has a file of its own."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -61,6 +63,34 @@ def test_a_group_of_heads_that_ends_within_a_tile(walk: int) -> None:
     x, gamma = fresh(3, 5, 16), fresh(16)
     y = head_norm.launch(x, gamma, 1e-6, Launch({"BLOCK_ROWS": 4, "BLOCK_COLS": 32, "WALK": walk}))
     assert_close(y, head_norm_reference(x, gamma, 1e-6, torch.float64), x.dtype)
+
+
+@pytest.mark.parametrize("tokens", [95, 1100])
+def test_heads_that_leave_lanes_idle_are_one_list(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """Tiles of 16 or 32 rows then have heads of several tokens, and the last one's are left over."""
+    monkeypatch.setattr(head_norm, "choose", None)
+    x, gamma = fresh(tokens, 7, 30, dtype=torch.float16), fresh(30, dtype=torch.float16)
+    assert head_norm.is_one_list(x, 7, 30) is (tokens == 1100)
+    monkeypatch.setattr(head_norm, "_LIST", (0, x.numel()))
+    assert_close(head_norm.launch(x, gamma, 1e-6), head_norm_reference(x, gamma, 1e-6, torch.float64), x.dtype)
+
+
+def test_which_heads_are_one_list() -> None:
+    """Few would not gain by it, many and those of a wider tensor keep a tile for each token, as do those that fill one."""
+    for tokens, heads, head_dim, is_one in (
+        (16, 14, 64, False),
+        (128, 14, 64, True),
+        (4096, 14, 64, True),
+        (32768, 14, 64, False),
+        (128, 16, 64, False),
+        (128, 28, 128, False),
+    ):
+        x = torch.empty(1, dtype=torch.float16).expand(tokens, heads, head_dim)
+        assert not head_norm.is_one_list(x, heads, head_dim)
+        packed = SimpleNamespace(device=x.device, numel=x.numel, is_contiguous=lambda: True)
+        assert head_norm.is_one_list(packed, heads, head_dim) is is_one  # type: ignore[arg-type]
+    assert head_norm.list_tile(128, 64).constants == {"BLOCK_ROWS": 8, "BLOCK_COLS": 64, "WALK": 0}
+    assert head_norm.list_tile(4096, 64).constants == {"BLOCK_ROWS": 16, "BLOCK_COLS": 64, "WALK": 0}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
