@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from qcompile.errors import PackageError
 from qcompile.evaluate.cases import Case, read_cases
+from qcompile.package.case_files import read_case_file
 from qcompile.package.check_dependencies import check_dependencies, read_requirements
 from qcompile.package.check_layout import DEPENDENCIES, KERNELS, REQUIREMENTS, check_layout
 from qcompile.package.check_results import check_result, format_score
@@ -96,7 +97,8 @@ def _run(room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[
     say("installing into a clean environment")
     if not report.take("installed offline", install_dependencies(room, request, report, say)):
         return
-    files = test_files(request.cases, room.folder)
+    files, notes = test_files(request.cases, room.folder)
+    report.notes += notes
     say(f"running {len(files)} test files")
     outcome = room.run_judge([path for path, _ in files], request.limit_s)
     report.notes += outcome.notes
@@ -162,23 +164,29 @@ def install_for_here(
     return [Finding(REQUIREMENTS, f"no second set of wheels for this machine: {reason}", cure)]
 
 
-def test_files(cases: Sequence[Path], folder: Path) -> list[tuple[Path, list[dict[str, Any]]]]:
-    """Write the test files as the judge would hand them over, without answers; returns paths and questions.
+def test_files(cases: Sequence[Path], folder: Path) -> tuple[list[tuple[Path, list[dict[str, Any]]]], list[str]]:
+    """Write the test files as the judge would hand them over, without answers.
+
+    Returns:
+        Paths and questions, and what is wrong with which line of the case files.
 
     Raises:
         EvaluateError: A case file cannot be read, or none of its lines is a case.
     """
-    files = []
-    for number, questions in enumerate(_questions(cases)):
+    files, notes = [], []
+    for path in cases:
+        found, wrong = read_case_file(path)
+        files.append([question_of(case) for case in found])
+        notes += wrong
+    written = []
+    for number, questions in enumerate(files or _sample()):
         path = folder / f"test-{number + 1}.json"
         path.write_text(json.dumps(questions, ensure_ascii=False), encoding="utf-8")
-        files.append((path, questions))
-    return files
+        written.append((path, questions))
+    return written, notes
 
 
-def _questions(cases: Sequence[Path]) -> list[list[dict[str, Any]]]:
-    if cases:
-        return [[question_of(case) for case in read_cases(path)[0]] for path in cases]
+def _sample() -> list[list[dict[str, Any]]]:
     with resources.as_file(resources.files("qcompile.package").joinpath("sample_cases.jsonl")) as path:
         sample = [question_of(case) for case in read_cases(path)[0]]
     half = len(sample) // _SAMPLE_FILES

@@ -8,11 +8,12 @@ from typing import Any
 
 from qcompile.errors import PackageError
 from qcompile.evaluate.asking import CASE_TYPES, MAX_SUBMITTED_SAMPLES
-from qcompile.evaluate.cases import Case, read_cases
+from qcompile.evaluate.cases import Case
 from qcompile.evaluate.checkers import check_answer
 from qcompile.evaluate.formats import parse_content
 from qcompile.evaluate.judging import require_checkers
 from qcompile.evaluate.statistics import share_of, spread_of
+from qcompile.package.case_files import read_case_file
 from qcompile.package.check_contest import CheckRequest, install_dependencies, question_of, unpack_package
 from qcompile.package.check_layout import MODEL
 from qcompile.package.check_results import check_result
@@ -94,12 +95,13 @@ def judge_package(request: JudgeRequest, say: Say = lambda _: None) -> Judged:
         PackageError: It cannot be run at all.
         EvaluateError: A case file or checker cannot be used.
     """
-    files = [read_cases(path)[0] for path in request.cases]
+    read = [read_case_file(path) for path in request.cases]
+    files = [found for found, _ in read]
     cases = [case for file in files for case in file]
     if len({case.id for case in cases}) < len(cases):
         raise PackageError(f"{request.cases[-1]}: an id stands in two case files; give each case an id of its own")
     require_checkers(cases)
-    judged = Judged(cases)
+    judged = Judged(cases, notes=[note for _, notes in read for note in notes])
     with open_room() as room:
         _prepare(room, request, judged, say)
         tests = []

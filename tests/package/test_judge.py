@@ -12,6 +12,7 @@ from qcompile.cli.main import cli
 from qcompile.evaluate.cases import Case
 from qcompile.package import steps as steps_module
 from qcompile.package.board import Board, write_page
+from qcompile.package.check_contest import CheckRequest, check_contest
 from qcompile.package.judging import Judged, score_of
 from qcompile.package.matrix import Cell
 from qcompile.package.steps import BASELINE, UNFUSED, Step, choose_cases, measure_steps
@@ -110,6 +111,24 @@ def test_a_package_without_a_model(tmp_path: Path) -> None:
     assert record["points"]["accuracy"] == 50.0
     assert record["points"]["total"] == pytest.approx(0.4 * 50 + 0.4 * record["points"]["performance"] + 20, abs=0.01)
     assert any("tokens are counted as words" in note for note in record["notes"])
+
+
+def test_lines_that_are_no_cases_are_told(tmp_path: Path) -> None:
+    root = make_package(tmp_path / "root", is_bare=True)
+    cases = tmp_path / "c.jsonl"
+    cases.write_text(
+        '{"id": "1", "type": "math", "prompt": "p", "answer": "1"}\n{"id": "2"\n{"id": "3", "type": "x"}\n'
+    )
+    record = judge(str(root), "--cases", str(cases))
+    assert record["score"]["all"]["cases"] == 1
+    told = [note for note in record["notes"] if "left out" in note]
+    assert [note.partition(": ")[2][:8] for note in told] == ["line 2: ", "line 3: "]
+    report = check_contest(CheckRequest(root, cases=[cases], is_offline=True))
+    assert [note for note in report.notes if "left out" in note] == told
+    cases.write_text("nothing\n" * 30)
+    result = CliRunner().invoke(cli, ["judge", str(root), "--cases", str(cases)])
+    assert result.exit_code == 1
+    assert "not one line is a case; line 1: not JSON" in result.stderr
 
 
 def test_a_package_that_fails_says_why(tmp_path: Path) -> None:
