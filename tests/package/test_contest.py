@@ -217,6 +217,24 @@ def test_entries_that_are_no_questions_keep_their_place(contest: Make) -> None:
     assert contest({"acl": lambda: ScriptedBackend(answer)}).get_results([]) == {"result": {"results": []}}
 
 
+def test_an_entry_that_cannot_be_read_costs_no_other(contest: Make, tmp_path: Path) -> None:
+    class Unreadable:
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("no such type")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    odd = [
+        {"id": "a", "type": "choice", "prompt": "question 1.", "choices": {1: "x", "B": "y"}},
+        {"id": "b", "type": Unreadable(), "prompt": "question 2."},
+        {"id": "c", "type": "math", "prompt": "question 3."},
+    ]
+    result = contest({"acl": lambda: ScriptedBackend(answer)}).get_results(odd)["result"]["results"]
+    assert [entry["id"] for entry in result] == ["a", "b", "c"]
+    assert [bool(entry["content"]) for entry in result] == [True, False, True]
+    assert "RuntimeError: no such type" in log(tmp_path)
+
+
 def test_the_budget_is_shared_by_questions_and_what_is_left_goes_on() -> None:
     now = [0.0]
     budget = Budget(1000, 200, lambda: now[0])

@@ -32,7 +32,16 @@ def read_questions(entries: Any, settings: ContestSettings) -> List[Question]:
     """One question for every entry, in order; an entry that is no question keeps its place with a problem."""
     if not isinstance(entries, (list, tuple)):
         entries = [entries]
-    return [_question(place, entry, settings) for place, entry in enumerate(entries)]
+    return [_guarded(place, entry, settings) for place, entry in enumerate(entries)]
+
+
+def _guarded(place: int, entry: Any, settings: ContestSettings) -> Question:
+    """One question; what cannot even be read costs no other question its answer."""
+    try:
+        return _question(place, entry, settings)
+    except Exception as error:  # nobody has seen what the judge's entries may hold
+        question_id = entry.get("id", "") if isinstance(entry, dict) else ""
+        return Question(place, question_id, _FALLBACK_TYPE, problem=f"{type(error).__name__}: {error}")
 
 
 def _question(place: int, entry: Any, settings: ContestSettings) -> Question:
@@ -44,7 +53,7 @@ def _question(place: int, entry: Any, settings: ContestSettings) -> Question:
     if not isinstance(prompt, str) or not prompt.strip():
         return Question(place, question_id, case_type, problem="no prompt")
     choices = entry.get("choices") if case_type == "choice" else None
-    letters = {str(k): str(v) for k, v in sorted(choices.items())} if isinstance(choices, dict) else {}
+    letters = dict(sorted((str(k), str(v)) for k, v in choices.items())) if isinstance(choices, dict) else {}
     text = fill(settings.templates[case_type][language_of(prompt)], prompt, letters)
     messages = [{"role": "user", "content": text}]
     if settings.system:
