@@ -7,16 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from qcompile.cli.finite_range import WEEK_S, FiniteRange
 from qcompile.cli.package_check import check
 from qcompile.cli.sampling_options import template_variables
+from qcompile.errors import PackageError
 from qcompile.evaluate.settings import token_limits
 from qcompile.evaluate.templates import Templates
 from qcompile.runtime.host import MAX_THREADS
 
 _DEFAULT_MAX_NEW_TOKENS = 1024
 _TARGETS = ("contest", "modelarts", "modelarts-engine")
+_CHECK = "--check"
+# what an option is for; elsewhere it would change nothing, and whoever gave it would not know
+_USES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("checkpoint", "cpu_model", "kernels", "parameters", "budget", "questions"), ("contest",)),
+    **dict.fromkeys(("batch_size", "samples", "max_new_tokens", "temperature", "sample_temperature"), ("contest",)),
+    **dict.fromkeys(("seed", "templates", "template_args", "max_model_len", "threads"), ("contest",)),
+    "engine": ("modelarts",),
+    "image": ("modelarts", "modelarts-engine"),
+    "swr": ("modelarts-engine",),
+    "pins": _TARGETS,
+    **dict.fromkeys(("cases", "time_limit", "is_static"), (_CHECK,)),
+}
 
 
 @click.command("package")
@@ -35,20 +49,40 @@ _TARGETS = ("contest", "modelarts", "modelarts-engine")
     help="contest: minutes.",
 )
 @click.option("--questions", type=click.IntRange(1), default=200, show_default=True, help="contest: of all files.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts computed together.")
-@click.option("--samples", type=click.IntRange(1, 3), default=3, show_default=True, help="Texts per code question.")
-@click.option("--max-new-tokens", multiple=True, metavar="N|TYPE=N", help="Tokens of an answer  [default: 1024]")
-@click.option("--temperature", type=FiniteRange(0, 1e4), default=0.0, show_default=True, help="Of first texts.")
-@click.option("--sample-temperature", type=FiniteRange(0, 1e4, min_open=True), default=0.8, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws.")
-@click.option("--templates", metavar="FILE.toml", type=click.Path(path_type=Path), help="Your own prompt templates.")
-@click.option("--template-arg", "template_args", multiple=True, metavar="NAME=VALUE", help="For the chat template.")
-@click.option("--max-model-len", type=click.IntRange(2), help="Most tokens, prompt and answer together.")
-@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Computing threads  [default: physical cores].")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="contest: texts computed together."
+)
+@click.option(
+    "--samples", type=click.IntRange(1, 3), default=3, show_default=True, help="contest: texts per code question."
+)
+@click.option(
+    "--max-new-tokens", multiple=True, metavar="N|TYPE=N", help="contest: tokens of an answer  [default: 1024]"
+)
+@click.option(
+    "--temperature", type=FiniteRange(0, 1e4), default=0.0, show_default=True, help="contest: of first texts."
+)
+@click.option(
+    "--sample-temperature",
+    type=FiniteRange(0, 1e4, min_open=True),
+    default=0.8,
+    show_default=True,
+    help="contest: of further ones.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="contest: of draws.")
+@click.option(
+    "--templates", metavar="FILE.toml", type=click.Path(path_type=Path), help="contest: your own prompt templates."
+)
+@click.option(
+    "--template-arg", "template_args", multiple=True, metavar="NAME=VALUE", help="contest: for the chat template."
+)
+@click.option("--max-model-len", type=click.IntRange(2), help="contest: most tokens, prompt and answer together.")
+@click.option(
+    "--threads", type=click.IntRange(1, MAX_THREADS), help="contest: computing threads  [default: physical cores]."
+)
 @click.option(
     "--engine", type=click.Choice(["PyTorch", "MindSpore"]), default="PyTorch", help="modelarts: the preset engine."
 )
-@click.option("--image", help="modelarts: the runtime's tag, or the engine's base image.")
+@click.option("--image", help="modelarts: the runtime's tag; modelarts-engine: the base image.")
 @click.option("--swr", help="modelarts-engine: address of the finished image, for an import from OBS.")
 @click.option("--pin", "pins", multiple=True, metavar="NAME==VERSION", help="Another version of a dependency.")
 @click.option(
@@ -83,14 +117,26 @@ def command(
     if checked is not None:
         if directory is not None or output is not None or target is not None:
             raise click.UsageError("--check FILE goes with neither DIR, --target nor -o")
+        _refuse_what_is_for_others(_CHECK)
         check(checked, options, as_json=as_json)
         return
     if directory is None or target is None or output is None:
         raise click.UsageError("give DIR, --target and -o FILE, or --check FILE")
+    _refuse_what_is_for_others(target)
     if target == "contest":
         _package_contest(directory, output, options, as_json=as_json)
     else:
         _package_modelarts(directory, output, target, options, as_json=as_json)
+
+
+def _refuse_what_is_for_others(use: str) -> None:
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        uses = _USES.get(name, (use,))
+        if use not in uses and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            shown = " or ".join(one if one == _CHECK else f"--target {one}" for one in uses)
+            raise click.UsageError(f"{parameter.opts[0]} is for {shown}, and changes nothing here: leave it out")
 
 
 def _package_modelarts(directory: Path, output: Path, target: str, options: dict[str, Any], *, as_json: bool) -> None:
@@ -120,6 +166,8 @@ def _package_modelarts(directory: Path, output: Path, target: str, options: dict
 def _package_contest(directory: Path, output: Path, options: dict[str, Any], *, as_json: bool) -> None:
     from qcompile.package.contest_zip import ContestRequest, package_contest
 
+    if output.is_dir():
+        raise PackageError(f"{output}: is a folder; name a file in it")
     request = ContestRequest(
         model=directory,
         output=output,

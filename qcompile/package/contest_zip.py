@@ -84,14 +84,16 @@ def package_contest(request: ContestRequest, say: Callable[[str], None] = lambda
         PackageError: The model cannot be packed, no complete set of wheels is found, or the zip cannot be written.
         ManifestError: A compiled-model directory is not whole.
     """
-    kinds = [packed.rung.kind for packed in _ladder(request)]
+    rungs = _ladder(request)
+    kinds = [packed.rung.kind for packed in rungs]
+    _kernels(request)
     wheels = collect_wheels(
         contest_requirements(kinds, request.pins), JUDGE, request.wheels, is_offline=request.is_offline, say=say
     )
     with open_package(request.output) as package:
         settings = write_contest(package, request, wheels)
     size_bytes = request.output.stat().st_size
-    return Packed(request.output, settings, wheels, size_bytes, _notes(request, kinds, size_bytes))
+    return Packed(request.output, settings, wheels, size_bytes, _notes(request, rungs, size_bytes))
 
 
 def write_contest(
@@ -119,17 +121,28 @@ def write_contest(
 
 
 def _ladder(request: ContestRequest) -> list[PackedRung]:
-    rungs = [compiled_rung(request.model, "model")]
+    longest = request.options.get("max_model_len")
+    rungs = [compiled_rung(request.model, "model", longest)]
     if request.checkpoint is not None:
         rungs.append(checkpoint_rung(request.checkpoint, "checkpoint"))
     if request.cpu_model is not None:
-        cpu = compiled_rung(request.cpu_model, "model_cpu")
+        cpu = compiled_rung(request.cpu_model, "model_cpu", longest)
         if cpu.rung.kind != "onnxruntime":
             raise PackageError(f"{request.cpu_model}: compiled for an NPU; --cpu-model takes one for ONNX Runtime")
         rungs.append(cpu)
     # best first; a model for the CPU is the last resort even when it is the only one compiled
     rungs.sort(key=lambda packed: ("acl", "torch_npu", "onnxruntime").index(packed.rung.kind))
     return rungs
+
+
+def _kernels(request: ContestRequest) -> list[Path]:
+    """The operators' files that are packed."""
+    if request.kernels is None:
+        return []
+    found = sorted(request.kernels.glob("*.run"))
+    if not found:
+        raise PackageError(f"{request.kernels}: no .run file in it; --kernels takes a folder of operators' .run files")
+    return found
 
 
 def _num_parameters(model: Path) -> int:
@@ -163,15 +176,21 @@ def _write(
         package.add_text(name, text)
     for wheel in wheels:
         package.add_file(f"dependencies/{wheel.path.name}", wheel.path)
-    for path in sorted(request.kernels.glob("*.run")) if request.kernels is not None else ():
+    for path in _kernels(request):
         package.add_file(f"custom_kernels/{path.name}", path)
     for packed in rungs:
         for name in packed.files:
             package.add_file(f"{packed.rung.path}/{name}", packed.source / name)
 
 
-def _notes(request: ContestRequest, kinds: Sequence[str], size_bytes: int) -> list[str]:
+def _notes(request: ContestRequest, rungs: Sequence[PackedRung], size_bytes: int) -> list[str]:
     notes = []
+    kinds = [packed.rung.kind for packed in rungs]
+    notes += [
+        f"{packed.source}: no chat template (a base model): questions are asked as plain text, as `eval` asks them"
+        for packed in rungs
+        if not packed.has_chat_template
+    ]
     if request.output.name != ZIP_NAME:
         notes.append(f"the judge takes the name {ZIP_NAME}; rename {request.output.name} before you upload it")
     if size_bytes > MAX_ZIP_BYTES:

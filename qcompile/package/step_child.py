@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qcompile.package.contest.ladder import Backend
+from qcompile.package.contest.ladder import Backend, encode_question
 from qcompile.runtime import SamplingParams
 from qcompile.runtime.errors import QCompileError
 
@@ -61,7 +61,7 @@ def _answer(backend: Backend, conversations: Sequence[Any], options: dict[str, A
     while waiting or running:
         while waiting and len(running) < batch_size:
             place, messages = waiting.pop()
-            running[backend.add_request(backend.encode_chat(messages), SamplingParams(**options))] = place
+            running[backend.add_request(encode_question(backend, messages), SamplingParams(**options))] = place
         for delta in backend.step():
             if delta.completion is not None:
                 if delta.completion.error:

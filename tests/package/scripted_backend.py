@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from qcompile.runtime import Completion, Delta, SamplingParams
@@ -16,6 +17,8 @@ class ScriptedBackend:
         answer: Question text and sampling to the answer; an exception it raises ends the whole step.
         on_step: Called at the beginning of every step.
     """
+
+    tokenizer: Any = SimpleNamespace(has_chat_template=True)
 
     def __init__(self, answer: Answer, on_step: Callable[[], None] = lambda: None) -> None:
         self.answer = answer

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -14,6 +15,7 @@ import pytest
 from qcompile.package.contest.clock import Budget
 from qcompile.package.contest.contest import Contest
 from qcompile.package.schemas import load_schema
+from qcompile.runtime.errors import TokenizerError
 from tests.package.scripted_backend import ScriptedBackend
 
 Make = Callable[..., Contest]
@@ -233,6 +235,20 @@ def test_an_entry_that_cannot_be_read_costs_no_other(contest: Make, tmp_path: Pa
     assert [entry["id"] for entry in result] == ["a", "b", "c"]
     assert [bool(entry["content"]) for entry in result] == [True, False, True]
     assert "RuntimeError: no such type" in log(tmp_path)
+
+
+def test_without_a_chat_template_questions_are_plain_text(contest: Make) -> None:
+    class Base(ScriptedBackend):
+        tokenizer = SimpleNamespace(has_chat_template=False, encode=lambda text: text)
+
+        def encode_chat(self, messages: Any, **variables: Any) -> str:
+            raise TokenizerError("the model has no chat template")
+
+    asked = questions(4)
+    backend = Base(answer)
+    made = contest({"acl": lambda: backend}, system="Be brief.")
+    assert all(contents(made.get_results(asked), asked).values())
+    assert all(prompt.startswith("Be brief.\n\n") for prompt in backend.asked)
 
 
 def test_the_budget_is_shared_by_questions_and_what_is_left_goes_on() -> None:

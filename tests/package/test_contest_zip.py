@@ -1,6 +1,7 @@
 """The zip of the bundled reasoner: its form, its Python, its wheels, and the same texts as `qcompile eval`."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -119,6 +120,11 @@ def test_the_number_of_parameters_is_that_of_the_checkpoint(exported: Path) -> N
         (["MODEL", "-o", "x.zip", "--checkpoint", "nowhere"], "--checkpoint takes a Hugging Face directory"),
         (["MODEL", "-o", "x.zip", "--max-new-tokens", "poem=3"], "'poem' is no case type"),
         (["MODEL", "-o", "nowhere.txt/x.zip"], "cannot be written"),
+        (["MODEL", "-o", "x.zip", "--kernels", "nowhere"], "no .run file in it"),
+        (["MODEL", "-o", "x.zip", "--kernels", "nowhere.txt"], "no .run file in it"),
+        (["MODEL", "-o", "x.zip", "--max-model-len", "1025"], "holds 1024 tokens; --max-model-len 1025"),
+        (["MODEL", "-o", ""], "is a folder; name a file"),
+        (["MODEL", "-o", "."], "is a folder; name a file"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -134,9 +140,73 @@ def test_bad_input_is_one_line(
     assert not [path for path in tmp_path.rglob("*") if path.suffix in {".zip", ".tmp"}]
 
 
+@pytest.mark.usefixtures("no_index")
+def test_a_checkpoint_of_links_is_packed_and_a_cut_one_is_not(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "snapshot").mkdir()
+    for path in WEIGHTS.iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(path)
+    record = pack(str(exported), "-o", str(tmp_path / "x.zip"), "--checkpoint", str(tmp_path / "snapshot"))
+    assert record["ladder"] == ["torch_npu", "onnxruntime"]
+    weights = tmp_path / "snapshot" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content[: len(content) // 2])
+    words = ["package", str(exported), "--target", "contest", "-o", str(tmp_path / "y.zip")]
+    result = CliRunner().invoke(cli, [*words, "--checkpoint", str(tmp_path / "snapshot")])
+    assert result.exit_code == 1
+    assert "model.safetensors" in result.stderr
+    assert not (tmp_path / "y.zip").exists()
+
+
+@pytest.mark.usefixtures("no_index")
+def test_a_model_without_a_chat_template_is_told(exported: Path, tmp_path: Path) -> None:
+    model = without(exported, tmp_path / "base", "chat_template.jinja")
+    record = pack(str(model), "-o", str(tmp_path / "x.zip"), "--max-new-tokens", "8")
+    assert any("asked as plain text" in note for note in record["notes"])
+
+
+@pytest.mark.usefixtures("no_index")
+def test_a_model_without_a_tokenizer_is_refused(exported: Path, tmp_path: Path) -> None:
+    model = without(exported, tmp_path / "dumb", "tokenizer.json")
+    for target in ("contest", "modelarts"):
+        words = ["package", str(model), "--target", target, "-o", str(tmp_path / "x"), "--offline"]
+        result = CliRunner().invoke(cli, words)
+        assert result.exit_code == 1
+        assert "no tokenizer.json" in result.stderr
+
+
+def without(model: Path, path: Path, name: str) -> Path:
+    """Copy a compiled-model directory, but for one file."""
+    shutil.copytree(model, path)
+    (path / name).unlink()
+    manifest = json.loads((path / "qcompile.json").read_text("utf-8"))
+    manifest["files"] = [entry for entry in manifest["files"] if entry["name"] != name]
+    (path / "qcompile.json").write_text(json.dumps(manifest), "utf-8")
+    return path
+
+
 def test_usage() -> None:
     for words in ([], ["x", "--target", "contest"], ["x", "--check", "y"], ["--target", "moon", "x", "-o", "y"]):
         assert CliRunner().invoke(cli, ["package", *words]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["x", "-o", "y", "--target", "modelarts", "--threads", "2"], "--threads is for --target contest"),
+        (
+            ["x", "-o", "y", "--target", "modelarts-engine", "--engine", "PyTorch"],
+            "--engine is for --target modelarts,",
+        ),
+        (["x", "-o", "y", "--target", "contest", "--image", "z"], "modelarts or --target modelarts-engine"),
+        (["x", "-o", "y", "--target", "contest", "--static"], "--static is for --check"),
+        (["--check", "x", "--budget", "5"], "--budget is for --target contest"),
+    ],
+)
+def test_an_option_for_another_use_is_refused(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(cli, ["package", *words])
+    assert result.exit_code == 2
+    assert said in result.stderr
 
 
 # wheels

@@ -9,6 +9,7 @@ from typing import Any, List, Mapping, Optional, Protocol, Sequence
 
 from qcompile.package.contest.record import Record, say
 from qcompile.package.contest.settings import ContestSettings, Rung
+from qcompile.runtime.tokenizer import Tokenizer
 
 _NAMES = {
     "acl": "the .om model on the NPU (CANN's acl)",
@@ -19,6 +20,8 @@ _NAMES = {
 
 class Backend(Protocol):
     """What the loop asks of a rung; `qcompile.runtime.Engine` is one."""
+
+    tokenizer: Tokenizer
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **template_variables: Any) -> List[int]:
         """Return the prompt ids of a conversation."""
@@ -96,6 +99,13 @@ class Ladder:
         left = _NAMES[self._rungs[0].kind] if self._rungs else "nothing left: what is not answered stays empty"
         message = f"{_NAMES.get(rung.kind, rung.kind)} {what} -> {left}"
         self._record.warn("fallback", message, backend=rung.kind)
+
+
+def encode_question(backend: Backend, messages: Sequence[Mapping[str, Any]], **template_variables: Any) -> List[int]:
+    """Return a question's prompt ids: through the chat template, or as plain text where there is none, as `eval`."""
+    if backend.tokenizer.has_chat_template:
+        return backend.encode_chat(messages, **template_variables)
+    return backend.tokenizer.encode("\n\n".join(message["content"] for message in messages))
 
 
 def open_rung(path: Path, rung: Rung, settings: ContestSettings) -> Backend:

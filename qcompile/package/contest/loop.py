@@ -12,7 +12,7 @@ from typing import Any, Callable, Deque, Dict, List
 
 from qcompile.evaluate.asking import sampling_options, seed_of
 from qcompile.package.contest.answers import MANY, Answers
-from qcompile.package.contest.ladder import Backend, Ladder
+from qcompile.package.contest.ladder import Backend, Ladder, encode_question
 from qcompile.package.contest.questions import Question
 from qcompile.package.contest.record import Record
 from qcompile.package.contest.settings import ContestSettings
@@ -109,7 +109,7 @@ class Loop:
         options = sampling_options(settings.max_new_tokens[question.type], temperature, settings.top_p, seed)
         self._answers.begin(question)
         try:
-            prompt = backend.encode_chat(question.messages, **settings.template_arguments)
+            prompt = encode_question(backend, question.messages, **settings.template_arguments)
             self._in_flight[backend.add_request(prompt, SamplingParams(**options))] = one
         except Exception as error:
             self._give_up(one, f"{type(error).__name__}: {error}")
@@ -167,7 +167,7 @@ class Loop:
             return False
         try:
             params = SamplingParams(max_new_tokens=_KNOWN_TOKENS)
-            number = backend.add_request(backend.encode_chat(_KNOWN_QUESTION), params)
+            number = backend.add_request(encode_question(backend, _KNOWN_QUESTION), params)
             while self._clock() < self._deadline:
                 for delta in backend.step():
                     if delta.request_id == number and delta.completion is not None:
