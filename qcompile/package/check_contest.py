@@ -1,6 +1,7 @@
 """Replay the judge on a contest package: unpack, install, construct, one call per test file, look at the results."""
 
 import json
+import mmap
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from qcompile.package.check_dependencies import check_dependencies, read_require
 from qcompile.package.check_layout import DEPENDENCIES, KERNELS, REQUIREMENTS, check_layout
 from qcompile.package.check_results import check_result, format_score
 from qcompile.package.check_source import PARAMETERS, check_source
-from qcompile.package.clean_room import CleanRoom, Outcome, open_room
+from qcompile.package.clean_room import CleanRoom, open_room
 from qcompile.package.contest_zip import MAX_PARAMETERS
 from qcompile.package.diagnosis import explain
 from qcompile.package.findings import INFERENCE, Finding, Report
@@ -26,7 +27,7 @@ from qcompile.package.platforms import JUDGE, this_machine
 from qcompile.package.unpack import check_zip, unpack
 from qcompile.package.wheels import collect_wheels
 
-_SAID = re.compile(rf"{PARAMETERS}:\s*([\d.]+)\s*B")
+_SAID = re.compile(rf"{PARAMETERS}:\s*(\d+(?:\.\d+)?)\s*B".encode())
 _SAMPLE_FILES = 2
 
 
@@ -104,7 +105,7 @@ def _run(room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[
     report.notes += outcome.notes
     findings = explain(outcome, str(room.package), len(files), request.limit_s)
     report.take("constructed and called once per test file", findings)
-    report.take(f"printed '{PARAMETERS}'", _parameters(outcome) if not findings else [])
+    report.take(f"printed '{PARAMETERS}'", _parameters(room.log) if not findings else [])
     passed, total = 0, 0
     results: list[Finding] = []
     for (path, questions), text in zip(files, outcome.answers, strict=False):
@@ -201,11 +202,14 @@ def question_of(case: Case) -> dict[str, Any]:
     return question
 
 
-def _parameters(outcome: Outcome) -> list[Finding]:
-    said = _SAID.search(outcome.log)
+def _parameters(log: Path) -> list[Finding]:
+    """Look for the size in everything that was printed: loading a model can print more than is kept for reading."""
+    with log.open("rb") as stream:
+        printed = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if log.stat().st_size else b""
+        said = _SAID.search(printed)
     if said is None:
         cure = 'print(f"Total parameters: {n / 1e9:.2f}B") in __init__'
         return [Finding("competition_model.py", f"did not print '{PARAMETERS}: ...B'", cure, INFERENCE)]
     if float(said[1]) > MAX_PARAMETERS / 1e9:
-        return [Finding("competition_model.py", f"{said[1]}B parameters", "the contest takes 3B or fewer")]
+        return [Finding("competition_model.py", f"{said[1].decode()}B parameters", "the contest takes 3B or fewer")]
     return []

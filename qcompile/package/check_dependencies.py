@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from qcompile.errors import PackageError
 from qcompile.package.check_layout import DEPENDENCIES, REQUIREMENTS
 from qcompile.package.findings import PIP, Finding
-from qcompile.package.platforms import WheelPlatform
+from qcompile.package.platforms import JUDGE, WheelPlatform
 from qcompile.package.wheels import Wheel, fits, missing_requirements, read_wheel
 
 _MAX_REQUIREMENTS_BYTES = 1 << 20
@@ -21,7 +21,7 @@ _IN_THE_IMAGE = frozenset({"torch", "torch-npu", "vllm", "vllm-ascend", "te", "h
 
 
 def read_requirements(root: Path) -> tuple[list[Requirement], list[Finding]]:
-    """Read requirements.txt: plain requirements, one a line."""
+    """Read requirements.txt: plain requirements, one a line; those that pip passes over on the judge's machine fall out."""
     path = root / REQUIREMENTS
     requirements: list[Requirement] = []
     findings: list[Finding] = []
@@ -44,7 +44,9 @@ def read_requirements(root: Path) -> tuple[list[Requirement], list[Finding]]:
         if requirement.url:
             cure = f"write {requirement.name}==VERSION and put its wheel into {DEPENDENCIES}/"
             findings.append(Finding(where, f"'{stripped[:80]}' names a place, not a version", cure, PIP))
-        requirements.append(requirement)
+        if requirement.marker is None or requirement.marker.evaluate(dict(JUDGE.environment())):
+            requirement.marker = None
+            requirements.append(requirement)
     return requirements, findings
 
 
@@ -76,7 +78,7 @@ def check_dependencies(root: Path, target: WheelPlatform) -> list[Finding]:
             )
             for wanted, by in missing_requirements(wheels, target).items()
         ]
-    return findings if findings or not requirements or _has_sdists(root) else _ask_pip(root, target)
+    return findings if findings or not requirements or _has_sdists(root) else _ask_pip(root, requirements, target)
 
 
 def _check_listed(requirements: Sequence[Requirement], wheels: Sequence[Wheel], root: Path) -> list[Finding]:
@@ -107,17 +109,21 @@ def _has_sdists(root: Path) -> bool:
     return any(path.suffix != ".whl" for path in (root / DEPENDENCIES).glob("*"))
 
 
-def _ask_pip(root: Path, target: WheelPlatform) -> list[Finding]:
-    """Pip's own resolver has the last word: it is asked for that machine, and installs nothing."""
+def _ask_pip(root: Path, requirements: Sequence[Requirement], target: WheelPlatform) -> list[Finding]:
+    """Pip's own resolver has the last word: it is asked for that machine, and installs nothing.
+
+    It is given the requirements and not their file, whose markers it would read as this machine's.
+    """
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-index", "--no-input"]
     command += ["--disable-pip-version-check", "--find-links", str(root / DEPENDENCIES), "--only-binary=:all:"]
-    command += ["--implementation", "cp", "--python-version", target.full_version, "-r", str(root / REQUIREMENTS)]
+    command += ["--implementation", "cp", "--python-version", target.full_version]
     for abi in (f"cp{target.python[0]}{target.python[1]}", "abi3", "none"):
         command += ["--abi", abi]
     for name in target.platforms:
         command += ["--platform", name]
     with tempfile.TemporaryDirectory(prefix="qcompile-pip-") as folder:
-        result = subprocess.run([*command, "--target", folder], capture_output=True, text=True, check=False)
+        command += ["--target", folder, "--", *map(str, requirements)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode == 0:
         return []
     lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]

@@ -31,8 +31,8 @@ def check_result(
         The results in order, and the findings.
     """
     try:
-        record = json.loads(text)
-    except ValueError as error:
+        record = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         return [], [Finding(MODEL, f"{name}: get_results returned no JSON: {error}", f"return {_FORM}", NO_SUCCESS)]
     validator = jsonschema.Draft202012Validator(load_schema("contest_result"))
     fault = jsonschema.exceptions.best_match(validator.iter_errors(record))
@@ -41,6 +41,10 @@ def check_result(
     results: list[dict[str, Any]] = record["result"]["results"]
     findings = [*_ids(results, questions, name), *_contents(results, questions, name)]
     return results, findings
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def format_score(results: Sequence[Mapping[str, Any]], questions: Sequence[Mapping[str, Any]]) -> tuple[int, int]:

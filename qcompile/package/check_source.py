@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qcompile.package.check_layout import MODEL
 from qcompile.package.findings import INFERENCE, Finding
+from qcompile.package.newer_python import newer_features
 
 _MAX_SOURCE_BYTES = 2 << 20
 _MAX_FILES = 500
@@ -50,6 +51,10 @@ def source_findings(root: Path) -> list[Finding]:
             findings.append(Finding(f"{name}:{line}", message, "write it in the syntax of Python 3.9", INFERENCE))
             continue
         findings += _newer_annotations(tree, name)
+        findings += [
+            Finding(f"{name}:{line}", f"{what} is new in Python {since}", "write it for Python 3.9", INFERENCE)
+            for line, what, since in newer_features(tree)
+        ]
         findings += _strings(tree, root, name)
         findings += _calls(tree, name)
         if name == MODEL:
@@ -77,7 +82,7 @@ def _contract(tree: ast.Module) -> list[Finding]:
     methods = {node.name: node for node in found.body if isinstance(node, ast.FunctionDef)}
     findings = []
     init = methods.get("__init__")
-    if init is not None and len(init.args.args) - 1 - len(init.args.defaults) > 0:
+    if init is not None and not _takes(init, 1):
         where = f"{MODEL}:{init.lineno}"
         cure = "the judge calls Competition(): give every argument a default"
         findings.append(Finding(where, "Competition.__init__ wants arguments", cure, INFERENCE))
@@ -88,10 +93,19 @@ def _contract(tree: ast.Module) -> list[Finding]:
             findings.append(
                 Finding(f"{MODEL}:{found.lineno}", "Competition has no method get_results", cure, INFERENCE)
             )
-    elif not len(method.args.args) - len(method.args.defaults) <= 2 <= len(method.args.args):
+    elif not _takes(method, 2):
         cure = "define get_results(self, jsondata_list)"
         findings.append(Finding(f"{MODEL}:{method.lineno}", "get_results must take exactly one list", cure, INFERENCE))
     return findings
+
+
+def _takes(method: ast.FunctionDef, count: int) -> bool:
+    """Whether a method can be called with that many arguments by place, `self` among them."""
+    arguments = method.args
+    places = len(arguments.posonlyargs) + len(arguments.args)
+    count -= any(isinstance(one, ast.Name) and one.id == "staticmethod" for one in method.decorator_list)
+    is_enough = places - len(arguments.defaults) <= count and None not in arguments.kw_defaults
+    return is_enough and (count <= places or arguments.vararg is not None)
 
 
 def _newer_annotations(tree: ast.Module, name: str) -> list[Finding]:
@@ -106,12 +120,21 @@ def _newer_annotations(tree: ast.Module, name: str) -> list[Finding]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             every = (*node.args.args, *node.args.posonlyargs, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg)
             notes += [node.returns, *(argument.annotation for argument in every if argument is not None)]
+    notes += [node.annotation for node in _outside_functions(tree) if isinstance(node, ast.AnnAssign)]
     for note in notes:
         if note is not None and any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.BitOr) for n in ast.walk(note)):
             message = f"'{ast.unparse(note)}' is evaluated, and Python 3.9 has no | between types"
             cure = "write Optional[...] or Union[...], or `from __future__ import annotations`"
             return [Finding(f"{name}:{note.lineno}", message, cure, INFERENCE)]
     return []
+
+
+def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """What is evaluated when a module is imported: annotations of variables in functions are not."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from _outside_functions(child)
 
 
 def _strings(tree: ast.Module, root: Path, name: str) -> list[Finding]:

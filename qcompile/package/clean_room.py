@@ -51,6 +51,7 @@ class CleanRoom:
         self.folder = folder
         self.package = folder / "package"
         self.python = folder / "environment" / "bin" / "python"
+        self.log = folder / "log.txt"  # everything the package prints
         self.notes: list[str] = []
 
     def install(self, wheels: Path | None, requirements: Path, timeout_s: float) -> list[Finding]:
@@ -94,7 +95,7 @@ class CleanRoom:
 
     def run(self, child: Path, arguments: Sequence[str], timeout_s: float, *, is_isolated: bool = True) -> Outcome:
         """Run one of our programs in the room: it gets a report, a folder for answers, and the arguments."""
-        report, answers, log = self.folder / "report.jsonl", self.folder / "answers", self.folder / "log.txt"
+        report, answers = self.folder / "report.jsonl", self.folder / "answers"
         answers.mkdir()
         report.touch()
         (self.folder / "home").mkdir(exist_ok=True)
@@ -104,7 +105,7 @@ class CleanRoom:
         command += ["--isolate"] if is_isolated else []
         outcome = Outcome(notes=self.notes)
         identity = self._without_root() if is_isolated else {}
-        with log.open("wb") as stream:
+        with self.log.open("wb") as stream:
             process = subprocess.Popen(
                 command,
                 stdout=stream,
@@ -120,7 +121,7 @@ class CleanRoom:
                 outcome.has_timed_out = True
             finally:
                 _end_session(process)
-        outcome.log = _tail(log)
+        outcome.log = _tail(self.log)
         outcome.events = _events(report)
         outcome.answers = [path.read_text(encoding="utf-8", errors="replace") for path in _numbered(answers)]
         self._note_isolation(outcome, is_isolated=is_isolated, is_dropped=bool(identity))

@@ -23,6 +23,10 @@ _NETWORK = re.compile(
     re.IGNORECASE,
 )
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"TypeError: (?:Competition\.)?(?:__init__|get_results)\(\).*argument"),
+        "the judge calls Competition() and get_results(list)",
+    ),
     (_NETWORK, "the judge has no network: put everything into the zip and name it './...'"),
     (
         re.compile(r"PermissionError|Permission denied|Operation not permitted|superuser|must be root", re.IGNORECASE),
@@ -38,7 +42,6 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (re.compile(r"MemoryError|out of memory|Cannot allocate", re.IGNORECASE), "load the model in a smaller type"),
     (re.compile(r"not JSON serializable"), "return strings, numbers, lists and dicts only"),
-    (re.compile(r"TypeError.*argument"), "the judge calls Competition() and get_results(list)"),
 )
 
 

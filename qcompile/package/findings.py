@@ -61,8 +61,8 @@ class Report:
         return not self.findings
 
     def take(self, step: str, findings: list[Finding]) -> bool:
-        """Add the outcome of one step; returns whether it found nothing."""
-        self.findings += findings
+        """Add the outcome of one step; returns whether it found nothing. What two steps find is told once."""
+        self.findings += [finding for finding in findings if finding not in self.findings]
         if not findings:
             self.passed.append(step)
         return not findings

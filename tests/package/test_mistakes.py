@@ -153,6 +153,11 @@ STATIC = [
     ("method by another name", edit("def get_results", "def infer"), "competition_model.py:6", INFERENCE, "get_results"),
     ("newer syntax", edit(INIT, INIT + "        match 1:\n            case _: pass\n"), "competition_model.py:10", INFERENCE, "3.9"),
     ("newer annotation", edit("(self, jsondata_list)", "(self, jsondata_list) -> dict | None"), "competition_model.py:11", INFERENCE, "Optional"),
+    ("newer annotation of a field", edit("    def __init__", "    x: int | None = None\n\n    def __init__"), "competition_model.py:7", INFERENCE, "Optional"),
+    ("newer module", edit(IMPORT, IMPORT + "import tomllib\n"), "competition_model.py:4", INFERENCE, "3.9"),
+    ("newer function", edit(IMPORT, IMPORT + "from itertools import pairwise\n"), "competition_model.py:4", INFERENCE, "3.9"),
+    ("newer argument", edit("self.forms", "list(zip('a', 'b', strict=True))\n        self.forms"), "competition_model.py:8", INFERENCE, "3.9"),
+    ("newer isinstance", edit("self.forms", "isinstance(1, int | str)\n        self.forms"), "competition_model.py:8", INFERENCE, "3.9"),
     ("parameters not printed", edit("Total parameters", "Size"), "competition_model.py", INFERENCE, "Total parameters"),
     ("kernel too deep", deep_kernel, "custom_kernels/build/op.run", INFERENCE, "custom_kernels/"),
 ]  # fmt: skip
@@ -166,6 +171,10 @@ DYNAMIC = [
     ("a list where a string belongs", edit('"content": content}', '"content": [content]}'), "competition_model.py", NO_SUCCESS, "one string"),
     ("no answer at all", edit('"content": content}', '"content": ""}'), "competition_model.py", NO_SUCCESS, "log"),
     ("not JSON", edit(RETURN, 'return {"result": {"results": results, "at": {1}}}'), "competition_model.py", NO_SUCCESS, "return {"),
+    ("NaN", edit('"content": content}', '"content": content, "duration": float("nan")}'), "competition_model.py", NO_SUCCESS, "return {"),
+    ("nested without end", edit(RETURN, "return '[' * 100_000"), "competition_model.py", NO_SUCCESS, "return {"),
+    ("parameters that are no number", edit("{0.5:.2f}", "1.2.3"), "competition_model.py", INFERENCE, "n / 1e9"),
+    ("an argument too many", edit("(self, jsondata_list)", "(self, jsondata_list, x)"), "competition_model.py", INFERENCE, "the judge calls"),
     ("too slow", edit("results = []", "import time; time.sleep(60); results = []"), "competition_model.py", TIMEOUT, "--budget"),
     ("it exits", edit("results = []", "import os; os._exit(0); results = []"), "competition_model.py", INFERENCE, "must not exit"),
     ("too large", edit("{0.5:.2f}", "{7.6:.2f}"), "competition_model.py", "", "3B or fewer"),
@@ -196,6 +205,47 @@ def test_nothing_is_wrong_with_the_package_itself(tmp_path: Path) -> None:
     assert report.figures["format"] == {"passed": 6, "total": 6}
     assert len(report.figures["seconds"]) == 2
     assert len(report.passed) == 8
+
+
+GUARDED = """
+try:
+    import tomllib
+except ImportError:
+    tomllib = None
+if sys.version_info >= (3, 10):
+    from itertools import pairwise
+
+
+def local():
+    x: int | None = None
+    return x
+"""
+
+
+def static(root: Path) -> None:
+    edit("(self, jsondata_list):\n", "(jsondata_list):\n        self = Competition()\n")(root)
+    edit("    def get_results", "    @staticmethod\n    def get_results")(root)
+
+
+def for_other_machines(root: Path) -> None:
+    make_wheel(root / "dependencies", "tinydep")
+    (root / "requirements.txt").write_text(
+        "x==1; platform_machine == 'x86_64'\ntinydep==1.0; python_version < '3.10'\n"
+    )
+
+
+FINE = [
+    ("a long log", edit('2f}B")\n', "2f}B\")\n        print('x' * 30_000)\n")),
+    ("a static method", static),
+    ("any arguments", edit("(self, jsondata_list):", "(self, *given):\n        jsondata_list = given[0]")),
+    ("newer, but tried", edit(IMPORT, IMPORT + GUARDED)),
+    ("for other machines", for_other_machines),
+]
+
+
+@pytest.mark.parametrize("spoil", [row[1] for row in FINE], ids=[row[0] for row in FINE])
+def test_it_is_no_mistake(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    assert checked(tmp_path, spoil, is_static=False, is_bare=True).findings == []
 
 
 @pytest.mark.parametrize(
