@@ -19,6 +19,7 @@ from qcompile.evaluate.submission import write_json
 from qcompile.evaluate.templates import Templates
 from qcompile.report.whole_tables import print_whole
 from qcompile.runtime.host import MAX_THREADS
+from qcompile.runtime.manifest import MANIFEST_NAME
 
 _DEFAULT_MAX_NEW_TOKENS = 1024
 
@@ -60,12 +61,9 @@ def command(package: Path, *, output: Path | None, html: Path | None, as_json: b
     """
     from qcompile.package.board import render, write_page
 
-    if not options["cases"] and not options["has_matrix"]:
-        raise click.UsageError("give --cases FILE, --matrix, or both")
-    if options["checkpoint"] is not None and not options["cases"]:
-        raise click.UsageError("--checkpoint measures its steps on questions: give --cases FILE too")
-    if not package.exists():
-        raise PackageError(f"{package}: there is no such file or folder")
+    if output is not None and html is not None and output.resolve() == html.resolve():
+        raise click.UsageError(f"-o and --html both name {output}: the second would overwrite the first")
+    _check(package, options)
     console = Console(stderr=True)
     with console.status("judging") as status:
         board = _measure(package, options, lambda text: status.update(escape(text)))
@@ -83,6 +81,23 @@ def command(package: Path, *, output: Path | None, html: Path | None, as_json: b
             click.echo(f"{path}: written", err=True)
     if board.findings:
         raise click.exceptions.Exit(1)
+
+
+def _check(package: Path, options: dict[str, Any]) -> None:
+    """Refuse what would be found out, or would mean nothing, after the run."""
+    if not options["cases"] and not options["has_matrix"]:
+        raise click.UsageError("give --cases FILE, --matrix, or both")
+    if options["checkpoint"] is not None and not options["cases"]:
+        raise click.UsageError("--checkpoint measures its steps on questions: give --cases FILE too")
+    baseline, best = options["baseline"], options["best"]
+    if baseline is not None and best is not None and best <= baseline:
+        raise click.UsageError(f"--best {best:g} (100 points) must be above --baseline {baseline:g} (0 points)")
+    if not package.exists():
+        raise PackageError(f"{package}: there is no such file or folder")
+    if options["is_clean"] and (package / MANIFEST_NAME).is_file():
+        raise PackageError(
+            f"{package}: a compiled model, which has no wheels that --clean could install; `qcompile package` it first"
+        )
 
 
 def _measure(package: Path, options: dict[str, Any], say: Callable[[str], None]) -> Any:

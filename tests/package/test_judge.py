@@ -149,12 +149,21 @@ def test_a_package_that_fails_says_why(tmp_path: Path) -> None:
         (["EMPTY"], 2, "--cases"),
         (["EMPTY", "--matrix", "--concurrency", "1,x"], 2, "numbers from 1"),
         (["EMPTY", "--cases", str(CASES), "--cases", str(CASES)], 1, "stands in two case files"),
+        (["EMPTY", "--cases", str(CASES), "--baseline", "5", "--best", "5"], 2, "must be above --baseline 5"),
+        (["EMPTY", "--cases", str(CASES), "-o", "x.json", "--html", "./x.json"], 2, "both name x.json"),
     ],
 )
 def test_bad_input(tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
     result = CliRunner().invoke(cli, ["judge", *(str(tmp_path) if word == "EMPTY" else word for word in arguments)])
     assert result.exit_code == code
     assert said in result.stderr
+
+
+def test_a_compiled_model_has_no_wheels_for_a_clean_room(tmp_path: Path) -> None:
+    (tmp_path / "qcompile.json").write_text("{}")
+    result = CliRunner().invoke(cli, ["judge", str(tmp_path), "--cases", str(CASES), "--clean"])
+    assert result.exit_code == 1
+    assert "`qcompile package` it first" in result.stderr
 
 
 def judge(*arguments: str) -> dict[str, Any]:
