@@ -114,7 +114,7 @@ class GenerationRequest(_Strict):
     # beyond OpenAI, named as elsewhere
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=1e-4, le=100)  # a smaller one overflows every score
     ignore_eos: bool | None = None
     # of OpenAI, not implemented
     frequency_penalty: Annotated[Any, _neutral(0, 0.0)] = None

@@ -47,6 +47,7 @@ def with_fields(**fields: Any) -> dict[str, Any]:
         ({"temperature": 3}, "temperature", "got 3"),
         ({"temperature": "hot"}, "temperature", "number"),
         ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"repetition_penalty": 1e-320}, "repetition_penalty", "0.0001"),
         ({"n": 0}, "n", "got 0"),
         ({"n": 10**30}, "n", "128"),
         ({"n": 128}, "n", "takes"),
