@@ -2,11 +2,13 @@
 
 import io
 import json
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -228,11 +230,11 @@ def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
 @pytest.fixture
 def address(exported: Path, tmp_path: Path) -> Iterator[str]:
     (tmp_path / "compiled").symlink_to(exported)
-    server = Server(0, Answering(tmp_path))
+    server = Server(0, Answering(tmp_path, time_limit_s=5))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
+    server.end()
     thread.join()
     server.server_close()
 
@@ -257,6 +259,43 @@ def test_the_engines_server(address: str) -> None:
     assert ask(f"{address}/", b"x" * (2 << 20))[0] == 413
     assert ask(f"{address}/nowhere", b"{}")[0] == 404
     assert ask(f"{address}/nowhere")[0] == 404
+
+
+def test_a_burst_of_clients_loses_none_and_none_waits_past_the_limit(address: str) -> None:
+    while ask(f"{address}/health")[0] == 503:
+        time.sleep(0.05)
+
+    def answer(number: int) -> tuple[int, float]:
+        start = time.monotonic()
+        body = {"prompt": f"Tell a story of {number}.", "max_new_tokens": 600, "temperature": 2, "seed": number}
+        return ask(f"{address}/", json.dumps(body).encode())[0], time.monotonic() - start
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(answer, range(64)))
+    assert {status for status, _ in answers} <= {200, 503}
+    assert max(seconds for _, seconds in answers) < 9
+
+
+def test_a_silent_connection_does_not_hold_up_the_end(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "compiled").symlink_to(exported)
+    server = Server(0, Answering(tmp_path))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    with socket.create_connection(server.server_address) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1")
+        start = time.monotonic()
+        server.end()
+        thread.join()
+        server.server_close()
+        assert time.monotonic() - start < 5
+
+
+def test_a_length_that_is_no_number_is_answered(address: str) -> None:
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: ²\r\n\r\n".encode("latin-1"))
+        assert client.recv(4096).startswith(b"HTTP/1.1 411")
 
 
 def test_report_counts() -> None:

@@ -25,6 +25,7 @@ class Answering:
         self._path = Path(root) / COMPILED
         self._time_limit_s = time_limit_s
         self._max_batch_size = max_batch_size
+        self._places = threading.BoundedSemaphore(max_batch_size)  # one who waits must not wait past the limit
         self._is_loaded = threading.Event()
         self._engine: Optional[Engine] = None
         self._failure = ""
@@ -54,12 +55,16 @@ class Answering:
         deadline = time.monotonic() + self._time_limit_s
         if not self._is_loaded.wait(self._time_limit_s) or self._engine is None:
             return _error(self._failure or "the model is still loading; ask again", "not_ready")
+        if not self._places.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            return _error(f"no place became free within {self._time_limit_s:g} s; ask again", "not_ready")
         try:
             answers = self._generate(self._engine, body.jobs, deadline)
         except RequestError as error:
             return _error(str(error), "invalid_request")
         except QCompileError as error:
             return _error(str(error), "failed")
+        finally:
+            self._places.release()
         return {"data": {"resp_data": answers}} if body.is_list else answers[0]
 
     def _load(self) -> None:

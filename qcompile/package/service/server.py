@@ -8,11 +8,13 @@ SIGTERM lets the requests that were taken finish.
 import argparse
 import json
 import signal
+import socket
 import ssl
 import sys
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Set
 
 from qcompile.package.service.answering import Answering
 from qcompile.package.service.bodies import MAX_BODY_BYTES
@@ -27,10 +29,35 @@ class Server(ThreadingHTTPServer):
     """The server with its model; closing waits for the requests that were taken."""
 
     daemon_threads = False
+    request_queue_size = 1024  # five is the default: a burst of clients would be cut off
 
     def __init__(self, port: int, answering: Answering) -> None:
         super().__init__(("0.0.0.0", port), Handler)
         self.answering = answering
+        self._lock = threading.Lock()
+        self._silent: Set[socket.socket] = set()  # connections between two requests
+        self._is_ending = False
+
+    def expect(self, connection: socket.socket) -> bool:
+        """Note that a connection waits for a request; returns whether one is still taken."""
+        with self._lock:
+            if not self._is_ending:
+                self._silent.add(connection)
+            return not self._is_ending
+
+    def take(self, connection: socket.socket) -> None:
+        """Note that a request has begun, or that the connection is over."""
+        with self._lock:
+            self._silent.discard(connection)
+
+    def end(self) -> None:
+        """Take no request any more: a client that keeps a silent connection open must not hold up the end."""
+        with self._lock:
+            self._is_ending = True
+            for connection in self._silent:
+                with suppress(OSError):
+                    socket.socket.shutdown(connection, socket.SHUT_RD)
+        self.shutdown()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -39,6 +66,21 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_S
+
+    def handle_one_request(self) -> None:
+        """Wait for a request and answer it, unless the server is ending."""
+        if not self.server.expect(self.connection):
+            self.close_connection = True
+            return
+        try:
+            super().handle_one_request()
+        finally:
+            self.server.take(self.connection)
+
+    def parse_request(self) -> bool:
+        """Read the head of a request whose first line has come."""
+        self.server.take(self.connection)
+        return super().parse_request()
 
     def do_GET(self) -> None:
         """Answer the health probe."""
@@ -53,11 +95,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer a request."""
         length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
+        is_number = length.isascii() and length.isdigit()
+        if not is_number or len(length) > 9 or int(length) > MAX_BODY_BYTES:
             self.close_connection = True
-            self._discard(int(length) if length.isdigit() and len(length) <= 9 else 0)
+            self._discard(int(length) if is_number and len(length) <= 9 else 0)
             message = f"a body with a Content-Length of at most {MAX_BODY_BYTES} bytes is wanted"
-            self._send(413 if length.isdigit() else 411, {"error": {"message": message, "type": "invalid_request"}})
+            self._send(413 if is_number else 411, {"error": {"message": message, "type": "invalid_request"}})
             return
         body = self.rfile.read(int(length))
         if self.path not in _PATHS:
@@ -100,7 +143,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(options.certificate, options.key)
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.end).start())
     server.serve_forever()
     server.server_close()
 
