@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from qcompile.package.findings import Report
+from qcompile.report.numbers import printable
 
 
 def check(package: Path, options: dict[str, Any], *, as_json: bool) -> None:
@@ -46,12 +47,12 @@ def _print(report: Report) -> None:
     for step in report.passed:
         click.echo(f"ok    {step}")
     for finding in report.findings:
-        click.echo(f"FAIL  {finding.file}: {finding.message}")
+        click.echo(printable(f"FAIL  {finding.file}: {finding.message}"))
         if finding.judge:
             click.echo(f"      the judge: {finding.judge}")
-        click.echo(f"      cure: {finding.cure}")
+        click.echo(printable(f"      cure: {finding.cure}"))
     for note in report.notes:
-        click.echo(f"note  {note}")
+        click.echo(printable(f"note  {note}"))
     seconds = ", ".join(f"{second:.1f}" for second in report.figures.get("seconds", ()))
     if "format" in report.figures:
         score = report.figures["format"]

@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -85,13 +86,21 @@ def unpack_package(package: Path, folder: Path, report: Report) -> bool:
         links = [path for path in package.rglob("*") if path.is_symlink()]
         cure = "put the file itself there"
         findings = [Finding(str(path.relative_to(package)), "a symbolic link", cure) for path in links[:20]]
-        if report.take("folder", findings):
-            shutil.copytree(package, folder, dirs_exist_ok=True)
-        return report.is_ok
+        return report.take("folder", findings or _copy(package, folder))
     entries, findings = check_zip(package)
     if not findings:
         findings = unpack(package, entries, folder)
     return report.take("zip", findings)
+
+
+def _copy(package: Path, folder: Path) -> list[Finding]:
+    """Copy a folder; what cannot be copied is found."""
+    try:
+        shutil.copytree(package, folder, dirs_exist_ok=True)
+    except shutil.Error as error:
+        cure = "make a readable file of it, or take it out"
+        return [Finding(os.path.relpath(source, package), str(why), cure) for source, _, why in error.args[0][:20]]
+    return []
 
 
 def _run(room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[str], None]) -> None:

@@ -14,6 +14,7 @@ _MAX_UNPACKED_BYTES = 64 << 30
 _MAX_RATIO = 200  # text compresses to a tenth, a bomb to a thousandth
 _SMALL_BYTES = 16 << 20
 _CHUNK_BYTES = 4 << 20
+_MAX_DEPTH = 100
 
 
 def check_zip(path: Path) -> tuple[list[zipfile.ZipInfo], list[Finding]]:
@@ -62,7 +63,9 @@ def unpack(path: Path, entries: Sequence[zipfile.ZipInfo], folder: Path) -> list
         return [Finding(entry.filename, f"cannot be unpacked: {error}", "make the zip again", UNZIP)]
     except OSError as error:
         message = f"cannot be unpacked: {error.strerror or error}"
-        return [Finding(entry.filename, message, "free disk space, or shorten the name", UNZIP)]
+        is_taken = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)
+        cure = "its name stands twice: make the zip again" if is_taken else "free disk space, or shorten the name"
+        return [Finding(entry.filename, message, cure, UNZIP)]
     return []
 
 
@@ -94,26 +97,34 @@ def _size_findings(name: str, entries: Sequence[zipfile.ZipInfo], path: Path) ->
 
 def _entry_findings(entries: Sequence[zipfile.ZipInfo]) -> list[Finding]:
     findings = []
-    seen: set[str] = set()
+    files: set[PurePosixPath] = set()
     for entry in entries:
-        reason, cure = _refusal(entry, seen)
+        place = PurePosixPath(entry.filename)  # without doubled slashes and dots: two names can be one place
+        reason, cure = _refusal(entry, place, files)
         if reason:
             findings.append(Finding(entry.filename[:200], reason, cure, UNZIP))
-        seen.add(entry.filename)
+        if not entry.is_dir():
+            files.add(place)
     return findings[:20]
 
 
-def _refusal(entry: zipfile.ZipInfo, seen: set[str]) -> tuple[str, str]:
-    """Why an entry may not be unpacked, and the cure."""
-    parts = PurePosixPath(entry.filename).parts
+def _refusal(entry: zipfile.ZipInfo, place: PurePosixPath, files: set[PurePosixPath]) -> tuple[str, str]:
+    """Why an entry may not be unpacked, and the cure; `files` came before it."""
+    parts = place.parts
     if stat.S_ISLNK(entry.external_attr >> 16):
         return "a symbolic link, which can leave the folder", "put the file itself into the zip (zip without -y)"
     if "\\" in entry.orig_filename:
         return "its name holds a backslash (zipped by an old Windows tool)", "zip it with 7-Zip, or on Linux"
-    if entry.filename.startswith("/") or ".." in parts or ":" in (parts or ("",))[0]:
+    if not parts:
+        return "its name names no file", "make the zip again"
+    if entry.filename.startswith("/") or ".." in parts or ":" in parts[0]:
         return "its path leaves the folder", "zip with relative names from inside the folder"
     if entry.flag_bits & 1:
         return "it is encrypted", "zip without a password"
-    if entry.filename in seen:
+    if len(parts) > _MAX_DEPTH:
+        return f"it lies {len(parts) - 1} folders deep", f"lay it in fewer than {_MAX_DEPTH}"
+    if place in files and not entry.is_dir():
         return "it stands in the zip twice", "make the zip again from an empty file"
+    if not files.isdisjoint(place.parents) or place in files:
+        return "another entry makes a file of its folder", "make the zip again from an empty file"
     return "", ""

@@ -1,5 +1,6 @@
 """The judge's known mistakes, seeded one by one into a package that is otherwise right: each is found with its cure."""
 
+import os
 import stat
 import tarfile
 import zipfile
@@ -7,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from qcompile.cli.main import cli
 from qcompile.package import unpack
 from qcompile.package.check_contest import CheckRequest, check_contest
 from qcompile.package.findings import INFERENCE, NO_SUCCESS, NOT_EXIST, PIP, TIMEOUT, UNZIP, Report
@@ -286,6 +289,41 @@ def test_damaged_zips(tmp_path: Path, content: bytes) -> None:
     (tmp_path / NAME).write_bytes(content)
     report = check_contest(CheckRequest(tmp_path / NAME, is_static=True))
     assert report.findings
+
+
+@pytest.mark.parametrize(
+    ("names", "said", "cure"),
+    [
+        (["/".join(["d"] * 2000)], "1999 folders deep", "fewer"),
+        (["a", "a/b"], "makes a file of its folder", "make the zip again"),
+        (["a/b", "a"], "cannot be unpacked", "make the zip again"),
+        (["x.txt", "./x.txt"], "twice", "make the zip again"),
+        (["d/x.txt", "d//x.txt"], "twice", "make the zip again"),
+        (["."], "names no file", "make the zip again"),
+    ],
+)
+def test_names_that_are_no_places(tmp_path: Path, names: list[str], said: str, cure: str) -> None:
+    with zipfile.ZipFile(tmp_path / NAME, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    report = check_contest(CheckRequest(tmp_path / NAME, is_static=True))
+    assert said in report.findings[0].message
+    assert cure in report.findings[0].cure
+
+
+def test_a_strangers_name_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / NAME, "w") as archive:
+        archive.writestr("../\x1b[31m\nall is well", "x")
+    result = CliRunner().invoke(cli, ["package", "--check", str(tmp_path / NAME), "--static"])
+    assert result.exit_code == 1
+    assert "FAIL  ../\\x1b[31m\\nall is well: its path leaves" in result.stdout
+
+
+def test_a_folder_that_cannot_be_copied(tmp_path: Path) -> None:
+    root = make_package(tmp_path / "root", is_bare=True)
+    os.mkfifo(root / "model" / "pipe")
+    report = check_contest(CheckRequest(root, is_static=True))
+    assert [(finding.file, "named pipe" in finding.message) for finding in report.findings] == [("model/pipe", True)]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
