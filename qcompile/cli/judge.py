@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 
@@ -22,6 +23,13 @@ from qcompile.runtime.host import MAX_THREADS
 from qcompile.runtime.manifest import MANIFEST_NAME
 
 _DEFAULT_MAX_NEW_TOKENS = 1024
+# what an option belongs to: without that it would change nothing, and whoever gave it would not know
+_BELONGS = {
+    "step_cases": "checkpoint",
+    "wheels": "is_clean",
+    **dict.fromkeys(("concurrency", "input_lengths", "output_lengths"), "has_matrix"),
+}
+_OF_A_COMPILED_MODEL = ("batch_size", "max_new_tokens", "templates", "threads")
 
 
 def _lengths(_: click.Context, parameter: click.Parameter, text: str) -> list[int]:
@@ -89,6 +97,10 @@ def _check(package: Path, options: dict[str, Any]) -> None:
         raise click.UsageError("give --cases FILE, --matrix, or both")
     if options["checkpoint"] is not None and not options["cases"]:
         raise click.UsageError("--checkpoint measures its steps on questions: give --cases FILE too")
+    flags = {str(parameter.name): parameter.opts[0] for parameter in click.get_current_context().command.params}
+    for name, other in _BELONGS.items():
+        if _is_given(name) and not options[other]:
+            raise click.UsageError(f"{flags[name]} is for {flags[other]}, and changes nothing without it")
     baseline, best = options["baseline"], options["best"]
     if baseline is not None and best is not None and best <= baseline:
         raise click.UsageError(f"--best {best:g} (100 points) must be above --baseline {baseline:g} (0 points)")
@@ -98,6 +110,18 @@ def _check(package: Path, options: dict[str, Any]) -> None:
         raise PackageError(
             f"{package}: a compiled model, which has no wheels that --clean could install; `qcompile package` it first"
         )
+
+
+def _is_given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _notes(package: Path) -> list[str]:
+    """Say that a package answers with what it was made with, whatever the command line wishes for a compiled model."""
+    given = [f"--{name.replace('_', '-')}" for name in _OF_A_COMPILED_MODEL if _is_given(name)]
+    if not given or (package / MANIFEST_NAME).is_file():
+        return []
+    return [f"{', '.join(given)}: not for the answers of the package, which brings its own"]
 
 
 def _measure(package: Path, options: dict[str, Any], say: Callable[[str], None]) -> Any:
@@ -112,7 +136,7 @@ def _measure(package: Path, options: dict[str, Any], say: Callable[[str], None])
     if options["cases"]:
         judged = judge_package(_request(package, options, limits), say)
         board.score, board.cases = score_of(judged), judged.records
-        board.notes += judged.notes
+        board.notes += [*_notes(package), *judged.notes]
         board.findings += judged.findings
         if options["checkpoint"] is not None:
             board.steps = _steps(judged.cases, options, max(limits.values()), say)

@@ -142,6 +142,10 @@ def _refuse_what_is_for_others(use: str) -> None:
 def _package_modelarts(directory: Path, output: Path, target: str, options: dict[str, Any], *, as_json: bool) -> None:
     from qcompile.package.modelarts import IMAGE, ModelArtsRequest, package_engine, package_preset
 
+    for name in ("image", "swr"):
+        address = options[name]
+        if address is not None and (not address or any(character.isspace() for character in address)):
+            raise click.UsageError(f"--{name} {address!r}: an image's address is wanted, without spaces")
     request = ModelArtsRequest(
         model=directory,
         output=output,

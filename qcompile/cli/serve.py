@@ -112,6 +112,8 @@ def command(directory: Path, host: str, port: int, *, as_json: bool, **options: 
 def _settings(directory: Path, options: dict[str, Any]) -> ServeSettings:
     from qcompile.serve.settings import ServeSettings
 
+    if options["model_name"] == "":
+        raise click.UsageError("--model-name is empty: requests need a name to call the model by")
     return ServeSettings(
         model_name=options["model_name"] or directory.resolve().name,
         api_key=_api_key(options["api_key_file"]),

@@ -200,6 +200,8 @@ def test_usage() -> None:
         ),
         (["x", "-o", "y", "--target", "contest", "--image", "z"], "modelarts or --target modelarts-engine"),
         (["x", "-o", "y", "--target", "contest", "--static"], "--static is for --check"),
+        (["x", "-o", "y", "--target", "modelarts", "--image", ""], "an image's address is wanted"),
+        (["x", "-o", "y", "--target", "modelarts-engine", "--swr", "a b"], "an image's address is wanted"),
         (["--check", "x", "--budget", "5"], "--budget is for --target contest"),
     ],
 )

@@ -105,7 +105,9 @@ def test_a_package_without_a_model(tmp_path: Path) -> None:
         '{"id": "1", "type": "choice", "prompt": "p", "choices": {"A": "x", "B": "y"}, "answer": "A"}\n'
         '{"id": "2", "type": "generic-generate", "prompt": "p", "answer": "y"}\n'
     )
-    record = judge(str(zipped), "--cases", str(tmp_path / "c.jsonl"), "--baseline", "0", "--best", "1000000000")
+    ends = ("--baseline", "0", "--best", "1000000000")
+    record = judge(str(zipped), "--cases", str(tmp_path / "c.jsonl"), *ends, "--threads", "1")
+    assert any("--threads: not for the answers" in note for note in record["notes"])
     assert record["score"]["all"]["format"]["count"] == 2
     assert record["score"]["all"]["accuracy"]["count"] == 1
     assert record["points"]["accuracy"] == 50.0
@@ -149,6 +151,8 @@ def test_a_package_that_fails_says_why(tmp_path: Path) -> None:
         (["EMPTY"], 2, "--cases"),
         (["EMPTY", "--matrix", "--concurrency", "1,x"], 2, "numbers from 1"),
         (["EMPTY", "--cases", str(CASES), "--cases", str(CASES)], 1, "stands in two case files"),
+        (["EMPTY", "--cases", str(CASES), "--step-cases", "5"], 2, "--step-cases is for --checkpoint"),
+        (["EMPTY", "--cases", str(CASES), "--concurrency", "5"], 2, "--concurrency is for --matrix"),
         (["EMPTY", "--cases", str(CASES), "--baseline", "5", "--best", "5"], 2, "must be above --baseline 5"),
         (["EMPTY", "--cases", str(CASES), "-o", "x.json", "--html", "./x.json"], 2, "both name x.json"),
     ],

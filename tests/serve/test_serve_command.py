@@ -116,6 +116,12 @@ def test_one_line_says_why_it_does_not_start(model: Path, options: tuple[str, ..
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_an_empty_name_is_refused(model: Path) -> None:
+    result = CliRunner().invoke(cli, ["serve", str(model), "--port", "0", "--model-name", ""])
+    assert result.exit_code == 2
+    assert "--model-name is empty" in result.stderr
+
+
 def test_a_taken_port_and_a_missing_model(model: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
