@@ -25,15 +25,15 @@ _LIMIT_S = 60.0
 _END_S = 30.0
 # what a line of the Dockerfile must say, and why
 _WANTED: tuple[tuple[str, str, str], ...] = (
-    (r"groupadd\b.*-g\s*100\b|getent group 100", "no group with gid 100", "groupadd -g 100 ma-group"),
+    (r"groupadd\b.*(-g|--gid)[\s=]*100\b|getent group 100", "no group with gid 100", "groupadd -g 100 ma-group"),
     (
-        r"useradd\b.*-u\s*1000\b",
+        r"useradd\b.*(-u|--uid)[\s=]*1000\b",
         "no user with uid 1000",
         "useradd -d /home/ma-user -m -u 1000 -g 100 -s /bin/bash ma-user",
     ),
     (r"useradd\b.*\bma-user\b", "the user is not called ma-user", "name it ma-user"),
-    (r"(?m)^(CMD|ENTRYPOINT)\b.*run\.sh", "it does not start run.sh", "CMD sh /home/mind/run.sh"),
-    (r"(?m)^EXPOSE\s+8080\b", "port 8080 is not exposed", "EXPOSE 8080"),
+    (r"(?mi)^\s*(CMD|ENTRYPOINT)\b.*run\.sh", "it does not start run.sh", "CMD sh /home/mind/run.sh"),
+    (r"(?mi)^\s*EXPOSE\b.*\b8080\b", "port 8080 is not exposed", "EXPOSE 8080"),
 )
 
 
@@ -49,8 +49,8 @@ def check_engine_files(root: Path) -> list[Finding]:
         for pattern, message, cure in _WANTED
         if not re.search(pattern, text)
     ]
-    users = re.findall(r"(?m)^USER\s+(\S+)", text)
-    if users and users[-1] not in ("1000:100", "1000", "ma-user"):
+    users = re.findall(r"(?mi)^\s*USER\s+(\S+)", text)
+    if users and not re.fullmatch(r"(1000|ma-user)(:(100|ma-group))?", users[-1]):
         findings.append(
             Finding("Dockerfile", f"it ends as user {users[-1]}", "USER 1000:100", "the image does not start")
         )

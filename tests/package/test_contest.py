@@ -179,6 +179,25 @@ def test_sigterm_hands_back_what_there_is(contest: Make, tmp_path: Path) -> None
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_an_interrupted_file_does_not_hold_up_the_next(contest: Make, tmp_path: Path) -> None:
+    steps = [0]
+
+    def interrupt() -> None:
+        steps[0] += 1
+        if steps[0] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(0.05)
+
+    asked = questions(40)
+    backend = ScriptedBackend(answer, interrupt)
+    made = contest({"acl": lambda: backend})
+    found = contents(made.get_results(asked), asked)
+    assert sum(bool(content) for content in found.values()) < 40
+    assert "KeyboardInterrupt" in log(tmp_path)
+    assert all(contents(made.get_results(asked[:4]), asked[:4]).values())
+    assert len(backend.asked) < 40
+
+
 def test_a_step_that_hangs_is_given_up_and_the_next_file_runs_elsewhere(contest: Make, tmp_path: Path) -> None:
     never = threading.Event()
     hanging = ScriptedBackend(answer, lambda: never.wait(30))

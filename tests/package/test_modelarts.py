@@ -168,6 +168,15 @@ def test_the_engine_folder_and_its_mistakes(packed: Callable[..., Path]) -> None
         assert old in text
         (out / "Dockerfile").write_text(text.replace(old, new))
         assert any(said in finding.message for finding in check_engine_files(out)), said
+    for old, new in (
+        ("USER 1000:100", "user ma-user:ma-group"),
+        ("EXPOSE 8080", "expose 8443 8080/tcp"),
+        ("-u 1000", "--uid=1000"),
+        ("getent group 100 >/dev/null || groupadd -g 100", "groupadd --gid 100"),
+    ):
+        assert old in text
+        (out / "Dockerfile").write_text(text.replace(old, new))
+        assert check_engine_files(out) == [], new
     (out / "Dockerfile").unlink()
     assert check_engine_files(out)
 

@@ -59,6 +59,7 @@ class Contest:
                 late = deadline + self.settings.grace_s
                 why = self._wait_for(loop.run, late, "the back end hangs") or "failed"
         except BaseException as error:
+            stop.set()  # what the worker still does for this file would hold up the next one
             self._record.warn("interrupted", f"{type(error).__name__}: {error}")
         answers.close()
         self._report(answers, why, self._budget.stop())
