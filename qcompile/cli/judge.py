@@ -19,6 +19,7 @@ from qcompile.evaluate.settings import token_limits
 from qcompile.evaluate.submission import write_json
 from qcompile.evaluate.templates import Templates
 from qcompile.report.whole_tables import print_whole
+from qcompile.runtime.errors import QCompileError
 from qcompile.runtime.host import MAX_THREADS
 from qcompile.runtime.manifest import MANIFEST_NAME
 
@@ -106,6 +107,9 @@ def _check(package: Path, options: dict[str, Any]) -> None:
         raise click.UsageError(f"--best {best:g} (100 points) must be above --baseline {baseline:g} (0 points)")
     if not package.exists():
         raise PackageError(f"{package}: there is no such file or folder")
+    checkpoint = options["checkpoint"]
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise PackageError(f"{checkpoint}: there is no such folder; --checkpoint takes a Hugging Face directory")
     if options["is_clean"] and (package / MANIFEST_NAME).is_file():
         raise PackageError(
             f"{package}: a compiled model, which has no wheels that --clean could install; `qcompile package` it first"
@@ -127,9 +131,7 @@ def _notes(package: Path) -> list[str]:
 def _measure(package: Path, options: dict[str, Any], say: Callable[[str], None]) -> Any:
     """Measure what was asked for; returns the board."""
     from qcompile.package.board import Board
-    from qcompile.package.compiled_in import compiled_model
     from qcompile.package.judging import judge_package, score_of
-    from qcompile.package.matrix import measure_matrix
 
     board = Board(package.name)
     limits = token_limits(options["max_new_tokens"], _DEFAULT_MAX_NEW_TOKENS)
@@ -139,17 +141,35 @@ def _measure(package: Path, options: dict[str, Any], say: Callable[[str], None])
         board.notes += [*_notes(package), *judged.notes]
         board.findings += judged.findings
         if options["checkpoint"] is not None:
-            board.steps = _steps(judged.cases, options, max(limits.values()), say)
+            board.steps = _or_found(board, lambda: _steps(judged.cases, options, max(limits.values()), say))
     if options["has_matrix"]:
-        lengths = (options["concurrency"], options["input_lengths"], options["output_lengths"])
-        with compiled_model(package) as directory:
-            board.cells = measure_matrix(directory, *lengths, options["threads"], say)
+        board.cells = _or_found(board, lambda: _cells(package, options, say))
     board.name_ends(options["baseline"], options["best"])
     if board.score is not None and board.baseline is None:
         board.notes.append(
             "performance is not scored: name a baseline with --baseline, or measure one with --checkpoint"
         )
     return board
+
+
+def _or_found(board: Any, measure: Callable[[], list[Any]]) -> list[Any]:
+    """Measure; after the answers were judged, a failure is found beside the score and does not take it away."""
+    try:
+        return measure()
+    except QCompileError as error:
+        if board.score is None:
+            raise
+        board.findings.append(str(error))
+        return []
+
+
+def _cells(package: Path, options: dict[str, Any], say: Callable[[str], None]) -> list[Any]:
+    from qcompile.package.compiled_in import compiled_model
+    from qcompile.package.matrix import measure_matrix
+
+    lengths = (options["concurrency"], options["input_lengths"], options["output_lengths"])
+    with compiled_model(package) as directory:
+        return measure_matrix(directory, *lengths, options["threads"], say)
 
 
 def _steps(cases: list[Any], options: dict[str, Any], max_new_tokens: int, say: Callable[[str], None]) -> list[Any]:

@@ -205,7 +205,7 @@ def _take(judged: Judged, text: str, questions: list[dict[str, Any]], name: str)
 
 
 def _count_tokens(judged: Judged, package: Path) -> None:
-    """Count with the tokenizer in the package, one end token per text; without one, a word is taken for a token."""
+    """Count with the tokenizer in the package; without one, a word is taken for a token."""
     texts = [text for content in judged.contents.values() for text in texts_of(content) if text]
     folders = compiled_folders(package)
     if not folders:

@@ -133,6 +133,19 @@ def test_lines_that_are_no_cases_are_told(tmp_path: Path) -> None:
     assert "not one line is a case; line 1: not JSON" in result.stderr
 
 
+def test_the_score_outlives_what_cannot_be_measured_beside_it(tmp_path: Path) -> None:
+    root = make_package(tmp_path / "root", is_bare=True)
+    (tmp_path / "checkpoint").mkdir()
+    cases = tmp_path / "c.jsonl"
+    cases.write_text('{"id": "1", "type": "math", "prompt": "p", "answer": "1"}\n')
+    words = ["judge", str(root), "--cases", str(cases), "--matrix", "--checkpoint", str(tmp_path / "checkpoint")]
+    result = CliRunner().invoke(cli, [*words, "-o", str(tmp_path / "board.json")])
+    assert result.exit_code == 1
+    record = json.loads((tmp_path / "board.json").read_text())
+    assert record["score"]["all"]["accuracy"]["count"] == 1
+    assert ["config.json" in record["findings"][0], "holds no compiled model" in record["findings"][1]] == [True, True]
+
+
 def test_a_package_that_fails_says_why(tmp_path: Path) -> None:
     root = make_package(tmp_path / "root", is_bare=True)
     (root / "competition_model.py").write_text("import nothing_of_this_name\n")
@@ -151,6 +164,7 @@ def test_a_package_that_fails_says_why(tmp_path: Path) -> None:
         (["EMPTY"], 2, "--cases"),
         (["EMPTY", "--matrix", "--concurrency", "1,x"], 2, "numbers from 1"),
         (["EMPTY", "--cases", str(CASES), "--cases", str(CASES)], 1, "stands in two case files"),
+        (["EMPTY", "--cases", str(CASES), "--checkpoint", "nowhere"], 1, "takes a Hugging Face directory"),
         (["EMPTY", "--cases", str(CASES), "--step-cases", "5"], 2, "--step-cases is for --checkpoint"),
         (["EMPTY", "--cases", str(CASES), "--concurrency", "5"], 2, "--concurrency is for --matrix"),
         (["EMPTY", "--cases", str(CASES), "--baseline", "5", "--best", "5"], 2, "must be above --baseline 5"),
