@@ -5,6 +5,7 @@ needed only there can be missing. Every wheel's requirements are therefore follo
 """
 
 import email.parser
+import filecmp
 import hashlib
 import shutil
 import subprocess
@@ -118,11 +119,25 @@ def collect_wheels(
     try:
         _download(requirements, target, folder, staging, say)
         (staging / _DONE).touch()
-        shutil.rmtree(cache, ignore_errors=True)
-        staging.replace(cache)
+        _keep(staging, cache)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return _checked(cache, target)
+
+
+def _keep(staging: Path, cache: Path) -> None:
+    """Put a set of wheels into its place; the same set, which another run may be reading, is left there."""
+    names = sorted(path.name for path in staging.iterdir())
+    if cache.is_dir() and names == sorted(path.name for path in cache.iterdir()):
+        _, differing, unread = filecmp.cmpfiles(staging, cache, names, shallow=False)
+        if not differing and not unread:
+            return
+    shutil.rmtree(cache, ignore_errors=True)
+    try:
+        staging.replace(cache)
+    except OSError:
+        if not (cache / _DONE).is_file():  # else another run was faster
+            raise
 
 
 def wheel_cache(requirements: Sequence[str], target: WheelPlatform) -> Path:

@@ -1,6 +1,7 @@
 """The zip of the bundled reasoner: its form, its Python, its wheels, and the same texts as `qcompile eval`."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -245,6 +246,19 @@ def test_wheels_from_a_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(PackageError, match="no wheels are kept"):
         collect_wheels(["never-seen"], JUDGE, is_offline=True)
     assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+def test_the_same_wheels_are_left_where_another_run_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels.platformdirs, "user_cache_dir", lambda _: str(tmp_path / "cache"))
+    (tmp_path / "w").mkdir()
+    make_wheel(tmp_path / "w", "a")
+    (first,) = collect_wheels(["a"], this_machine(), tmp_path / "w")
+    with first.path.open("rb") as held:
+        collect_wheels(["a"], this_machine(), tmp_path / "w")
+        assert os.fstat(held.fileno()).st_ino == first.path.stat().st_ino
+    make_wheel(tmp_path / "w", "a", requires=["a"])
+    (second,) = collect_wheels(["a"], this_machine(), tmp_path / "w")
+    assert [str(requirement) for requirement in second.requires] == ["a"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + b"\0" * 18])
