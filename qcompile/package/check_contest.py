@@ -25,7 +25,7 @@ from qcompile.package.contest_zip import MAX_PARAMETERS
 from qcompile.package.diagnosis import explain
 from qcompile.package.findings import INFERENCE, Finding, Report
 from qcompile.package.platforms import JUDGE, this_machine
-from qcompile.package.unpack import check_zip, unpack
+from qcompile.package.unpack import check_zip, refuse_full_disk, unpack
 from qcompile.package.wheels import collect_wheels
 
 _SAID = re.compile(rf"{PARAMETERS}:\s*(\d+(?:\.\d+)?)\s*B".encode())
@@ -96,11 +96,19 @@ def unpack_package(package: Path, folder: Path, report: Report) -> bool:
 def _copy(package: Path, folder: Path) -> list[Finding]:
     """Copy a folder; what cannot be copied is found."""
     try:
-        shutil.copytree(package, folder, dirs_exist_ok=True)
+        shutil.copytree(package, folder, dirs_exist_ok=True, copy_function=_copy_file)
     except shutil.Error as error:
         cure = "make a readable file of it, or take it out"
         return [Finding(os.path.relpath(source, package), str(why), cure) for source, _, why in error.args[0][:20]]
     return []
+
+
+def _copy_file(source: str, target: str) -> None:
+    try:
+        shutil.copy2(source, target)
+    except OSError as error:
+        refuse_full_disk(source, error)
+        raise
 
 
 def _run(room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[str], None]) -> None:

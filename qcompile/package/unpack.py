@@ -1,11 +1,14 @@
 """Unpack a stranger's zip: no path leaves the folder, no link, no bomb; every refusal is a finding."""
 
+import errno
 import shutil
 import stat
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from qcompile.errors import PackageError
 from qcompile.package.findings import UNZIP, Finding
 
 MAX_ZIP_BYTES = 10 << 30
@@ -15,6 +18,7 @@ _MAX_RATIO = 200  # text compresses to a tenth, a bomb to a thousandth
 _SMALL_BYTES = 16 << 20
 _CHUNK_BYTES = 4 << 20
 _MAX_DEPTH = 100
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_zip(path: Path) -> tuple[list[zipfile.ZipInfo], list[Finding]]:
@@ -47,7 +51,11 @@ def check_zip(path: Path) -> tuple[list[zipfile.ZipInfo], list[Finding]]:
 
 
 def unpack(path: Path, entries: Sequence[zipfile.ZipInfo], folder: Path) -> list[Finding]:
-    """Unpack entries that `check_zip` found nothing wrong with."""
+    """Unpack entries that `check_zip` found nothing wrong with.
+
+    Raises:
+        PackageError: This machine's disk is full, which is no fault of the package.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in entries:
@@ -62,11 +70,25 @@ def unpack(path: Path, entries: Sequence[zipfile.ZipInfo], folder: Path) -> list
     except (zipfile.BadZipFile, NotImplementedError, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
         return [Finding(entry.filename, f"cannot be unpacked: {error}", "make the zip again", UNZIP)]
     except OSError as error:
+        refuse_full_disk(entry.filename, error)
         message = f"cannot be unpacked: {error.strerror or error}"
         is_taken = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)
-        cure = "its name stands twice: make the zip again" if is_taken else "free disk space, or shorten the name"
+        cure = "its name stands twice: make the zip again" if is_taken else "shorten the name"
         return [Finding(entry.filename, message, cure, UNZIP)]
     return []
+
+
+def refuse_full_disk(name: str, error: OSError) -> None:
+    """Tell a full disk from what is wrong with a package.
+
+    Raises:
+        PackageError: The disk is full.
+    """
+    if error.errno in _FULL:
+        place = tempfile.gettempdir()
+        raise PackageError(
+            f"{name}: cannot be unpacked in {place}: {error.strerror}; free some space there, or set TMPDIR"
+        ) from None
 
 
 def _kind_of(path: Path) -> str:

@@ -1,6 +1,8 @@
 """The judge's known mistakes, seeded one by one into a package that is otherwise right: each is found with its cure."""
 
+import errno
 import os
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -11,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from qcompile.cli.main import cli
+from qcompile.errors import PackageError
 from qcompile.package import unpack
 from qcompile.package.check_contest import CheckRequest, check_contest
 from qcompile.package.findings import INFERENCE, NO_SUCCESS, NOT_EXIST, PIP, TIMEOUT, UNZIP, Report
@@ -317,6 +320,18 @@ def test_a_strangers_name_does_not_steer_the_terminal(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["package", "--check", str(tmp_path / NAME), "--static"])
     assert result.exit_code == 1
     assert "FAIL  ../\\x1b[31m\\nall is well: its path leaves" in result.stdout
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_full_disk_is_no_fault_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_zip: bool) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    root = make_package(tmp_path / "root", is_bare=True)
+    package = make_zip(root, tmp_path / NAME) if is_zip else root
+    monkeypatch.setattr(shutil, "copyfileobj" if is_zip else "copy2", full)
+    with pytest.raises(PackageError, match=r"No space left on device; free some space there, or set TMPDIR"):
+        check_contest(CheckRequest(package, is_static=True))
 
 
 def test_a_folder_that_cannot_be_copied(tmp_path: Path) -> None:
