@@ -5,7 +5,6 @@ judged once.
 """
 
 import json
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -15,6 +14,7 @@ from models.reasoner.problem import Problem
 from models.reasoner.prompts import case_of
 from qcompile.evaluate.checkers import check_answer
 from qcompile.evaluate.formats import extract_answer, parse_content
+from qcompile.evaluate.judging import judges
 from qcompile.evaluate.sandbox import Limits
 
 _LIMITS = Limits(wall_s=5.0, cpu_s=1)
@@ -60,7 +60,7 @@ def judge(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bool]:
     """Verdicts on (problem as JSON, text) pairs; programs run many at a time, in processes of their own."""
     different = sorted(set(pairs))
     programs = [pair for pair in different if problem_of(pair[0]).tests]
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+    with ThreadPoolExecutor(judges()) as pool:
         found = dict(zip(programs, pool.map(lambda pair: _verdict(*pair), programs), strict=True))
     # the others in turn: threads would only wait for each other
     return found | {pair: _verdict(*pair) for pair in different if pair not in found}

@@ -1,6 +1,5 @@
 """Judge the texts, several at a time, keeping each verdict in the journal."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
@@ -13,6 +12,7 @@ from qcompile.evaluate.runner import Request
 from qcompile.evaluate.sample import Judgement
 from qcompile.evaluate.sandbox import Limits
 from qcompile.evaluate.settings import digest_of
+from qcompile.runtime.host import default_threads
 
 _POLL_S = 0.2
 _RULES = 2  # count up when a checker changes its mind: a resumed journal must not keep verdicts by other rules
@@ -28,6 +28,15 @@ def judge(case: Case, text: str, limits: Limits) -> Judgement:
     """The verdict on one text."""
     verdict = check_answer(case, text, limits)
     return Judgement(verdict.is_correct, verdict.extracted, verdict.reason, verdict.isolation)
+
+
+def judges() -> int:
+    """How many texts are judged at a time: what this process may compute with, for limits are in seconds.
+
+    A container's quota of two cores on a machine of 64 would otherwise share two cores among 64 programs, and right
+    ones would run out of time.
+    """
+    return max(2, default_threads())
 
 
 def judge_all(
@@ -49,7 +58,7 @@ def judge_all(
             open_requests.append((request, sample.text))
     num_done, total = len(requests) - len(open_requests), len(requests)
     progress(num_done, total)
-    with deferred_interrupt() as is_interrupted, ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+    with deferred_interrupt() as is_interrupted, ThreadPoolExecutor(judges()) as pool:
         keys: dict[Future[Judgement], str] = {
             pool.submit(judge, request.case, text, limits): verdict_key(request, text, limits)
             for request, text in open_requests

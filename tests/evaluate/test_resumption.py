@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,24 @@ class TestResumption:
         monkeypatch.setattr("qcompile.evaluate.judging.check_answer", None)
         assert scoreboard(run(engine, task_of(data))) == before
         assert engine.asked == []
+
+    def test_a_quota_of_two_cores_on_a_large_machine_judges_two_at_a_time(
+        self, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now, most = [0], [0]
+
+        def check(*_: object) -> Verdict:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+            time.sleep(0.01)
+            now[0] -= 1
+            return Verdict(True, "")
+
+        monkeypatch.setattr(os, "cpu_count", lambda: 64)
+        monkeypatch.setattr(judging, "default_threads", lambda: 2)
+        monkeypatch.setattr(judging, "check_answer", check)
+        run(engine_in(tmp_path), task_of(data))
+        assert most == [2]
 
     def test_other_rules_of_the_checkers_judge_again(
         self, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
