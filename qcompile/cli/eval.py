@@ -22,7 +22,7 @@ from qcompile.errors import EvaluateError
 from qcompile.evaluate.asking import CASE_TYPES, MAX_SUBMITTED_SAMPLES
 from qcompile.evaluate.cases import LineProblem, read_cases
 from qcompile.evaluate.evaluate import Task, asking_notes, evaluate, identity, select_cases
-from qcompile.evaluate.journal import journal_path, other_runs
+from qcompile.evaluate.journal import journal_path, other_runs, run_name
 from qcompile.evaluate.sandbox import Limits
 from qcompile.evaluate.scoreboard import scoreboard
 from qcompile.evaluate.settings import EvalSettings, token_limits
@@ -41,7 +41,7 @@ _DEFAULT_MAX_NEW_TOKENS = 1024
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutputFile(),
     help="Submission file  [default: MODEL-DATA.json here]; scoreboard and journal stand beside it.",
 )
 @click.option("--html", type=OutputFile(), help="Write a page with all cases to read.")
@@ -166,7 +166,7 @@ def _run(directory: Path, task: Task, *, threads: int | None, batch_size: int) -
 
 def scoreboard_path(output: Path) -> Path:
     """Where the scoreboard of a submission file stands."""
-    return output.with_name(f"{output.stem}.scoreboard.json")
+    return output.with_name(f"{run_name(output)}.scoreboard.json")
 
 
 def _announce_journal(directory: Path, task: Task) -> Path:

@@ -10,6 +10,7 @@ import click
 
 from qcompile.errors import ArtifactError
 
+_MAX_NAME_BYTES = 200  # of 255: what stands beside the file, or for a moment in its place, has a longer name
 CHARTS = (".html", ".svg")
 
 
@@ -33,6 +34,10 @@ class OutputFile(click.Path):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if path.is_dir():
             raise ArtifactError(f"{path}: is a folder; name a file in it")
+        if path.exists() and not path.is_file():  # what is written takes the file's place: /dev/null would be gone
+            raise ArtifactError(f"{path}: is a device or a pipe; name a file")
+        if len(os.fsencode(path.name)) > _MAX_NAME_BYTES:
+            raise ArtifactError(f"{path.name[:40]}…: the file's name is too long; take a shorter one")
         if self.endings and path.suffix.lower() not in self.endings:
             raise ArtifactError(f"{path}: wanted a name that ends in {' or '.join(self.endings)}")
         if not path.parent.is_dir():

@@ -145,15 +145,20 @@ class Journal:
             ) from None
 
 
+def run_name(output: Path) -> str:
+    """What the files of a run begin with; only `.json` goes: `qwen3-0.6b` and `qwen3-0.6b-int8` are two runs."""
+    return output.name.removesuffix(".json")
+
+
 def journal_path(output: Path, identity: dict[str, Any]) -> Path:
     """Where the journal of a run stands."""
-    return output.with_name(f"{output.stem}.journal-{digest_of(identity)[:_KEY_CHARS]}.jsonl")
+    return output.with_name(f"{run_name(output)}.journal-{digest_of(identity)[:_KEY_CHARS]}.jsonl")
 
 
 def other_runs(output: Path, identity: dict[str, Any]) -> Iterator[tuple[Path, list[str]]]:
     """Journals beside `output` of runs with another model or other settings, each with what differs."""
     own = journal_path(output, identity)
-    prefix = f"{output.stem}.journal-"
+    prefix = f"{run_name(output)}.journal-"
     for path in sorted(output.parent.iterdir()) if output.parent.is_dir() else ():
         if path != own and path.name.startswith(prefix) and path.name.endswith(".jsonl"):
             yield path, _differences(_header(path), identity)

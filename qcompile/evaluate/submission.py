@@ -28,19 +28,21 @@ def _content(result: CaseResult, samples: int) -> str | list[str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename.
+    """Write under a temporary name, then rename; a link stays one, and what it names is written.
 
     Raises:
         EvaluateError: The file cannot be written; an older one is left as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise EvaluateError(write_failure(path, error)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, record: dict[str, Any], *, indent: int | None = None) -> None:

@@ -220,6 +220,41 @@ def test_outputs_never_take_the_place_of_the_cases(model: Path, data: Path, opti
     assert data.read_bytes() == before
 
 
+@pytest.mark.parametrize("option", ["-o", "--html"])
+def test_a_pipe_is_never_replaced_by_a_file(model: Path, data: Path, tmp_path: Path, option: str) -> None:
+    os.mkfifo(tmp_path / "pipe")  # as /dev/null would be, by root
+    result = run(model, data, "-o", "results.json", option, "pipe")
+    assert result.exit_code == 1
+    assert "pipe: is a device or a pipe; name a file" in result.stderr
+    assert (tmp_path / "pipe").is_fifo()
+    assert not list(tmp_path.glob("results*"))
+
+
+def test_a_link_stays_one_and_what_it_names_is_written(model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "results.json").symlink_to("kept/results.json")
+    assert run(model, data, "-o", "results.json").exit_code == 0
+    assert (tmp_path / "results.json").is_symlink()
+    assert len(load(tmp_path / "kept" / "results.json")["result"]["results"]) == 4
+
+
+def test_runs_whose_names_differ_behind_a_dot_keep_their_own_scoreboards(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    for name in ("qwen3-0.6b", "qwen3-0.6b-int8", "all.json"):
+        assert run(model, data, "-o", name, "--types", "math").exit_code == 0
+    boards = {path.name for path in tmp_path.glob("*.scoreboard.json")}
+    assert boards == {"qwen3-0.6b.scoreboard.json", "qwen3-0.6b-int8.scoreboard.json", "all.scoreboard.json"}
+    assert len(list(tmp_path.glob("*.journal-*.jsonl"))) == 3
+
+
+def test_a_name_too_long_is_said_before_anything_is_asked(model: Path, data: Path, tmp_path: Path) -> None:
+    result = run(model, data, "--html", "x" * 250)
+    assert result.exit_code == 1
+    assert "name is too long; take a shorter one" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [data.name]
+
+
 def test_other_settings_are_announced(model: Path, data: Path) -> None:
     run(model, data, "-o", "results.json")
     result = run(model, data, "-o", "results.json", "--seed", 7)
