@@ -22,6 +22,11 @@ _logger = logging.getLogger(__name__)
 _MAX_CHARS = 2000
 _TIMEOUT_S = 10.0
 _START_TIMEOUT_S = 60.0
+# Not `-m`, which looks for modules in the working directory first: a random.py there would be run in place of Python's.
+_START = (
+    "import sys; sys.path.pop(0); import json; sys.path[:] = json.loads(sys.argv[1]); "
+    "from qcompile.evaluate.math_worker import main; sys.exit(main())"
+)
 _NUMBER = r"[+-]?\d{1,200}(?:\.\d{1,200})?(?:[eE][+-]?\d{1,3})?"
 _DELIMITERS = (("\\[", "\\]"), ("\\(", "\\)"), ("**", "**"))
 _THIN_SPACE = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}| )+(?=\d{3}(?!\d))")  # 1\,000 and 1{,}000
@@ -142,7 +147,7 @@ class _Worker:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.stop()
-        command = [sys.executable, "-m", "qcompile.evaluate.math_worker"]
+        command = [sys.executable, "-c", _START, json.dumps([str(place) for place in sys.path])]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

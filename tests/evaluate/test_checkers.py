@@ -1,6 +1,7 @@
 """Hand-written right and wrong texts of the four types, and properties of the gate, the extraction and the comparisons."""
 
 import re
+import sys
 import time
 from collections import Counter
 from fractions import Fraction
@@ -220,6 +221,15 @@ def test_a_bomb_is_wrong_and_the_next_answer_is_judged(bomb: str, monkeypatch: p
     started = time.monotonic()
     assert not is_same_math(bomb, "\\sqrt{5}")
     assert time.monotonic() - started < 20
+    assert is_same_math("\\sqrt{20}/2", "\\sqrt{5}")
+
+
+def test_files_in_the_working_directory_are_not_run_in_place_of_pythons(tmp_path, monkeypatch) -> None:
+    for name in ("random", "sympy", "math_verify"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [place for place in sys.path if place])
+    stop_worker()
     assert is_same_math("\\sqrt{20}/2", "\\sqrt{5}")
 
 
