@@ -81,7 +81,7 @@ def case_from_record(record: Any, line: int = 0) -> Case:
         prompt=prompt,
         choices=_choices(record, case_id, case_type),
         answers=_strings(record.get("answer"), "answer", case_id),
-        tests=_strings(record.get("tests"), "tests", case_id),
+        tests=_statements(record.get("tests"), case_id),
         line=line,
         extra={key: value for key, value in record.items() if key not in known},
     )
@@ -241,6 +241,13 @@ def _strings(value: Any, name: str, case_id: str) -> tuple[str, ...]:
     if any(not isinstance(entry, (str, int, float)) or isinstance(entry, bool) for entry in entries):
         raise EvaluateError(f"case {shown(case_id)}: {name!r} must be a string, a number or a list of them")
     return tuple(text for text in (_text_of(entry, name, case_id) for entry in entries) if text.strip())
+
+
+def _statements(value: Any, case_id: str) -> tuple[str, ...]:
+    """Tests are text: a number would be a statement that every program passes."""
+    if any(not isinstance(entry, str) for entry in _entries(value)):
+        raise EvaluateError(f"case {shown(case_id)}: 'tests' must be a string or a list of strings (Python statements)")
+    return _strings(value, "tests", case_id)
 
 
 def _entries(value: Any) -> list[Any]:

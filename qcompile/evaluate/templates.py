@@ -53,6 +53,10 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise EvaluateError(f"{path}: cannot be read as TOML: {error}") from None
+    except RecursionError:
+        raise EvaluateError(
+            f"{path}: cannot be read as TOML: lists or tables lie too deep inside one another"
+        ) from None
 
 
 def _entries(table: dict[str, Any], where: str) -> tuple[dict[tuple[str, str], str], str | None]:
@@ -63,7 +67,9 @@ def _entries(table: dict[str, Any], where: str) -> tuple[dict[tuple[str, str], s
     for case_type, by_language in table.items():
         if case_type == "system":
             continue
-        if case_type not in CASE_TYPES or not isinstance(by_language, dict):
+        if case_type in CASE_TYPES and not isinstance(by_language, dict):
+            raise EvaluateError(f'{where}: {case_type} is no table; write [{case_type}] and under it en = "..."')
+        if case_type not in CASE_TYPES:
             raise EvaluateError(f"{where}: [{case_type}] is no task type; one of {', '.join(CASE_TYPES)}")
         blanks = ("{prompt}", "{choices}") if case_type == "choice" else ("{prompt}",)
         for language, text in by_language.items():

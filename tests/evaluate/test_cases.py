@@ -17,6 +17,7 @@ from qcompile.evaluate.templates import Templates
 from qcompile.runtime.manifest import sha256_of
 
 GOOD = {"id": "good", "type": "math", "prompt": "1 + 1", "answer": 2}
+CODE = {"id": "x", "type": "code-generate", "prompt": "Write f."}
 
 
 def read(tmp_path: Path, *lines: Any) -> tuple[list[Case], list[str]]:
@@ -67,6 +68,10 @@ def read(tmp_path: Path, *lines: Any) -> tuple[list[Case], list[str]]:
         (
             {"id": "x", "type": "choice", "prompt": "?", "choices": {"A": float("-inf")}},
             "case 'x': 'choices' holds -inf, no finite number; write it as a string",
+        ),
+        *(
+            ({**CODE, "tests": tests}, "case 'x': 'tests' must be a string or a list of strings (Python statements)")
+            for tests in (1, ["assert f() == 1", 1], True, {"input": 1})
         ),
         ({**GOOD, "id": "x", "answer": True}, "case 'x': 'answer' must be a string, a number or a list of them"),
         ({"id": "x", "type": "choice", "prompt": "?"}, "case 'x': 'choices' must be an object such as"),
@@ -285,7 +290,8 @@ class TestTemplates:
             ("[math", "cannot be read as TOML"),
             ("system = 5", "'system' must be a string"),
             ("[maths]\nen = '{prompt}'", r"\[maths\] is no task type"),
-            ("math = '{prompt}'", r"\[math\] is no task type"),
+            ("math = '{prompt}'", r"math is no table; write \[math\] and under it en ="),
+            ("a = " + "[" * 20_000, "lists or tables lie too deep"),
             ("[math]\nde = '{prompt}'", "'de' is no language"),
             ("[math]\nen = 'no place'", r"the text must hold \{prompt\}"),
             ("[choice]\nen = '{prompt}'", r"\[choice\] en: the text must hold \{choices\}"),
