@@ -15,8 +15,24 @@ _logger = logging.getLogger(__name__)
 _DROPPED_IN_A_ROW = 3
 
 
+def is_first_process(state: Any) -> bool:
+    """Whether this process writes the records of a run on several devices."""
+    return bool(getattr(state, "is_world_process_zero", True))
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    """Whether a line of the log is of that step or before; one torn by a crash is of none."""
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 class StepLog(TrainerCallback):  # type: ignore[misc]
     """One JSON line per step, and a stop when the time is up.
+
+    Of several processes the first one writes. A resumed run takes the lines behind its checkpoint back, for it makes those
+    steps again; so the lines up to a checkpoint are written when it is saved.
 
     `keep` takes tensors without waiting for the device; they are read, and the lines written, when the trainer logs.
     Waiting for every step's loss leaves the device idle while Python prepares the next one: on an H100 that was half
@@ -36,6 +52,17 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         for name, value in values.items():
             self._current.setdefault(name, []).append(value.detach())
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take back the lines of steps that will be made again."""
+        if not is_first_process(state) or not self._path.exists():
+            return
+        kept = [
+            line for line in self._path.read_text(encoding="utf-8").splitlines() if _is_up_to(line, state.global_step)
+        ]
+        temporary = self._path.with_name(f"{self._path.name}.tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.replace(self._path)
+
     def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> Any:
         """Close the step's line and ask for a stop at the time limit."""
         spent = time.monotonic() - self._start
@@ -50,14 +77,22 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Write the steps since the last time; what the trainer itself reports joins the last of them."""
+        spent = round(time.monotonic() - self._start, 3)
+        self._lines = self._lines or [{"step": state.global_step, "seconds": spent}]
+        self._lines[-1] = {**(logs or {}), **self._lines[-1]}
+        self._write(state)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the steps up to the checkpoint: a run resumed from it does not make them again."""
+        self._write(state)
+
+    def _write(self, state: Any) -> None:
         lines, self._lines = self._lines, []
         for line in lines:
             line |= {key: value.item() for key, value in line.items() if isinstance(value, Tensor)}
-        spent = round(time.monotonic() - self._start, 3)
-        lines = lines or [{"step": state.global_step, "seconds": spent}]
-        lines[-1] = {**(logs or {}), **lines[-1]}
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(line) + "\n" for line in lines)
+        if is_first_process(state):
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(line) + "\n" for line in lines)
         for line in lines:
             if not math.isfinite(line.get("loss", 0.0)):
                 raise FloatingPointError(f"step {line['step']}: the loss is {line['loss']}; lower the learning rate")

@@ -138,7 +138,8 @@ def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
     """Run a stage; returns the directory of the trained model."""
     out.mkdir(parents=True, exist_ok=True)
     if not resume:
-        (out / "steps.jsonl").unlink(missing_ok=True)
+        for name in ("steps.jsonl", "validation.jsonl"):
+            (out / name).unlink(missing_ok=True)
     start = time.monotonic()
     sound_attention()
     tokenizer = load_tokenizer(settings.model)
@@ -165,7 +166,7 @@ def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
     else:
         trainer = sft_trainer(settings, model, tokenizer, rows, out, teacher)
     begin = time.monotonic()
-    trainer.train(resume_from_checkpoint=resume or None)
+    trainer.train(resume_from_checkpoint=str(checkpoints(out)[-1]) if resume else None)
     took = time.monotonic() - begin
     print(f"{settings.stage}: {trainer.state.global_step} steps in {took:.1f} s", flush=True)
     trained = trainer.accelerator.unwrap_model(trainer.model)
@@ -174,6 +175,28 @@ def train(settings: Settings, out: Path, *, resume: bool = False) -> Path:
     if trainer.accelerator.is_main_process:
         save_model(trained, settings.model, out / "model")
     return out / "model"
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The whole checkpoints of a run, the oldest first: what ends a checkpoint is its trainer_state.json."""
+    found = [path.parent for path in (out / "trainer").glob("checkpoint-*/trainer_state.json")]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+
+
+def check_checkpoints(out: Path, *, resume: bool) -> None:
+    """Look at what an earlier run left, before anything is loaded or written.
+
+    Raises:
+        ValueError: There is nothing to resume, or what there is would be taken for this run's when it is resumed.
+    """
+    found = checkpoints(out)
+    if resume and not found:
+        raise ValueError(
+            f"{out / 'trainer'} has no whole checkpoint; without --resume the run begins anew, "
+            "--set save_every=N keeps checkpoints"
+        )
+    if found and not resume:
+        raise ValueError(f"{found[-1]} is of an earlier run; --resume goes on from it, or give another --out")
 
 
 def check_sources(settings: Settings) -> None:
@@ -193,6 +216,8 @@ def check_sources(settings: Settings) -> None:
         model_directory(settings.teacher)
     if settings.rows and not Path(settings.rows).is_dir():
         raise argparse.ArgumentTypeError(f"{settings.rows} is no directory; wanted rows saved by `corpus.solved`")
+    if settings.rows and not (Path(settings.rows) / "state.json").is_file():
+        raise argparse.ArgumentTypeError(f"{settings.rows} has no state.json; wanted rows saved by `corpus.solved`")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -206,6 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         settings = Settings.load(options.recipe, options.overrides)
         check_sources(settings)
+        check_checkpoints(options.out, resume=options.resume)
     except (ValueError, argparse.ArgumentTypeError) as error:
         parser.error(str(error))
     train(settings, options.out, resume=options.resume)

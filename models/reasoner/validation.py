@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from models.reasoner import corpus
+from models.reasoner.callbacks import is_first_process
 from models.reasoner.generate import ROWS, Generator
 from models.reasoner.problem import TYPES
 from models.reasoner.rewards import is_well_formed, judge, problem_of
@@ -96,15 +97,15 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         self._validation, self._path, self._every_s, self._average = validation, path, every_s, average
         self._save_end = save_end
         self._begin = self._last = time.monotonic()
-        self._best = -1.0
+        self._best, self._writes = -1.0, True
         self._start: dict[str, Tensor] = {}
         self._state: dict[str, Tensor] = {}
         self._mean: dict[str, Tensor] = {}
-        path.unlink(missing_ok=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """The start."""
         self._begin = time.monotonic()
+        self._writes = is_first_process(state)
         self._start = _copied(model)
         if self._average:
             self._mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -124,7 +125,8 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """The end, and points before it; then put the best weights into the model."""
         self._measure_mean(model, state.global_step)
-        self._save_end(model)
+        if self._writes:
+            self._save_end(model)
         end = _copied(model)
         for share in _SHARES:
             model.load_state_dict({name: torch.lerp(self._start[name], end[name], share) for name in end})
@@ -141,8 +143,9 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         found = self._validation.measure(model)
         self._last = time.monotonic()
         line = {"step": step, "share": share, "seconds": round(self._last - self._begin, 1), **found}
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        if self._writes:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
         shown = {name: value for name, value in line.items() if name != "families"}
         print(f"validation: {shown}", flush=True)
         if found["accuracy"] > self._best:

@@ -10,6 +10,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # the li
 
 from models.reasoner.architectures import WEIGHTS  # noqa: E402
 from models.reasoner.merge import main as merging  # noqa: E402
+from models.reasoner.train import checkpoints  # noqa: E402
 from models.reasoner.train import main as training  # noqa: E402
 
 
@@ -25,6 +26,8 @@ from models.reasoner.train import main as training  # noqa: E402
         (["student-distill"], "no teacher to learn from; give --set teacher=DIR"),
         (["student-distill", "--set", "teacher=teacher"], "teacher has no config.json"),
         (["student-sft", "--set", "rows=gone"], "gone is no directory; wanted rows saved by `corpus.solved`"),
+        (["student-sft", "--set", "rows=."], ". has no state.json; wanted rows saved by `corpus.solved`"),
+        (["student-sft", "--resume"], "run/trainer has no whole checkpoint; without --resume the run begins anew"),
         (["student-sft", "--set", "steps=abc"], "setting steps is 'abc'; wanted a whole number"),
         (["student-sft", "--set", "learning_rate=x"], "setting learning_rate is 'x'; wanted a number"),
         (["student-sft", "--set", "steps=-5"], "setting steps is '-5'; wanted 1 or more"),
@@ -46,6 +49,23 @@ def test_wrong_options_are_said_in_one_line_before_anything_is_written(
     assert end.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_an_earlier_run_is_not_mixed_with_a_new_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (20, 100):
+        (tmp_path / "trainer" / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / "trainer" / f"checkpoint-{step}" / "trainer_state.json").touch()
+    (tmp_path / "trainer" / "checkpoint-120").mkdir()  # a crash while it was written
+    (tmp_path / "steps.jsonl").write_text("kept\n")
+    with pytest.raises(SystemExit) as end:
+        training(["student-sft", "--out", str(tmp_path)])
+    assert end.value.code == 2
+    assert (
+        "checkpoint-100 is of an earlier run; --resume goes on from it, or give another --out"
+        in capsys.readouterr().err
+    )
+    assert (tmp_path / "steps.jsonl").read_text() == "kept\n"
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
 
 
 @pytest.mark.parametrize("command", ["merge", "train"])
