@@ -143,6 +143,8 @@ def main(arguments: list[str] | None = None) -> None:
     sample.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.command == "test":
+        if not options.out.is_dir():
+            parser.error(f"--out {options.out}: is no directory; make it first")
         write_cases(options.out / "test.jsonl", test_set(is_hard=False))
         write_cases(options.out / "test_hard.jsonl", test_set(is_hard=True))
         return

@@ -67,12 +67,28 @@ def show(name: str, entry: dict[str, Any]) -> str:
     )
 
 
+def _output_file(text: str) -> Path:
+    """What a command line names as a file to write, looked at before minutes of answering."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written; wanted a file in a directory that exists")
+    return path
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number, 0 or more")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Score checkpoints on the two test sets.")
     parser.add_argument("models", nargs="+", type=model_directory)
-    parser.add_argument("--validate", type=int, default=0, help="also so many hard problems of the validation split")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--validate", type=_number, default=0, help="also so many hard problems of the validation split"
+    )
+    parser.add_argument("--out", type=_output_file)
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = False

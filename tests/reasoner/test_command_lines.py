@@ -9,7 +9,9 @@ pytest.importorskip("trl")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # the libraries deprecate each other
 
 from models.reasoner.architectures import WEIGHTS  # noqa: E402
+from models.reasoner.data import main as making  # noqa: E402
 from models.reasoner.merge import main as merging  # noqa: E402
+from models.reasoner.score import main as scoring  # noqa: E402
 from models.reasoner.train import checkpoints  # noqa: E402
 from models.reasoner.train import main as training  # noqa: E402
 
@@ -76,3 +78,27 @@ def test_a_file_is_no_place_to_write_a_model(command: str, out: str, tmp_path, c
         (merging if command == "merge" else training)([str(WEIGHTS), "--out", str(tmp_path / out)])
     assert end.value.code == 2
     assert f"{tmp_path / 'file'} is a file; wanted a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "gone/scores.json"], "gone/scores.json cannot be written; wanted a file in a directory that exists"),
+        (["--out", "."], ". cannot be written; wanted a file"),
+        (["--validate", "-5"], "'-5'; wanted a whole number, 0 or more"),
+    ],
+)
+def test_scoring_says_what_is_wrong_before_it_asks_anything(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setattr("models.reasoner.score.load_model", None)
+    with pytest.raises(SystemExit) as end:
+        scoring([str(WEIGHTS), *options])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_test_sets_are_written_into_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        making(["test", "--out", str(tmp_path / "gone")])
+    assert f"--out {tmp_path / 'gone'}: is no directory; make it first" in capsys.readouterr().err
