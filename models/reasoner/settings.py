@@ -1,6 +1,7 @@
 """Training settings: defaults, named recipes from recipes.toml, and `--set key=value` on top."""
 
 import math
+import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,36 @@ class Settings:
         """The recipe's table with `key=value` overrides.
 
         Raises:
-            ValueError: An unknown recipe or key, or a value of the wrong kind or out of its range.
+            ValueError: An unknown recipe or key, a value of the wrong kind or out of its range, or values that do not fit
+                each other.
         """
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         if recipe not in tables:
             raise ValueError(f"{path.name} has no recipe {recipe!r}; it has {', '.join(tables)}")
         settings = _updated(cls(), tables[recipe])
-        return _updated(settings, dict(_split(text) for text in overrides))
+        settings = _updated(settings, dict(_split(text) for text in overrides))
+        if settings.stage == "grpo":
+            _check_grpo(settings)
+        return settings
+
+
+def _check_grpo(settings: Settings) -> None:
+    """Say what TRL would say only after the data is made.
+
+    Raises:
+        ValueError: A rollout is not whole groups, or whole weights are asked of a model that trains adapters.
+    """
+    at_once = settings.batch_size * settings.accumulate * settings.minibatches * int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.group < 2 or at_once % settings.group:
+        raise ValueError(
+            f"setting group is {settings.group}; wanted 2 or more that divide the {at_once} completions of a rollout "
+            "(batch_size * accumulate * minibatches * devices)"
+        )
+    if settings.lora_rank and (settings.rollout == "fast" or settings.validate):
+        raise ValueError(
+            f"setting lora_rank is {settings.lora_rank}; rollout=fast and validate want whole weights: give "
+            "--set rollout=trl --set validate=0, or --set lora_rank=0"
+        )
 
 
 def _split(text: str) -> tuple[str, str]:

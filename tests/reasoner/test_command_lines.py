@@ -39,6 +39,13 @@ from models.reasoner.train import main as training  # noqa: E402
         (["student-sft", "--set", "bf16_on_cpu=maybe"], "setting bf16_on_cpu is 'maybe'; wanted true or false"),
         (["student-sft", "--set", "hard_share=7"], "setting hard_share is '7'; wanted a share from 0 to 1"),
         (["student-sft", "--set", "average=1"], "setting average is '1'; wanted 0 or more and below 1"),
+        (["student-grpo", "--set", "group=1"], "setting group is 1; wanted 2 or more that divide the 4096 completions"),
+        (["student-grpo", "--set", "group=3"], "setting group is 3; wanted 2 or more that divide the 4096 completions"),
+        (
+            ["student-grpo", "--set", "lora_rank=8"],
+            "setting lora_rank is 8; rollout=fast and validate want whole weights",
+        ),
+        (["qwen-grpo", "--set", "validate=9"], "setting lora_rank is 32; rollout=fast and validate want whole weights"),
         (["student-sft", "--set", "rollout=slow"], "setting rollout is 'slow'; wanted fast or trl"),
     ],
 )
