@@ -71,6 +71,7 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def _divergence(self, said: Tensor, told: Tensor) -> Tensor:
-        t = self._temperature
+        t, width = self._temperature, min(said.shape[-1], told.shape[-1])
+        said, told = said[:, :width], told[:, :width]  # what is beyond is padding of a table, no token
         student, teacher = functional.log_softmax(said / t, dim=-1), functional.log_softmax(told / t, dim=-1)
         return t * t * functional.kl_div(student, teacher, reduction="sum", log_target=True)

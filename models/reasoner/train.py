@@ -214,6 +214,14 @@ def check_sources(settings: Settings) -> None:
         if not settings.teacher:
             raise ValueError("no teacher to learn from; give --set teacher=DIR, a directory in Hugging Face form")
         model_directory(settings.teacher)
+        own, other = (
+            {number: token for token, number in load_tokenizer(name).get_vocab().items()}
+            for name in (settings.model, settings.teacher)
+        )
+        if any(own[number] != other[number] for number in own.keys() & other.keys()):
+            raise ValueError(
+                f"{settings.teacher} has another vocabulary than {settings.model}; its logits teach nothing"
+            )
     if settings.rows and not Path(settings.rows).is_dir():
         raise argparse.ArgumentTypeError(f"{settings.rows} is no directory; wanted rows saved by `corpus.solved`")
     if settings.rows and not (Path(settings.rows) / "state.json").is_file():

@@ -1,5 +1,7 @@
 """Wrong options of the training commands: one line, before anything is loaded or written."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,18 @@ def test_wrong_options_are_said_in_one_line_before_anything_is_written(
     assert end.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("config.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(WEIGHTS / name, tmp_path / name)
+    tokenizer = json.loads((WEIGHTS / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        training(["student-distill", "--set", f"teacher={tmp_path}", "--set", "model=student", "--out", "run"])
+    assert f"{tmp_path} has another vocabulary than student" in capsys.readouterr().err
 
 
 def test_an_earlier_run_is_not_mixed_with_a_new_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
