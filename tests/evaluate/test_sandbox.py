@@ -366,6 +366,29 @@ def test_nothing_is_left_running() -> None:
     assert "sandbox_child.py" not in listed or sys.platform == "darwin"
 
 
+@needs_seccomp
+def test_code_ends_with_the_process_that_watches_it() -> None:
+    program = (
+        "from qcompile.evaluate.sandbox import *; run_code('import time; time.sleep(60)', [], Limits(wall_s=60.0))"
+    )
+    watcher = subprocess.Popen([sys.executable, "-c", program])
+
+    def children() -> list[str]:
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(watcher.pid)], capture_output=True, text=True)
+        return [pid for pid in listed.stdout.split() if "Seccomp:\t2" in Path(f"/proc/{pid}/status").read_text()]
+
+    deadline = time.monotonic() + 30
+    while not (inside := children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    watcher.kill()
+    watcher.wait()
+    ask = ["ps", "-o", "stat=", "-p", inside[0]]
+    deadline = time.monotonic() + 5
+    while (is_left := subprocess.run(ask, capture_output=True).stdout[:1] not in b"Z") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_left
+
+
 def test_what_the_sandbox_had_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qcompile.evaluate.sandbox._warned", set())
     assert run("").isolation.endswith("rlimits+audit hook")
