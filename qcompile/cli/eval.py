@@ -118,14 +118,14 @@ def command(
     if not task.cases:
         raise EvaluateError(f"{data}: {'no case of the wanted types' if cases else 'not one line is a case'}")
     record = _run(directory, task, threads=options["threads"], batch_size=options["batch_size"])
+    if html is not None:  # before anything is printed: who reads the table may stop, as `head` does
+        from qcompile.evaluate.page import write_page
+
+        write_page(record, html)
     if as_json:
         click.echo(json.dumps({k: v for k, v in record.items() if k != "cases"}, ensure_ascii=False, indent=2))
     else:
         print_whole(Console(highlight=False), render(record))
-    if html is not None:
-        from qcompile.evaluate.page import write_page
-
-        write_page(record, html)
     _say_where(task.output, html)
 
 

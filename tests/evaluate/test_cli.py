@@ -255,6 +255,17 @@ def test_a_name_too_long_is_said_before_anything_is_asked(model: Path, data: Pat
     assert [path.name for path in tmp_path.iterdir()] == [data.name]
 
 
+def test_the_page_is_written_when_nobody_reads_the_table(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("qcompile.cli.eval.print_whole", gone)
+    assert run(model, data, "-o", "results.json", "--html", "page.html").exit_code != 0
+    assert "<details" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_other_settings_are_announced(model: Path, data: Path) -> None:
     run(model, data, "-o", "results.json")
     result = run(model, data, "-o", "results.json", "--seed", 7)
