@@ -1,10 +1,14 @@
 r"""One way of writing for the many: full-width characters, `√2`, `5万`, and what stands in or around `\boxed{}`."""
 
 import re
+import unicodedata
 from decimal import Decimal
 
 _NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # not NFKC, which makes 52 of 5²
 _ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?|[A-Za-z])|\{([^{}]*)\}|\(([^()]*)\))")
+_LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_PART = re.compile(r"((?<![\d.])\d{1,200})?([¼-¾⅐-⅞])")  # behind a whole number it makes a mixed one
 _TENS = {"十": 1, "百": 2, "千": 3, "万": 4, "亿": 8, "hundred": 2, "thousand": 3, "million": 6, "billion": 9}
 _TENS |= {"trillion": 12}
 CHINESE_TENS = r"(?:[十万亿]|百(?!分)|千(?![克米瓦卡赫帕焦伏字])){1,4}"
@@ -29,8 +33,10 @@ _DIGITS = re.compile(r"\d+(?:\.\d+)?")
 
 
 def plainly_written(text: str) -> str:
-    r"""The text with ASCII for full-width characters, `\\sqrt` for `√` and digits for numeral words."""
+    r"""The text with ASCII for full-width characters, LaTeX for `√2`, `x²` and `½`, and digits for numeral words."""
     text = _ROOT.sub(lambda found: f"\\sqrt{{{found[1] or found[2] or found[3] or ''}}}", text.translate(_NARROW))
+    text = _RAISED.sub(_lowered, text)
+    text = _PART.sub(_written_out, text)
     return _NUMERAL_WORD.sub(_digits, text)
 
 
@@ -47,6 +53,16 @@ def boxed_value(text: str) -> str | None:
         first -= 1
     values = [_with_glue(text, *box) for box in boxes[first:]]
     return values[0] if len(set(values)) == 1 else ", ".join(values)
+
+
+def _lowered(found: re.Match[str]) -> str:
+    power = found[0].translate(_LOWERED)
+    return f"^{power}" if len(power) == 1 else f"^{{{power}}}"
+
+
+def _written_out(found: re.Match[str]) -> str:
+    over, under = unicodedata.normalize("NFKC", found[2]).split("\u2044")
+    return f"{found[1]} {over}/{under}" if found[1] else f"\\frac{{{over}}}{{{under}}}"
 
 
 def _digits(found: re.Match[str]) -> str:
