@@ -10,7 +10,7 @@ from qcompile.evaluate.interrupt import deferred_interrupt
 from qcompile.evaluate.journal import Journal
 from qcompile.evaluate.runner import Request
 from qcompile.evaluate.sample import Judgement
-from qcompile.evaluate.sandbox import Limits
+from qcompile.evaluate.sandbox import Limits, stop_running
 from qcompile.evaluate.settings import digest_of
 from qcompile.runtime.host import default_threads
 
@@ -74,6 +74,8 @@ def judge_all(
         finally:
             for future in waiting:
                 future.cancel()
+            if waiting:  # programs that wait for their time limit are not waited for
+                stop_running()
         if waiting or is_interrupted():
             raise KeyboardInterrupt
 

@@ -16,6 +16,7 @@ def each_program_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same few programs over and over: each is really run, once; nobody waits for the disk."""
     monkeypatch.setattr(checkers, "run_code", _run_code)
     monkeypatch.setattr("os.fsync", lambda _: None)
+    monkeypatch.setattr("qcompile.evaluate.judging.stop_running", lambda: None)  # a killed one must not be remembered
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qcompile.errors import EvaluateError
-from qcompile.evaluate import Case, judging
+from qcompile.evaluate import Case, judging, sandbox
 from qcompile.evaluate.checkers import Verdict
 from qcompile.evaluate.evaluate import identity
 from qcompile.evaluate.journal import Journal, journal_path, other_runs
@@ -78,6 +78,29 @@ class TestResumption:
         after = scoreboard(run(engine, task_of(data)))
         assert engine.asked == []
         assert before != after
+
+    def test_an_interruption_waits_for_no_program(
+        self, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pressed: list[str] = []
+
+        def sleeping(case: Case, *_: object) -> Verdict:
+            if case.type == "code-generate":
+                if not pressed:
+                    pressed.append(case.id)
+                    os.kill(os.getpid(), signal.SIGINT)
+                sandbox.run_code("import time; time.sleep(60)", [], sandbox.Limits(wall_s=60.0))
+            return Verdict(True, "")
+
+        monkeypatch.setattr(judging, "check_answer", sleeping)
+        monkeypatch.setattr(judging, "stop_running", lambda: (time.sleep(1), sandbox.stop_running()))
+        monkeypatch.setattr(judging, "default_threads", lambda: 1)
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run(engine_in(tmp_path), task_of(write(tmp_path / "one.jsonl", records(1))))
+        assert time.monotonic() - started < 30
+        with Journal(tmp_path / "results.json", identity(tmp_path / "model", SETTINGS)) as journal:
+            assert all(judgement.is_correct for judgement in journal.judgements.values())
 
     def test_an_interruption_while_judging(self, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[str] = []
