@@ -1,7 +1,9 @@
 """Reading a case file: one JSON object a line, every bad line reported with its number, the rest still runs."""
 
+import ast
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -102,6 +104,21 @@ def doubt_about(case: Case, record: dict[str, Any]) -> str:
             return f"case {shown(case.id)}: answer {shown(strange[0])} is none of its choices {', '.join(case.choices)}"
     if case.type == "code-generate" and case.answers and not case.tests:
         return f"case {shown(case.id)}: code is judged by 'tests', it has only an 'answer': not judged"
+    for number, test in enumerate(case.tests if case.type == "code-generate" else (), 1):
+        if fault := _python_fault(test):
+            return f"case {shown(case.id)}: test {number} is no Python ({fault}): no program passes it"
+    return ""
+
+
+def _python_fault(text: str) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(text)
+    except SyntaxError as error:
+        return error.msg
+    except (ValueError, RecursionError, MemoryError) as error:  # a zero byte; brackets in brackets by the hundred
+        return str(error) or type(error).__name__
     return ""
 
 

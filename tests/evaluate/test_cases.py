@@ -118,6 +118,10 @@ def test_a_bad_line_is_reported_and_the_others_are_read(tmp_path: Path, line: An
             "line 1: case 'x': code is judged by 'tests', it has only an 'answer': not judged",
         ),
         (
+            {**CODE, "tests": ["assert f() == 1", "assert f() == "]},
+            "line 1: case 'x': test 2 is no Python (invalid syntax): no program passes it",
+        ),
+        (
             {"id": "x", "type": "code-generate", "prompt": "?", "tests": ""},
             "line 1: case 'x': 'tests' has empty text: not judged; fill it in or leave it out",
         ),
