@@ -21,7 +21,8 @@ _MANY_OUT = 8192
 _MANY = (8, 128, 2, 1)  # BLOCK_N, words of a row of the tile, STAGES, warps, for one row of x
 _FEW = (4, 512, 2, 4)  # the same where results are so few that warps have to share them
 _DOT_GROUP = 128  # the words of a smaller group are too few for tl.dot: row by row then
-_ONE_ROW = (32, 2, 3)  # BLOCK_N, BLOCK_G (so many warps) and num_stages of one row on the matrix units
+_ONE_ROW = (32, 2)  # BLOCK_N and BLOCK_G (so many warps) of one row on the matrix units
+_ONE_ROW_STAGES = (3, 2)  # num_stages of it, whole and in slices of K
 _ONE_ROW_RESIDENT = 10  # programs of it that a multiprocessor has at a time, by registers: some 90 a thread
 _ONE_ROW_GROUPS = 6  # of a slice, at least
 _SEVERAL_ROWS = (  # the same of several rows, each for so many blocks of BLOCK_N to a multiprocessor, or more
@@ -140,7 +141,7 @@ def choose(x: torch.Tensor, num_rows: int, num_out: int, num_groups: int, group:
         return _several_rows(x, num_rows, num_out)
     splits = one_row_slices(x, num_out, num_groups)
     if group >= _DOT_GROUP and x.dtype != torch.float32 and splits:
-        return dot_tile(x, num_rows, *_ONE_ROW, splits)
+        return dot_tile(x, num_rows, *_ONE_ROW, _ONE_ROW_STAGES[splits > 1], splits)
     block_n, words, stages, warps = _MANY if num_out >= _MANY_OUT else _FEW
     block_groups = min(power_of_two(num_groups), words // (group // 8))
     return Launch({"BLOCK_N": block_n, "BLOCK_G": block_groups, "GROUP": group, "STAGES": stages}, {"num_warps": warps})
