@@ -15,10 +15,11 @@ from qcompile.errors import AtcError, GraphError
 from tests.ascend.faults import Fault, changed, input_dim
 from tests.ascend.faults_model import MODEL_FAULTS
 from tests.ascend.faults_nodes import NODE_FAULTS
+from tests.ascend.faults_operands import OPERAND_FAULTS
 from tests.ascend.faults_quant import QUANT_FAULTS
 from tests.ascend.graphs import CLEAN, attention_layer, constants, flash_attention, norm_model, parsed, saved
 
-FAULTS = [*MODEL_FAULTS, *NODE_FAULTS, *QUANT_FAULTS]
+FAULTS = [*MODEL_FAULTS, *NODE_FAULTS, *OPERAND_FAULTS, *QUANT_FAULTS]
 
 
 def report_on(path, chip="910b4", cann="8.1", options=None):

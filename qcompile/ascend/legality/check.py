@@ -13,6 +13,8 @@ from qcompile.ascend.legality.model_rules import MODEL_RULES
 from qcompile.ascend.legality.node_rules import NODE_RULES
 from qcompile.ascend.legality.npu_rules import NPU_RULES
 from qcompile.ascend.legality.onnx_file import read_onnx
+from qcompile.ascend.legality.operand_rules import OPERAND_MODEL_RULES, OPERAND_RULES
+from qcompile.ascend.legality.precision_rules import PRECISION_RULES
 from qcompile.ascend.legality.quant_rules import QUANT_RULES
 from qcompile.ascend.legality.rule import AtcOptions, Context
 from qcompile.ascend.legality.view import GraphView
@@ -52,9 +54,9 @@ def check_model(
 
 
 def _findings(context: Context) -> Iterator[Finding]:
-    for model_rule in (*MODEL_RULES, *FORM_MODEL_RULES):
+    for model_rule in (*MODEL_RULES, *PRECISION_RULES, *FORM_MODEL_RULES, *OPERAND_MODEL_RULES):
         yield from model_rule(context)
-    rules = (*NODE_RULES, *FORM_RULES, *NPU_RULES, *ATTENTION_RULES, *QUANT_RULES)
+    rules = (*NODE_RULES, *OPERAND_RULES, *FORM_RULES, *NPU_RULES, *ATTENTION_RULES, *QUANT_RULES)
     for node in context.view.nodes:
         for rule in rules:
             yield from rule(context, node)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import onnx
 
 from qcompile.ascend.chips import Cann
 from qcompile.ascend.legality.finding import Finding
 from qcompile.ascend.legality.rule import REFUSED, SLOW, WRONG, Context, ModelRule, NodeRule, about, about_model
-from qcompile.ascend.legality.types import FLOATS, output_dtype
+from qcompile.ascend.legality.types import DTYPES, FLOATS, output_dtype
 from qcompile.ascend.legality.view import Node
 
 _MAX_SCANNED_BYTES = 64 << 20
@@ -210,6 +211,27 @@ def infinities(context: Context) -> Iterator[Finding]:
         )
 
 
+def infinite_fill(context: Context, node: Node) -> Iterator[Finding]:
+    """ConstantOfShape with an infinite or NaN value, such as a mask of -inf."""
+    fill = next((a.t for a in node.proto.attribute if a.name == "value" and a.HasField("t")), None)
+    if node.op != "ConstantOfShape" or fill is None or DTYPES.get(fill.data_type) not in FLOATS:
+        return
+    try:
+        number = onnx.numpy_helper.to_array(fill).astype(np.float32)
+    except (ValueError, TypeError):
+        return
+    if not bool(np.isfinite(number).all()):
+        yield about(
+            node,
+            "infinite-constant",
+            "",
+            effect=WRONG,
+            seen=f"a tensor filled with {float(number.ravel()[0]):g}",
+            wanted="a finite minimum such as -65504",
+            cure="write masks with -65504 (fp16) or -1e4, never -inf",
+        )
+
+
 def overflowing_cast(context: Context, node: Node) -> Iterator[Finding]:
     """A constant beyond fp16's range becomes infinite when it is cast."""
     outputs = [value for value in node.outputs if value is not None]
@@ -239,6 +261,7 @@ FORM_RULES: tuple[NodeRule, ...] = (
     cast_to_int8,
     value_info,
     stated_type,
+    infinite_fill,
     overflowing_cast,
 )
 FORM_MODEL_RULES: tuple[ModelRule, ...] = (infinities, untyped_values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -34,6 +35,7 @@ def quant_matmul(context: Context, node: Node) -> Iterator[Finding]:
             cure = "store x2 as [N,K] with transpose_x2 = 1, or leave the layer in fp16"
             yield _limit(node, "quant-dimension", f"last dimension of {name} is {last}", f"at most {_MAX_DIM}", cure)
     yield from _inner_dimension(node, x1, x2)
+    yield from _row_and_column_lengths(node, x1, x2)
     yield from _scale_types(context, node)
     if context.chip.family == "310P":
         yield from _on_310p(node)
@@ -48,6 +50,20 @@ def _inner_dimension(node: Node, x1: Value | None, x2: Value | None) -> Iterator
     if None not in (inner, other) and inner != other:
         seen = f"x1 {shape_text(x1.shape)}, x2 {shape_text(x2.shape)}"
         yield about(node, "quant-shape", "E14001", seen=seen, wanted="one K", cure="check transpose_x2")
+
+
+def _row_and_column_lengths(node: Node, x1: Value | None, x2: Value | None) -> Iterator[Finding]:
+    """One scale (or one per column), one bias per column, one pertoken_scale per row."""
+    given = node.attributes
+    rows = x1.shape[-1 if given.get("transpose_x1") else -2] if x1 and x1.shape and len(x1.shape) > 1 else None
+    columns = x2.shape[-2 if given.get("transpose_x2") else -1] if x2 and x2.shape and len(x2.shape) > 1 else None
+    for index, name, wanted in ((2, "scale", {1, columns}), (4, "bias", {columns}), (5, "pertoken_scale", {rows})):
+        value = node.input(index)
+        if value is None or not value.is_static or not value.shape or None in wanted or value.shape[-1] in wanted:
+            continue
+        lengths = " or ".join(str(length) for length in sorted(filter(None, wanted)))
+        seen = f"{name} {shape_text(value.shape)}"
+        yield about(node, "scale-shape", "E14001", seen=seen, wanted=f"{lengths} of them", cure="correct it")
 
 
 def _scale_types(context: Context, node: Node) -> Iterator[Finding]:
@@ -65,6 +81,8 @@ def _scale_types(context: Context, node: Node) -> Iterator[Finding]:
         )
     elif made == "i8" and offset is None:
         yield _types(node, "output i8 without offset", "offset f32", "connect it")
+    if offset is not None and made != "i8":
+        yield _types(node, f"an offset for output {made}", "offset for i8 only", "leave it out, or set dtype to 2")
     if per_token is not None and scale.dtype in {"u64", "i64"}:
         yield _types(node, f"pertoken_scale with a {scale.dtype} scale", "an f32 scale", "use f32 scales per token")
     biases = _BIAS_BY_SCALE.get(scale.dtype, set()) | (
@@ -249,6 +267,31 @@ def int8_matmul(context: Context, node: Node) -> Iterator[Finding]:
         )
 
 
+def column_scales(context: Context, node: Node) -> Iterator[Finding]:
+    """NPUDynamicQuant, NPUAscendQuantV2: factors are one for all, or one per column (of the axis)."""
+    if node.op not in {"NPUDynamicQuant", "NPUDynamicQuantV2", "NPUAscendQuantV2"}:
+        return
+    x, axis = node.input(0), node.integer("axis", -1) if node.op == "NPUAscendQuantV2" else -1
+    if x is None or not x.shape:
+        return
+    if not -len(x.shape) <= axis < len(x.shape):
+        seen, wanted = f"axis {axis} of x {shape_text(x.shape)}", f"below {len(x.shape)}"
+        yield about(node, "scale-shape", "E14001", seen=seen, wanted=wanted, cure="set axis to -1")
+        return
+    length = x.shape[axis]
+    is_quant = node.op == "NPUAscendQuantV2"
+    for value in node.inputs[1:3] if is_quant else node.inputs[1:2]:
+        sizes = {1, length} if is_quant else {length}
+        if (
+            value is not None
+            and length is not None
+            and value.is_static
+            and math.prod(dim or 1 for dim in value.shape or ()) not in sizes
+        ):
+            seen = f"'{value.name}' {shape_text(value.shape)} for x {shape_text(x.shape)}"
+            yield about(node, "scale-shape", "E14001", seen=seen, wanted=f"{length} of them", cure="correct it")
+
+
 def dynamic_quant(context: Context, node: Node) -> Iterator[Finding]:
     """NPUDynamicQuant: the scale has one value per row."""
     if node.op not in {"NPUDynamicQuant", "NPUDynamicQuantV2"} or len(node.outputs) < 2:
@@ -283,5 +326,6 @@ QUANT_RULES: tuple[NodeRule, ...] = (
     ascend_quant,
     ascend_dequant,
     int8_matmul,
+    column_scales,
     dynamic_quant,
 )

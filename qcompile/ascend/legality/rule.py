@@ -24,6 +24,8 @@ PRECISION_MODES = {
         }
     ),
 }  # fmt: skip
+BFLOAT16_MODES = frozenset({"allow_mix_precision_bf16", "allow_fp32_to_bf16", "mixed_bfloat16"})
+MODES_OF_NEWER_CHIPS = frozenset({"mixed_hif8", "cube_hif8"})  # the 950
 
 
 @dataclass(frozen=True)

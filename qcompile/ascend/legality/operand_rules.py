@@ -1,0 +1,113 @@
+"""Rules about what a node is given: values that exist, operands of one type, inner dimensions that agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+
+from qcompile.ascend.legality.finding import Finding
+from qcompile.ascend.legality.rule import Context, ModelRule, NodeRule, about, about_model, shape_text
+from qcompile.ascend.legality.view import Node, Value
+
+
+def made_once(context: Context, node: Node) -> Iterator[Finding]:
+    """Every input is made by something, and every output by this node alone."""
+    if node.in_subgraph:
+        return  # a branch's names are its own
+    sparse = {tensor.values.name for tensor in context.view.model.graph.sparse_initializer}
+    for value in node.inputs:
+        if value is not None and not _exists(value) and value.name not in sparse:
+            yield about(
+                node,
+                "input-undefined",
+                "E19999",
+                seen=f"the input '{value.name}', which nothing makes",
+                wanted="a graph input, an initializer or another node's output",
+                cure="export the graph again, or connect the input",
+            )
+    for value in node.outputs:
+        if value is not None and (value.producer is not node or value.is_input or value.tensor is not None):
+            if value.tensor is not None and node.op == "Constant":
+                continue  # its own number
+            yield about(
+                node,
+                "output-defined-twice",
+                "E19999",
+                seen=f"the output '{value.name}', which something else makes too",
+                wanted="a name of its own",
+                cure="rename one of them",
+            )
+
+
+def outputs_exist(context: Context) -> Iterator[Finding]:
+    """Every output of the graph is made by something."""
+    for value in context.view.outputs:
+        if not _exists(value) and context.view.nodes:
+            yield about_model(
+                "input-undefined",
+                "E19999",
+                name=value.name,
+                seen=f"the graph's output '{value.name}', which nothing makes",
+                wanted="a node's output",
+                cure="export the graph again, or take the output away",
+            )
+
+
+def _exists(value: Value) -> bool:
+    return value.producer is not None or value.is_input or value.tensor is not None
+
+
+def one_type(context: Context, node: Node) -> Iterator[Finding]:
+    """Operands that ONNX wants to be of one type are: no kernel takes fp16 beside fp32."""
+    opset = context.view.opset("")
+    if node.proto.domain not in {"", "ai.onnx"} or opset is None:
+        return
+    try:
+        schema = onnx.defs.get_schema(node.op, min(opset, onnx.defs.onnx_opset_version()), "")
+    except onnx.defs.SchemaError:
+        return
+    names = {constraint.type_param_str for constraint in schema.type_constraints}
+    first: dict[str, Value] = {}
+    for index, value in enumerate(node.inputs):
+        if value is None or value.dtype is None or not (value.is_declared or value.tensor is not None):
+            continue
+        if not schema.inputs:
+            return
+        formal = schema.inputs[min(index, len(schema.inputs) - 1)]
+        if formal.type_str not in names or not formal.is_homogeneous:
+            continue
+        other = first.setdefault(formal.type_str, value)
+        if other.dtype != value.dtype:
+            yield about(
+                node,
+                "operand-types-differ",
+                "EZ3002",
+                seen=f"'{other.name}' in {other.dtype} and '{value.name}' in {value.dtype}",
+                wanted="one type",
+                cure="store the constant in the other's type, or put a Cast in front",
+            )
+            return
+
+
+def inner_dimension(context: Context, node: Node) -> Iterator[Finding]:
+    """MatMul: the last dimension of the left is the one before last of the right."""
+    if node.op not in {"MatMul", "NPUWeightQuantBatchMatmulV2"} or {"transA", "transB"} & set(node.attributes):
+        return
+    left, right = node.input(0), node.input(1)
+    if left is None or right is None or not left.shape or not right.shape:
+        return
+    inner, other = left.shape[-1], right.shape[-2] if len(right.shape) > 1 else right.shape[0]
+    if inner is not None and other is not None and inner != other:
+        yield about(
+            node,
+            "matmul-shape",
+            "E14001",
+            seen=f"{shape_text(left.shape)} times {shape_text(right.shape)}",
+            wanted="one inner dimension",
+            cure="transpose the weight, or export the graph again",
+        )
+
+
+OPERAND_RULES: tuple[NodeRule, ...] = (made_once, one_type, inner_dimension)
+OPERAND_MODEL_RULES: tuple[ModelRule, ...] = (outputs_exist,)
