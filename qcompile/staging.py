@@ -30,6 +30,24 @@ def release_staging(lock: int) -> None:
     os.close(lock)
 
 
+def lock_directory(path: Path) -> int:
+    """Lock a directory that stays where it is; `release_staging` gives the lock up.
+
+    Raises:
+        BlockingIOError: Another process has it.
+    """
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise
+    except OSError:
+        pass  # some network file systems lock no directories: as before locks
+    return lock
+
+
 def discard_stale(final: Path) -> None:
     """Delete staging directories that killed runs left beside `final`; those in use are locked and stay."""
     if sys.platform == "win32":

@@ -22,6 +22,8 @@ _FINISH_NAME = "finish_manifest.py"
 def prepare_folder(build: Build, folder: Path) -> Path:
     """Write the folder, complete or not at all; one that this function wrote before is replaced.
 
+    What `build_om.sh` finished in that one of the same graphs, with the same flags, goes over: it took ATC minutes or hours.
+
     Raises:
         AtcError: Something else is in the way, or it cannot be written.
     """
@@ -36,6 +38,7 @@ def prepare_folder(build: Build, folder: Path) -> Path:
         raise AtcError(f"{final}: cannot be written: {error.strerror or error}") from error
     try:
         _fill(build, staged)
+        _keep_finished(build, final, staged)
         _move(staged, final)
     except OSError as error:
         raise AtcError(
@@ -64,6 +67,18 @@ def _fill(build: Build, folder: Path) -> None:
     script = folder / SCRIPT_NAME
     script.write_text(build_script(build), encoding="utf-8")
     script.chmod(0o755)
+
+
+def _keep_finished(build: Build, old: Path, folder: Path) -> None:
+    for job in build.jobs:
+        record = atc_manifest.read_record(str(old), job.name)
+        if record is None or record["key"] != job.key:
+            continue
+        work = Path(atc_manifest.WORK_FOLDER, job.name, atc_manifest.RECORD_NAME)
+        for name in (record["om"], *record["weights"], work):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if not (folder / name).exists():  # weights are shared
+                _link_or_copy(old / name, folder / name)
 
 
 def _plain_files(manifest: Manifest) -> set[str]:

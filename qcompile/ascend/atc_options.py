@@ -15,7 +15,8 @@ from qcompile.errors import AtcError
 _FLAG = re.compile(r"--?([a-z0-9_\-]+)(?:=(.*))?", re.DOTALL)
 _QUANT = frozenset({"AscendQuant", "AscendDequant"})
 _GEARS = ("dynamic_batch_size", "dynamic_image_size", "dynamic_dims")
-_OURS = frozenset({"mode", "framework", "model", "output", "soc_version", "weight"})
+_OURS = frozenset({"mode", "framework", "model", "output", "soc_version", "weight", "host_env_cpu"})
+_OPTIONS = {"soc_version": "--soc-version", "host_env_cpu": "--host-cpu"}
 _LOG_LEVELS = frozenset({"null", "debug", "info", "warning", "error"})
 # Weights beyond this go beside the .om: partitions end at 4 GiB, and buckets share the files.
 _MAX_INSIDE_BYTES = 2 << 30
@@ -57,7 +58,7 @@ def parse_extra_flags(words: Sequence[str]) -> dict[str, str]:
                 raise AtcError(f"--{name} has no value; write --{name}=value")
             value = rest.pop(0)
         if name in _OURS:
-            cure = "--soc-version is an option of qcompile" if name == "soc_version" else "qcompile sets it"
+            cure = f"{_OPTIONS[name]} is an option of qcompile" if name in _OPTIONS else "qcompile sets it"
             raise AtcError(f"--{name} cannot be given behind the --: {cure}")
         if name in flags:
             raise AtcError(f"--{name} is given twice")

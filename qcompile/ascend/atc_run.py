@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO
 
@@ -17,6 +18,7 @@ from qcompile.ascend.atc_manifest import collect, read_record
 from qcompile.ascend.legality.onnx_file import read_onnx
 from qcompile.ascend.legality.view import GraphView
 from qcompile.errors import AtcError
+from qcompile.staging import lock_directory, release_staging
 
 _SUCCESS = "ATC run success"
 _MAX_LOG_BYTES = 8 << 20
@@ -51,9 +53,16 @@ def run_jobs(
 
     Raises:
         AtcRunError: One failed; those running beside it are ended, those finished stay.
-        AtcError: The output cannot be written.
+        AtcError: The output cannot be written, or another run is compiling one of the graphs.
     """
     say = say or (lambda name, event, seconds: None)
+    with ExitStack() as locks:
+        for job in jobs:
+            _lock(job, locks)
+        return _run(jobs, atc, environ, at_once, say)
+
+
+def _run(jobs: Sequence[Job], atc: Sequence[str], environ: Mapping[str, str], at_once: int, say: Say) -> dict[str, str]:
     made: dict[str, str] = {}
     waiting = []
     for job in jobs:
@@ -83,15 +92,33 @@ def run_jobs(
     return made
 
 
+def _lock(job: Job, locks: ExitStack) -> None:
+    """Two runs would delete each other's work: the folder of a graph belongs to one of them."""
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        locks.callback(release_staging, lock_directory(job.folder))
+    except BlockingIOError:
+        raise AtcError(
+            f"{job.folder}: another run is compiling {job.name} here; wait until it is done, or choose another -o"
+        ) from None
+    except OSError as error:
+        raise _unwritable(job, error) from error
+
+
+def _unwritable(job: Job, error: OSError) -> AtcError:
+    return AtcError(f"{job.folder}: cannot be written: {error.strerror or error}; free space or choose -o")
+
+
 def _start(job: Job, atc: Sequence[str], environ: Mapping[str, str]) -> _Running:
     try:
-        shutil.rmtree(job.folder, ignore_errors=True)
-        job.folder.mkdir(parents=True)
+        for entry in job.folder.iterdir():  # the folder itself is locked
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink()
         stream = job.log.open("wb")
     except OSError as error:
-        raise AtcError(
-            f"{job.folder}: cannot be written: {error.strerror or error}; free space or choose -o"
-        ) from error
+        raise _unwritable(job, error) from error
     try:
         process = subprocess.Popen(
             [*atc, *job.arguments],

@@ -52,6 +52,7 @@ def test_the_precision_mode_fits_the_graph(build, flags, tmp_path):
         (["--input_shape=x:one"], "is not a size"),
         (["--soc_version=Ascend310P3"], "--soc-version is an option"),
         (["--model=other.onnx"], "qcompile sets it"),
+        (["--host_env_cpu=aarch64"], "--host-cpu is an option of qcompile"),
         (["--log"], "has no value"),
         (["fast"], "no flag of ATC"),
         (["--log=info", "--log=debug"], "given twice"),
