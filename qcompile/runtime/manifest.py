@@ -8,7 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 from .errors import ManifestError
 
@@ -231,15 +231,23 @@ def _file_from(record: Dict[str, Any]) -> FileEntry:
 
 def _graph_from(record: Dict[str, Any]) -> GraphEntry:
     io = dict(record["io"])
-    inputs: List[str] = list(io.pop("inputs"))
-    outputs: List[str] = list(io.pop("outputs"))
+    inputs, outputs = _names_from(io.pop("inputs")), _names_from(io.pop("outputs"))
+    for name, text in {"role": record["role"], **io}.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{name} of a graph is {text!r}")
     return GraphEntry(
         role=record["role"],
         file=_file_from(record["file"]),
         data=tuple(_file_from(entry) for entry in record["data"]),
-        io=GraphIO(inputs=tuple(inputs), outputs=tuple(outputs), **io),
+        io=GraphIO(inputs=inputs, outputs=outputs, **io),
         bucket=_bucket_from(record.get("bucket")),
     )
+
+
+def _names_from(record: Any) -> Tuple[str, ...]:
+    if not (isinstance(record, list) and all(isinstance(name, str) for name in record)):
+        raise TypeError(f"inputs or outputs are {record!r}; a list of names is wanted")
+    return tuple(record)
 
 
 def _bucket_from(record: Any) -> Optional[Tuple[int, int, int]]:
