@@ -20,6 +20,7 @@ _OPTIONS = {"soc_version": "--soc-version", "host_env_cpu": "--host-cpu"}
 _LOG_LEVELS = frozenset({"null", "debug", "info", "warning", "error"})
 # Weights beyond this go beside the .om: partitions end at 4 GiB, and buckets share the files.
 _MAX_INSIDE_BYTES = 2 << 30
+_NAMED_OPEN = 3
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,11 @@ def _validate_gears(flags: Mapping[str, str], gear: str, shapes: str, view: Grap
 
 
 def _refuse_open_shapes(shapes: str, chip: Chip) -> None:
+    open_ones = [part for part in shapes.split(";") if "-1" in part or "~" in part]
+    more = f" and {len(open_ones) - _NAMED_OPEN} more inputs" if len(open_ones) > _NAMED_OPEN else ""
+    seen = f"{'; '.join(open_ones[:_NAMED_OPEN])}{more}"
     kind = "ranges are not supported on this chip" if chip.family == "310B" else "a graph of open shapes decodes slowly"
     raise AtcError(
-        f"the graph has open dimensions ({shapes}) and {kind}; lower it to buckets with `qcompile optimize --target "
+        f"the graph has open dimensions ({seen}) and {kind}; lower it to buckets with `qcompile optimize --target "
         f"{chip.target}`, or give sizes: qcompile atc ... -- '--input_shape=name:1,128;...'"
     )

@@ -7,7 +7,16 @@ import onnx
 
 from qcompile.ascend.legality.rule import AtcOptions
 from tests.ascend.faults import Fault, changed, node_of, replaced, unary
-from tests.ascend.graphs import constants, dynamic_w8a8, ones, packed_scale, parsed, static_w8a8, weight_only
+from tests.ascend.graphs import (
+    constants,
+    dynamic_w8a8,
+    norm_model,
+    ones,
+    packed_scale,
+    parsed,
+    static_w8a8,
+    weight_only,
+)
 
 
 def infinite_fill() -> onnx.ModelProto:
@@ -37,7 +46,13 @@ def with_offset(model: onnx.ModelProto) -> None:
     constants(model, offset=ones(32, dtype=np.float32))
 
 
+def shortened(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.raw_data = tensor.raw_data[:-2]
+
+
 OPERAND_FAULTS = [
+    Fault("a weight with too few bytes", changed(norm_model, shortened), "weight-size", "E19999"),
     Fault("fp16 plus an fp32 constant", lambda: constants(parsed("y = Add (x, b)"), b=ones(64, dtype=np.float32)),
           "operand-types-differ", "EZ3002"),
     Fault("fp16 times an fp32 weight", lambda: constants(parsed("y = MatMul (x, w)"), w=ones(64, 64, dtype=np.float32)),

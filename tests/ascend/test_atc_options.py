@@ -66,6 +66,14 @@ def test_flags_that_exclude_each_other(flags, words, tmp_path, cann):
     assert calls_of(cann) == []
 
 
+def test_open_inputs_are_named_not_all_listed(tmp_path, cann):
+    inputs = ", ".join(f"float16[n,8] x{i}" for i in range(9))
+    body = "y = Sum (" + ", ".join(f"x{i}" for i in range(9)) + ")"
+    result = run(saved(parsed(body, inputs, "float16[n,8] y"), tmp_path), *CHIP)
+    assert result.exit_code == 1
+    assert "(x0:-1,8; x1:-1,8; x2:-1,8 and 6 more inputs)" in str(result.exception)
+
+
 def test_a_release_nobody_knows_warns(tmp_path, cann, monkeypatch):
     path = saved(norm_model(), tmp_path)
     assert "newer than the tables" in run(path, *CHIP, "--cann", "12.0", "--dry-run").stderr

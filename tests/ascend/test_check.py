@@ -57,6 +57,19 @@ def test_no_fault_is_found_where_there_is_none(tmp_path):
         assert report_on(path, name).findings == (), name
 
 
+@pytest.mark.parametrize(("bytes_there", "is_found"), [(128, False), (200, False), (127, True)])
+def test_external_weights_without_a_length(bytes_there, is_found, tmp_path):
+    """Weights may share a file: more than needed is no fault, less is."""
+    model = norm_model()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="w")
+    (tmp_path / "w").write_bytes(bytes(bytes_there))
+    rules = [f.rule for f in report_on(saved(model, tmp_path)).findings]
+    assert ("weight-size" in rules) == is_found
+
+
 def test_a_finding_names_node_layer_and_code(tmp_path):
     model = norm_model()
     model.graph.node[0].name = "model/layers.3/input_layernorm/norm"

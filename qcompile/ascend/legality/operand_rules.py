@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import onnx
 
 from qcompile.ascend.legality.finding import Finding
 from qcompile.ascend.legality.rule import Context, ModelRule, NodeRule, about, about_model, shape_text
+from qcompile.ascend.legality.types import DTYPES
 from qcompile.ascend.legality.view import Node, Value
+
+_BITS = {"bool": 8, "i4": 4, "u4": 4, "f16": 16, "bf16": 16, "f32": 32, "f64": 64}
+_BITS.update({f"{sign}{bits}": bits for sign in "iu" for bits in (8, 16, 32, 64)})
 
 
 def made_once(context: Context, node: Node) -> Iterator[Finding]:
@@ -52,6 +57,39 @@ def outputs_exist(context: Context) -> Iterator[Finding]:
                 wanted="a node's output",
                 cure="export the graph again, or take the output away",
             )
+
+
+def weight_sizes(context: Context) -> Iterator[Finding]:
+    """The bytes of an initializer are as many as its type and shape need."""
+    for tensor in context.view.model.graph.initializer:
+        bits, dims = _BITS.get(DTYPES.get(tensor.data_type, "")), list(tensor.dims)
+        if bits is None or any(dim < 0 for dim in dims):
+            continue
+        needed = (math.prod(dims) * bits + 7) // 8
+        stated = _stated_bytes(context, tensor, needed)
+        if stated is not None and stated != needed:
+            yield about_model(
+                "weight-size",
+                "E19999",
+                name=tensor.name,
+                seen=f"'{tensor.name}' with {stated} bytes for {DTYPES[tensor.data_type]} {shape_text(tuple(dims))}",
+                wanted=f"{needed} bytes",
+                cure="export the model again",
+            )
+
+
+def _stated_bytes(context: Context, tensor: onnx.TensorProto, needed: int) -> int | None:
+    """How many bytes the file gives an initializer; None where its numbers are not raw bytes."""
+    file = context.view.file
+    if tensor.name in file.inline:
+        return file.inline[tensor.name][1]
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return len(tensor.raw_data) if tensor.HasField("raw_data") else None
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if "length" in entries:
+        return int(entries["length"])
+    rest = file.data_files()[entries["location"]].size_bytes - int(entries.get("offset", "0"))
+    return min(rest, needed)  # without a length, what follows may belong to others
 
 
 def _exists(value: Value) -> bool:
@@ -110,4 +148,4 @@ def inner_dimension(context: Context, node: Node) -> Iterator[Finding]:
 
 
 OPERAND_RULES: tuple[NodeRule, ...] = (made_once, one_type, inner_dimension)
-OPERAND_MODEL_RULES: tuple[ModelRule, ...] = (outputs_exist,)
+OPERAND_MODEL_RULES: tuple[ModelRule, ...] = (outputs_exist, weight_sizes)
