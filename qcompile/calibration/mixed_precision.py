@@ -2,6 +2,7 @@
 
     decision = decide(model, text, candidates, Goal(quality=0.01))
     options = decision.apply(options)                 layers and keep_float, for the pass that follows
+    decide(model, text, candidates, goal, Given(...))     weights that the user spoke of count and are not chosen
     decision.record()                                 for the report; decision.page().write(path) for the chart
 
 Which layers are hard comes out of the measurement; no layer is named here.
@@ -10,19 +11,19 @@ Which layers are hard comes out of the measurement; no layer is named here.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from qcompile.calibration.calibrate import CalibrationSettings
-from qcompile.calibration.runner import Say
+from qcompile.calibration.runner import Row, Say
 from qcompile.calibration.sensitivity import FLOAT, Sensitivity, choose, label_of, measure_sensitivity
 from qcompile.calibration.text import BUILT_IN
 from qcompile.calibration.text_source import TextSource
-from qcompile.calibration.trial import Trials
+from qcompile.calibration.trial import Trials, tensors_of
 from qcompile.errors import QuantError
 from qcompile.quant.algorithms import NEEDS_HESSIAN
 from qcompile.quant.allocation import Allocation
@@ -35,6 +36,8 @@ _POSITIONS = 128
 _SHARE_OF_ROWS = 8
 _INT8_GROUP, _INT8_BLOCK = 128, 32
 _INT4_GROUPS = (32, 16, 64, 128)
+_MOST_BYTES = 2.0**62
+_NOTHING_TO_CHOOSE = "every layer is kept float: there is nothing to choose"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,19 @@ class Goal:
     def describe(self) -> str:
         """Return it in words."""
         return f"KL of {self.quality:g} at most" if self.quality is not None else f"{self.size_mb:g} MB at most"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user said of single weights: they are not chosen any more, but count.
+
+    Attributes:
+        schemes: By `Tensor.name`; None for a weight that stays float.
+        other_bytes: What is stored twice, where two readers of one weight get different things.
+    """
+
+    schemes: Mapping[str, LinearScheme | None] = field(default_factory=dict)
+    other_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,14 +121,10 @@ class Decision:
         return tuple(_notes(self))
 
     def apply(self, options: QuantizeOptions) -> QuantizeOptions:
-        """Return the options of a pass with the choice in them.
-
-        Layers that the user gave options of their own are left to those, whatever that does to the goal.
-        """
-        given = [layer for layer in options.layers if layer.pattern != "*"]
-        free = [name for name, names in self.sensitivity.names.items() if not any(g.matches(names) for g in given)]
+        """Return the options of a pass with the choice in them; weights that were given a scheme are left to that."""
+        free = [name for name in self.sensitivity.names if name not in self.sensitivity.fixed]
         layers, kept = self.sensitivity.layer_options(self.allocation, free)
-        return replace(options, layers=(*layers, *options.layers), keep_float=(*kept, *options.keep_float))
+        return replace(options, layers=(*options.layers, *layers), keep_float=(*kept, *options.keep_float))
 
     def record(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -177,13 +189,13 @@ def candidate_schemes(
     """
     own = options.scheme_for(("",), defaults)
     if own is None:
-        raise QuantError("every layer is kept float: there is nothing to choose")
+        raise QuantError(_NOTHING_TO_CHOOSE)
     is_int8_in_blocks = own.bits == 8 and own.activations == "float"
     most = _INT8_BLOCK if is_int8_in_blocks else _INT8_GROUP
     # each width has the largest groups that divide it: one odd width must not spoil those of the others
     fitting = {width: [size for size in GROUP_SIZES if size <= most and width % size == 0] for width in widths}
     groups = sorted({max(sizes) for sizes in fitting.values() if sizes}, reverse=True)
-    is_free = own.bits == 4 and options.group_size is None
+    is_free = own.bits == 4 and not options.asks_group_size(("",))
     found = [replace(own, group_size=group) for group in _INT4_GROUPS] if is_free else [own]
     return list(dict.fromkeys([*found, *(LinearScheme(8, group, True, "float", own.algorithm) for group in groups)]))
 
@@ -193,6 +205,7 @@ def decide(
     text: TextSource,
     candidates: Sequence[LinearScheme],
     goal: Goal,
+    given: Given | None = None,
     *,
     cache: Path | None = None,
     say: Say | None = None,
@@ -205,28 +218,38 @@ def decide(
         model: The graph that the pass is about to change.
         text: Where the tokens come from.
         candidates: Schemes to choose from; to leave a tensor float is always a choice.
-        goal: What to reach.
+        goal: What to reach, what was given included.
+        given: What the user said of single weights.
         cache: Directory of calibrations, for texts that the model writes.
         say: Called with (what, done, total).
 
     Raises:
         QuantError: The goal cannot be reached; the message says the best found. Or the model cannot be run.
     """
+    given = given or Given()
+    if {t.name for t in tensors_of(model.graph)} <= {n for n, scheme in given.schemes.items() if scheme is None}:
+        raise QuantError(_NOTHING_TO_CHOOSE)
+    rows, source = _trial_rows(text, cache, say)
+    trials = Trials(model, rows, num_positions=_POSITIONS, say=say)
+    fixed = {name: scheme and _without_statistics(scheme) for name, scheme in given.schemes.items()}
+    tried = list(dict.fromkeys(map(_without_statistics, candidates)))
+    sensitivity = measure_sensitivity(trials, tried, given=fixed, say=say)
+    everything = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    other_bytes = everything - sum(sensitivity.float_bytes.values()) + given.other_bytes
+    budget = None if goal.size_mb is None else int(min(goal.size_mb * 1e6, _MOST_BYTES)) - other_bytes
+    allocation = choose(sensitivity, trials, quality=goal.quality, size_bytes=budget, other_bytes=other_bytes, say=say)
+    own = {label_of(_without_statistics(s)): s for s in (*filter(None, given.schemes.values()), *candidates)}
+    return Decision(goal, replace(sensitivity, schemes=own), allocation, other_bytes, source)
+
+
+def _trial_rows(text: TextSource, cache: Path | None, say: Say | None) -> tuple[list[Row], str]:
+    """Return the rows that trials run on, and where they come from."""
     # Rows of many texts say more than a few long ones: take every n-th of eight times as many.
     wide = replace(TRIAL_SETTINGS, num_tokens=TRIAL_SETTINGS.num_tokens * _SHARE_OF_ROWS)
     found = text.rows(wide, say, cache)
     count = max(1, TRIAL_SETTINGS.num_tokens // TRIAL_SETTINGS.row_length)
     full = sorted(found.rows, key=len, reverse=True)[: max(count, len(found.rows) // 2)]
-    rows = full[:: max(1, len(full) // count)][:count]
-    trials = Trials(model, rows, num_positions=_POSITIONS, say=say)
-    tried = {candidate: _without_statistics(candidate) for candidate in candidates}
-    sensitivity = measure_sensitivity(trials, list(dict.fromkeys(tried.values())), say=say)
-    everything = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    other_bytes = everything - sum(sensitivity.float_bytes.values())
-    budget = None if goal.size_mb is None else int(goal.size_mb * 1e6) - other_bytes
-    allocation = choose(sensitivity, trials, quality=goal.quality, size_bytes=budget, other_bytes=other_bytes, say=say)
-    own = {label_of(quick): scheme for scheme, quick in tried.items()}
-    return Decision(goal, replace(sensitivity, schemes=own), allocation, other_bytes, found.source)
+    return full[:: max(1, len(full) // count)][:count], found.source
 
 
 def _notes(decision: Decision) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.calibration.calibrate import CalibrationSettings, calibrate
-from qcompile.calibration.mixed_precision import Decision, Goal, decide
+from qcompile.calibration.mixed_precision import Decision, Given, Goal, decide
 from qcompile.calibration.runner import Say
 from qcompile.calibration.store import Calibration
 from qcompile.calibration.text_source import TextSource
@@ -87,13 +87,15 @@ class CalibratedStatistics:
             raise QuantError(f"{projection.name}: the model has not been calibrated")
         return self._calibration.statistics(value.name or "")
 
-    def decide(self, model: ir.Model, candidates: Sequence[LinearScheme], goal: Goal) -> Decision:
+    def decide(
+        self, model: ir.Model, candidates: Sequence[LinearScheme], goal: Goal, given: Given | None = None
+    ) -> Decision:
         """Choose a scheme for every tensor of a float model, and keep the decision for the report.
 
         Raises:
             QuantError: The goal cannot be reached (the message says the best found), or the model cannot be run.
         """
-        self.decision = decide(model, self.text, candidates, goal, cache=self.cache, say=self.say)
+        self.decision = decide(model, self.text, candidates, goal, given, cache=self.cache, say=self.say)
         return self.decision
 
     def record(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ up (a tied embedding), everything is measured.
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,6 +67,7 @@ class Sensitivity:
         names: What each tensor may be called in a pattern.
         num_tokens: Tokens of the rows.
         num_positions: Positions whose distributions were compared.
+        fixed: The tensors whose scheme was given: they have that one and no other choice.
     """
 
     schemes: Mapping[str, LinearScheme]
@@ -75,6 +76,7 @@ class Sensitivity:
     names: Mapping[str, tuple[str, ...]]
     num_tokens: int
     num_positions: int
+    fixed: frozenset[str] = frozenset()
 
     def ranking(self) -> list[Finding]:
         """Return what its coarsest scheme does to each tensor, the worst first."""
@@ -89,7 +91,7 @@ class Sensitivity:
         found = {}
         for name, own in self.findings.items():
             found[name] = [Choice(f.label, f.size_bytes, f.divergence) for f in own]
-            if with_float:
+            if with_float and name not in self.fixed:
                 found[name].append(Choice(FLOAT, self.float_bytes[name], 0.0))
         return found
 
@@ -147,6 +149,7 @@ def measure_sensitivity(
     trials: Trials,
     schemes: Sequence[LinearScheme],
     *,
+    given: Mapping[str, LinearScheme | None] | None = None,
     statistics: Mapping[str, InputStatistics] | None = None,
     num_checks: int = 6,
     say: Say | None = None,
@@ -156,6 +159,7 @@ def measure_sensitivity(
     Args:
         trials: The float model.
         schemes: Those to choose from.
+        given: Tensors that have a scheme already; those with None stay float and are left out.
         statistics: Of the inputs, by tensor name, for algorithms that use them; else those of the trials' few rows.
         num_checks: Estimates to measure as well.
         say: Called with (what, done, total).
@@ -167,7 +171,9 @@ def measure_sensitivity(
     if not schemes or len(set(labels)) != len(labels):
         raise QuantError("sensitivity: give different schemes to choose from, one at least")
     report = say or (lambda what, done, total: None)
-    run = _Measuring(trials, _coarsest_first(dict(zip(labels, schemes, strict=True))), statistics or {})
+    given = given or {}
+    known = {**{label_of(s): s for s in given.values() if s is not None}, **dict(zip(labels, schemes, strict=True))}
+    run = _Measuring(trials, _coarsest_first(known), labels, given, statistics or {})
     findings, tensors = {}, [tensor for tensor in trials.tensors if run.fitting(tensor)]
     if not tensors:
         raise QuantError(f"sensitivity: none of {', '.join(labels)} fits any weight; give --group-size channel")
@@ -182,6 +188,7 @@ def measure_sensitivity(
         {tensor.name: tuple(name for use in tensor.uses for name in use.names) for tensor in tensors},
         sum(map(len, trials.rows)),
         trials.num_positions,
+        frozenset(name for name in findings if name in given),
     )
 
 
@@ -263,9 +270,20 @@ class _Measuring:
     """The work of `measure_sensitivity`."""
 
     def __init__(
-        self, trials: Trials, schemes: Mapping[str, LinearScheme], statistics: Mapping[str, InputStatistics]
+        self,
+        trials: Trials,
+        schemes: Mapping[str, LinearScheme],
+        offered: Collection[str],
+        given: Mapping[str, LinearScheme | None],
+        statistics: Mapping[str, InputStatistics],
     ) -> None:
-        self.trials, self.schemes, self.statistics = trials, schemes, statistics
+        self.trials, self.schemes, self.offered, self.given, self.statistics = (
+            trials,
+            schemes,
+            offered,
+            given,
+            statistics,
+        )
         self.tensors = {tensor.name: tensor for tensor in trials.tensors}
 
     def findings(self, tensor: Tensor) -> tuple[Finding, ...]:
@@ -285,11 +303,15 @@ class _Measuring:
 
     def fitting(self, tensor: Tensor) -> list[str]:
         """Return the labels of the schemes that a tensor can take."""
+        if tensor.name in self.given:
+            scheme = self.given[tensor.name]
+            return [] if scheme is None else [label_of(scheme)]
         is_looked_up = any(use.is_lookup for use in tensor.uses)
         return [
             label
             for label, s in self.schemes.items()
-            if (s.group_size == "channel" or tensor.shape[1] % s.group_size == 0)
+            if label in self.offered
+            and (s.group_size == "channel" or tensor.shape[1] % s.group_size == 0)
             and not (is_looked_up and s.activations != "float")
         ]
 

@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.calibration.mixed_precision import Decision, Goal, candidate_schemes
+from qcompile.calibration.mixed_precision import Decision, Given, Goal, candidate_schemes
+from qcompile.calibration.trial import tensors_of
 from qcompile.errors import QuantError
 from qcompile.functions import DOMAIN, DOMAIN_VERSION
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
@@ -41,7 +42,9 @@ class Statistics(Protocol):
     def record(self) -> dict[str, Any]:
         """Return where it comes from, for the manifest."""
 
-    def decide(self, model: ir.Model, candidates: Sequence[LinearScheme], goal: Goal) -> Decision:
+    def decide(
+        self, model: ir.Model, candidates: Sequence[LinearScheme], goal: Goal, given: Given | None = None
+    ) -> Decision:
         """Choose a scheme for every tensor of a float model."""
 
 
@@ -155,9 +158,25 @@ class QuantizeModel(Pass):
         if self.statistics is None:
             raise QuantError(f"{self.name}: {goal.describe()}: choosing needs calibration text, and there is none")
         candidates = candidate_schemes(self.options, self.defaults, {p.num_inputs for p in projections})
-        decision = self.statistics.decide(model, candidates, goal)
+        decision = self.statistics.decide(model, candidates, goal, self._given(model))
         self.options = decision.apply(self.options)
         result.detail["mixed_precision"] = {"summary": decision.summary(), **decision.record()}
+
+    def _given(self, model: ir.Model) -> Given:
+        """Return what the options say of single weights, as it will be done: a size and a quality are of them too."""
+        patterns = [*self.options.keep_float, *(o.pattern for o in self.options.layers if o.pattern != "*")]
+        schemes: dict[str, LinearScheme | None] = {}
+        other_bytes = 0
+        for tensor in tensors_of(model.graph):
+            named = [use for use in tensor.uses if any(LayerOptions(p).matches(use.names) for p in patterns)]
+            if not named:
+                continue
+            done = {use.node: scheme for use, scheme in self._decide(tensor.uses, PassResult(self.name))}
+            own = done.get(tensor.reader.node)
+            if tensor.reader in named:
+                schemes[tensor.name] = own
+            other_bytes += sum(tensor.size_bytes(s) for s in {done.get(use.node) for use in tensor.uses} - {own})
+        return Given(schemes, other_bytes)
 
     def _prepare(self, model: ir.Model, decided: Sequence[tuple[Projection, LinearScheme]], result: PassResult) -> None:
         """Gather statistics if any scheme needs them."""

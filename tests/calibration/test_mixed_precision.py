@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from qcompile.artifact import load_model
-from qcompile.calibration.mixed_precision import Goal, decide
+from qcompile.calibration.mixed_precision import Given, Goal, decide
 from qcompile.calibration.provide import CalibratedStatistics
 from qcompile.calibration.sensitivity import FLOAT, label_of, measure_sensitivity
-from qcompile.calibration.trial import Trials
+from qcompile.calibration.trial import Trials, tensors_of
 from qcompile.errors import QuantError
 from qcompile.passes.base import PassContext, PassResult
 from qcompile.passes.narrow_scales import NarrowScales
@@ -27,7 +27,7 @@ class Decided:
     def __init__(self, decision):
         self.decision = decision
 
-    def decide(self, model, candidates, goal):
+    def decide(self, model, candidates, goal, given=None):
         return self.decision
 
 
@@ -58,12 +58,22 @@ def test_a_quality_is_kept_by_the_model_that_the_pass_makes(models, directories,
 
 
 def test_what_the_user_said_of_a_layer_wins(models, directories, tmp_path):
-    decision = decide(models["fused"], source(directories), [INT4, INT8], Goal(quality=1.0), cache=tmp_path)
-    options = decision.apply(
-        QuantizeOptions(layers=(LayerOptions("*down_proj", bits=8, group_size=32, symmetric=True),))
-    )
-    scheme = options.scheme_for(["layers.0.mlp.down_proj"], QuantizeInt4.defaults)
-    assert (scheme.bits, scheme.group_size) == (8, 32)
+    given = Given({"layers.0.mlp.down_proj": INT8, "layers.1.mlp.down_proj": None})
+    goal = Goal(quality=1.0)
+    decision = decide(models["fused"], source(directories), [INT4], goal, given, cache=tmp_path)
+    assert decision.allocation.labels()["layers.0.mlp.down_proj"] == label_of(INT8)
+    assert "layers.1.mlp.down_proj" not in decision.allocation.labels()
+    assert {decision.allocation.labels()[name] for name in ("layers.2.mlp.down_proj", "lm_head")} == {label_of(INT4)}
+    layers = (LayerOptions("*0.mlp.down_proj", bits=8, group_size=32, symmetric=True), LayerOptions("*", group_size=16))
+    options = decision.apply(QuantizeOptions(layers=layers))
+    schemes = [options.scheme_for([f"layers.{i}.mlp.down_proj"], QuantizeInt4.defaults) for i in (0, 2)]
+    assert [(scheme.bits, scheme.group_size) for scheme in schemes] == [(8, 16), (4, 32)]
+
+
+def test_nothing_is_chosen_where_every_layer_is_kept_float(models, directories, tmp_path):
+    kept = Given({tensor.name: None for tensor in tensors_of(models["fused"].graph)})
+    with pytest.raises(QuantError, match="every layer is kept float: there is nothing to choose"):
+        decide(models["fused"], source(directories), [INT4], Goal(size_mb=1), kept, cache=tmp_path)
 
 
 def test_schemes_that_do_not_fit_a_tensor_are_not_tried_on_it(models):

@@ -37,18 +37,46 @@ def test_a_quality_chooses_bits_and_the_report_says_why(directories, tmp_path, p
 
 def test_a_size_is_kept_on_disk(directories, tmp_path):
     sizes = {}
-    for megabytes in (0.16, 0.2, 100):
+    for megabytes in (0.16, 0.2, 1e308):
         arguments = ["--passes", "fuse,int4", "--size", megabytes, "--target", "portable", "--verify", "off"]
         result = run(directories["plain"], "-o", tmp_path / f"{megabytes}", *arguments)
         assert result.exit_code == 0, result.output
         sizes[megabytes] = sum(f.size_bytes for f in Manifest.load(tmp_path / f"{megabytes}").graph().data)
     # Tensors begin at multiples of 64 bytes in the file.
-    assert sizes[0.16] <= 160_000 * 1.02 < sizes[0.2] <= 200_000 * 1.02 < sizes[100]
+    assert sizes[0.16] <= 160_000 * 1.02 < sizes[0.2] <= 200_000 * 1.02 < sizes[1e308]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--keep-float", "layers.0.mlp.down_proj"],
+        ["--keep-float", "embed_tokens"],
+        ["--layer", "*o_proj*:bits=8"],
+        ["--layer", "*:group_size=16"],
+        ["--layer", "*o_proj*:bits=8", "--layer", "*:algorithm=mse"],
+    ],
+)
+def test_a_size_counts_the_layers_that_the_user_spoke_of(directories, tmp_path, options):
+    arguments = ["--passes", "fuse,int4", "--size", 0.23, "--target", "portable", "--verify", "off", *options]
+    report = tmp_path / "report.json"
+    result = run(directories["plain"], "-o", tmp_path / "out", "--report", report, *arguments)
+    assert result.exit_code == 0, result.output
+    on_disk = sum(f.size_bytes for f in Manifest.load(tmp_path / "out").graph().data)
+    steps = json.loads(report.read_text(encoding="utf-8"))["passes"]
+    said = next(
+        step["detail"]["mixed_precision"]["size_bytes"] for step in steps if "mixed_precision" in step["detail"]
+    )
+    assert on_disk <= said * 1.02  # tensors begin at multiples of 64 bytes in the file
+    assert said <= 230_000
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (
+            ["--passes", "fuse,int4", "--size", "0.16", "--keep-float", "lm_head"],
+            "cannot be reached: the smallest found",
+        ),
         (["--passes", "fuse,int4", "--quality", "1e-12", "--keep-float", "nothing"], "no layer is called 'nothing'"),
         (["--passes", "fuse,int4", "--size", "0.001"], "cannot be reached: the smallest found is"),
         (["--passes", "fuse,int4", "--size", "1", "--quality", "1"], "give one of them"),
