@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -83,8 +83,8 @@ def calibrate(
     values = _values(model.graph, dict.fromkeys(names))
     place = (cache_directory() / "calibration" if cache is None else cache) / _key(model, rows, settings, list(values))
     found = open_calibration(place)
-    if found is not None:
-        return found
+    if found is not None:  # the same tokens, perhaps of another file, and perhaps not all that this one has
+        return replace(found, source=rows.source, notes=rows.notes)
     matrix_bytes = sum(packed_bytes(_width(v)) for v in values.values()) if settings.with_hessians else 0
     with CalibrationWriter(place, matrix_bytes) as writer:
         _Gathering(model, rows, settings, list(values.values()), writer).run(report, memory_bytes)

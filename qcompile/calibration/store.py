@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ INDEX_NAME = "index.json"
 _VERSION = 1
 _PANEL = 256
 _SLACK = 1.05
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,14 @@ class Calibration:
                 f"the calibration has nothing about '{name}'; it knows {len(self._files)} activations of another graph: "
                 "calibrate this one"
             )
-        number = record["number"]
         try:
-            with np.load(self.directory / f"{number}.npz", allow_pickle=False) as arrays:
+            number = record["number"]
+            with (self.directory / f"{number}.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 abs_max, abs_mean, sample = (arrays[key] for key in ("abs_max", "abs_mean", "sample"))
             hessian = _read_hessian(self.directory / f"{number}.hessian.npy", len(abs_max), record["has_hessian"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+            return InputStatistics(record["count"], abs_max, abs_mean, hessian, sample if len(sample) else None)
+        except _DAMAGE as error:
             raise self._damaged(error) from error
-        return InputStatistics(record["count"], abs_max, abs_mean, hessian, sample if len(sample) else None)
 
     def key_values(self, layer: int) -> KeyValueStatistics:
         """Return how large the cache of one layer gets.
@@ -93,9 +95,9 @@ class Calibration:
         if layer not in self._layers:
             raise QuantError(f"the calibration has nothing about the KV cache of layer {layer}")
         try:
-            with np.load(self.directory / f"kv.{layer}.npz", allow_pickle=False) as arrays:
+            with (self.directory / f"kv.{layer}.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 found = {field.name: arrays[field.name] for field in fields(KeyValueStatistics)}
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except _DAMAGE as error:
             raise self._damaged(error) from error
         return KeyValueStatistics(**found | {"num_first": int(found["num_first"])})
 
@@ -190,14 +192,16 @@ class CalibrationWriter:
         }
         try:
             (self._staging / INDEX_NAME).write_text(json.dumps(index, indent=1), encoding="utf-8")
-            if self.directory.exists():
-                shutil.rmtree(self.directory)
-            self._staging.rename(self.directory)
+            if open_calibration(self.directory) is None:  # else of a run beside this one, which may be reading it
+                if self.directory.exists():
+                    shutil.rmtree(self.directory)
+                self._staging.rename(self.directory)
         except OSError as error:
-            raise _cannot_write(self.directory, error) from error
+            if open_calibration(self.directory) is None:
+                raise _cannot_write(self.directory, error) from error
         found = open_calibration(self.directory, was_cached=False)
         assert found is not None
-        return found
+        return replace(found, source=source, notes=notes)
 
 
 def open_calibration(directory: Path, *, was_cached: bool = True) -> Calibration | None:
@@ -213,7 +217,7 @@ def open_calibration(directory: Path, *, was_cached: bool = True) -> Calibration
             index["num_rows"],
             tuple(index["notes"]),
             was_cached,
-            index["files"],
+            dict(index["files"]),
             tuple(index["layers"]),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

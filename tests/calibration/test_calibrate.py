@@ -82,6 +82,32 @@ def test_the_same_again_is_found_and_anything_else_is_not(models, tmp_path):
     assert not run().was_cached
 
 
+def test_notes_are_of_the_text_at_hand_and_not_of_one_with_the_same_tokens(models, tmp_path):
+    rows = TOKENS.rows
+    first, again = TokenRows(rows, "a.txt", ("a.txt: short",)), TokenRows(rows, "b.txt", ("b.txt: cut",))
+    settings = CalibrationSettings(with_hessians=False)
+    calibrate(models["fused"], first, settings, names_of(models["fused"]), cache=tmp_path)
+    found = calibrate(models["fused"], again, settings, names_of(models["fused"]), cache=tmp_path)
+    assert found.was_cached
+    assert (found.source, found.notes, found.record()["source"]) == ("b.txt", ("b.txt: cut",), "b.txt")
+
+
+def test_two_runs_at_once_leave_each_other_their_files(models, tmp_path):
+    settings = CalibrationSettings(with_hessians=False)
+    inside = []
+
+    def beside(what, done, total):
+        if not inside:
+            inside.append(None)  # the other run begins and ends while this one is under way
+            run = calibrate(models["fused"], TOKENS, settings, names_of(models["fused"]), cache=tmp_path)
+            inside.append(run.directory.stat().st_ino)
+
+    mine = calibrate(models["fused"], TOKENS, settings, names_of(models["fused"]), cache=tmp_path, say=beside)
+    assert mine.directory.stat().st_ino == inside[1]
+    assert [path.name for path in tmp_path.iterdir()] == [mine.directory.name]
+    assert mine.statistics(mine.names[0]).count
+
+
 def test_the_fingerprint_sees_structure_attributes_and_weights(models):
     first = model_fingerprint(models["fused"])
     assert first != model_fingerprint(models["plain"])
@@ -102,9 +128,14 @@ def test_an_interrupted_or_damaged_calibration_is_not_taken_for_a_whole_one(mode
     assert list(tmp_path.iterdir()) == []
     whole = calibrate(model, TOKENS, CalibrationSettings(), names_of(model), cache=tmp_path)
     name = whole.names[0]
-    (whole.directory / "0.npz").write_bytes(b"PK")
+    content = (whole.directory / "0.npz").read_bytes()
+    for damaged in (b"PK", content[:10], content[: len(content) // 2], b""):
+        (whole.directory / "0.npz").write_bytes(damaged)
+        with pytest.raises(QuantError, match=r"damaged .*delete it and run again"):
+            whole.statistics(name)
+    (whole.directory / "kv.0.npz").write_bytes(content[:10])
     with pytest.raises(QuantError, match=r"damaged .*delete it and run again"):
-        whole.statistics(name)
+        whole.key_values(0)
     (whole.directory / "index.json").write_text(json.dumps({"version": 0}))
     assert open_calibration(whole.directory) is None
     assert not calibrate(model, TOKENS, CalibrationSettings(), names_of(model), cache=tmp_path).was_cached
