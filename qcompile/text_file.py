@@ -9,6 +9,14 @@ from typing import Any
 
 from qcompile.runtime.errors import QCompileError
 
+# What a document in a line of .jsonl may be, and of which type
+DOCUMENT_FORMS = {
+    "text": "a string",
+    "prompt": "a string",
+    "messages": "a list of messages, one at least",
+    "ids": "a list of token numbers, one at least",
+}
+
 
 def read_bounded(path: Path, limit_bytes: int, advice: str, error: type[QCompileError]) -> bytes:
     """Read a file whole; a file above the limit is not read to its end.

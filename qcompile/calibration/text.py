@@ -25,18 +25,12 @@ import numpy.typing as npt
 
 from qcompile.errors import QCompileError, QuantError
 from qcompile.runtime.tokenizer import Tokenizer
-from qcompile.text_file import decode_utf8, is_json_lines, json_lines, read_bounded
+from qcompile.text_file import DOCUMENT_FORMS, decode_utf8, is_json_lines, json_lines, read_bounded
 
 BUILT_IN = "builtin"
 MAX_FILE_BYTES = 256 << 20
 _CHARS_PER_TOKEN = 8
 _FORMS = '"text", "prompt", "messages" or "ids"'
-_FORMS_OF = {
-    "text": "a string",
-    "prompt": "a string",
-    "messages": "a list of messages, one at least",
-    "ids": "a list of token numbers, one at least",
-}
 
 
 @dataclass(frozen=True)
@@ -202,9 +196,9 @@ def _document(record: Any, where: str) -> CalibrationText:
         return CalibrationText(where, messages=tuple(messages))
     if isinstance(ids, list) and ids and all(type(i) is int for i in ids):
         return CalibrationText(where, ids=tuple(ids))
-    wrong = next((key for key in _FORMS_OF if key in record), None)
+    wrong = next((key for key in DOCUMENT_FORMS if key in record), None)
     if wrong is not None:
-        raise QuantError(f'{where}: "{wrong}" is not {_FORMS_OF[wrong]}')
+        raise QuantError(f'{where}: "{wrong}" is not {DOCUMENT_FORMS[wrong]}')
     raise QuantError(f"{where}: an object with {_FORMS} is wanted, got {', '.join(map(str, record)) or 'an empty one'}")
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.errors import QualityError, RuntimeFault
-from qcompile.text_file import decode_utf8, is_json_lines, json_lines, read_bounded
+from qcompile.text_file import DOCUMENT_FORMS, decode_utf8, is_json_lines, json_lines, read_bounded
 
 MAX_FILE_BYTES = 64 << 20
 _GROUP_KEYS = ("group", "type", "kind")
@@ -155,4 +155,7 @@ def _document(record: Any, default_group: str, where: str, *, with_answers: bool
     ids = record.get("ids")
     if isinstance(ids, list) and ids and all(type(i) is int for i in ids):
         return Document(group, where, ids=tuple(ids))
+    wrong = next((key for key in DOCUMENT_FORMS if key in record), None)
+    if wrong is not None:
+        raise QualityError(f"{where}: '{wrong}' is not {DOCUMENT_FORMS[wrong]}")
     raise QualityError(f"{where}: no 'text', 'prompt', 'messages' or 'ids' in it")

@@ -78,6 +78,11 @@ def check_messages(messages: Any) -> List[Dict[str, Any]]:
             raise RequestError(f"message {i}: a dict with a 'role' is wanted, got {str(message)[:80]!r}")
         if "content" not in message and "tool_calls" not in message:
             raise RequestError(f"message {i} (role '{message['role']}'): no 'content'")
+        if not isinstance(message.get("content"), (str, list, type(None))):  # templates would leave it out
+            kind = type(message["content"]).__name__
+            raise RequestError(
+                f"message {i} (role '{message['role']}'): 'content' is of type {kind}, a string is wanted"
+            )
     return [dict(message) for message in messages]
 
 

@@ -50,8 +50,9 @@ def test_jsonl_forms(tmp_path):
         (b'{"text": "a"}\n{"text"', r"a\.jsonl:2: not JSON"),
         (b"[1]", "a string or an object"),
         (b"{}", "no 'text', 'prompt', 'messages' or 'ids'"),
-        (b'{"ids": [1, true]}', "no 'text'"),
-        (b'{"messages": []}', "no 'text'"),
+        (b'{"ids": [1, true]}', r"a\.jsonl:1: 'ids' is not a list of token numbers, one at least"),
+        (b'{"messages": []}', r"a\.jsonl:1: 'messages' is not a list of messages, one at least"),
+        (b'{"text": 5}', r"a\.jsonl:1: 'text' is not a string"),
         (b"[" * 100_000, "not JSON"),
     ],
 )

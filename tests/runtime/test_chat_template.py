@@ -234,6 +234,8 @@ def test_ordinary_work_on_long_messages_is_no_attack(source: str) -> None:
         ([], "non-empty list"),
         ("hello", "non-empty list"),
         ([{"content": "x"}], "message 0: a dict with a 'role'"),
+        ([{"role": "user", "content": 5}], "message 0 .role 'user'.: 'content' is of type int, a string is wanted"),
+        ([{"role": "user", "content": {"a": "b"}}], "message 0 .role 'user'.: 'content' is of type dict"),
         ([*USER, "x"], "message 1: a dict"),
         ([{"role": "user"}], "message 0 .role 'user'.: no 'content'"),
         ([{"role": 3, "content": "x"}], "message 0"),
