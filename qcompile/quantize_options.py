@@ -219,6 +219,8 @@ def parse_layer(text: str) -> LayerOptions:
     if not colon or not pattern or not all(key.strip() and equals for key, equals, _ in pairs):
         raise QuantError(f"--layer '{text}': wanted PATTERN:key=value,key=value, such as '*down_proj*:bits=8'")
     record = {key.strip().replace("-", "_"): _parsed(value.strip()) for key, _, value in pairs}
+    if len(record) < len(pairs):
+        raise QuantError(f"--layer '{text}': a key is there twice; keep one value of each")
     return _layer_from({"pattern": pattern, **record}, f"--layer '{text}'")
 
 

@@ -66,7 +66,7 @@ def quantize_options(given: dict[str, Any], base: QuantizeOptions) -> QuantizeOp
     return override(
         base,
         bits=int(bits) if bits else None,
-        group_size=parse_group_size(group_size) if group_size else None,
+        group_size=None if group_size is None else parse_group_size(group_size),
         layers=(*base.layers, *layers),
         **given,
     )

@@ -220,20 +220,26 @@ class _Run:
         return cut, available
 
     def _read_prompts(self) -> list[TokenizedDocument]:
-        if not self.options.greedy_tokens or self.reader.tokenizer is None:
+        if not self.options.greedy_tokens:
+            if self.options.prompts is not None:
+                raise QualityError(
+                    f"{self.options.prompts}: prompts are for greedy answers, which --greedy 0 leaves out"
+                )
             return []
         if self.options.prompts is not None:
             prompts = self.reader.tokenize(read_documents(self.options.prompts, with_answers=False), as_prompts=True)
+        elif self.reader.tokenizer is None:
+            return []
         else:
             prompts = self.reader.chat_prompts()
         longest = min(m.max_tokens for m in self.models) - self.options.greedy_tokens
         too_long = max((len(p.ids) for p in prompts), default=0)
         if too_long > longest:
             where = f"{self.options.prompts or 'the built-in prompts'}: a prompt of {too_long} tokens"
+            where = f"{where}, room is for {max(longest, 0)} beside {self.options.greedy_tokens} written ones"
             if self.options.prompts is not None:
-                cure = "shorten it, or write fewer tokens with --greedy"
-                raise QualityError(f"{where}, room is for {longest}; {cure}")
-            self.notes.append(f"{where}, room is for {longest}: prompts that do not fit are left out")
+                raise QualityError(f"{where}; shorten it, or write fewer tokens with --greedy")
+            self.notes.append(f"{where}: prompts that do not fit are left out")
         return [p for p in prompts if 0 < len(p.ids) <= longest]
 
     def _score_window(self, document: TokenizedDocument, window: Window, total: int) -> None:

@@ -72,6 +72,7 @@ def test_page_and_picture(models, tmp_path):
         (["--context", "10", "--stride", "11"], "wanted 2 <= context and 1 <= stride <= context"),
         (["--data", "absent.txt"], "absent.txt: cannot be read"),
         (["--prompts", "absent.txt"], "absent.txt: cannot be read"),
+        (["--prompts", "p.txt", "--greedy", "0"], "p.txt: prompts are for greedy answers, which --greedy 0 leaves out"),
         (
             ["--html", "no/such/place.html"],
             "no/such/place.html: cannot be written: there is no folder no/such; make it first",

@@ -248,8 +248,10 @@ def test_what_cannot_be_tokenized_is_named_with_its_line(tiny, tmp_path, line, m
 def test_a_prompt_longer_than_the_context(tiny, tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps({"ids": [1] * 2040}), encoding="utf-8")
-    with pytest.raises(QualityError, match="a prompt of 2040 tokens, room is for 2028; shorten it"):
+    with pytest.raises(QualityError, match="a prompt of 2040 tokens, room is for 2028 beside 20 written ones; shorten"):
         compare_models(tiny, tiny, CompareOptions(num_tokens=10, prompts=path, greedy_tokens=20))
+    report = compare_models(tiny, tiny, CompareOptions(num_tokens=10, greedy_tokens=4096))
+    assert any("room is for 0 beside 4096 written ones: prompts that do not fit" in note for note in report.notes)
 
 
 def test_vocabularies_that_differ(tiny, tmp_path):
@@ -279,6 +281,10 @@ def test_without_a_tokenizer_only_ids_will_do(tiny, tmp_path):
     data, _ = text_file(tmp_path, 30)
     assert compare_models(bare / "model.onnx", bare, CompareOptions(data=data)).overall.mean_kl == 0
     assert compare_models(bare, tiny, QUICK).overall.num_tokens == 200
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"ids": [1, 2, 3]}', encoding="utf-8")
+    report = compare_models(bare, bare, CompareOptions(data=data, num_tokens=10, prompts=prompts, greedy_tokens=4))
+    assert [(g.num_prompt_tokens, g.num_same) for g in report.greedy] == [(3, 4)]
 
 
 def test_a_text_shorter_than_asked_is_noted(tiny, tmp_path):

@@ -177,7 +177,8 @@ def test_zero_points_that_are_asked_for_at_8_bits_are_refused(text, general):
 
 
 @pytest.mark.parametrize(
-    "text", ["lm_head", "lm_head:", ":bits=4", "lm_head:bits", "lm_head:bits=x", "lm_head:colour=4"]
+    "text",
+    ["lm_head", "lm_head:", ":bits=4", "lm_head:bits", "lm_head:bits=x", "lm_head:colour=4", "lm_head:bits=8,bits=4"],
 )
 def test_a_layer_that_cannot_be_read_is_refused(text):
     with pytest.raises(QuantError, match="--layer"):
@@ -188,6 +189,7 @@ def test_a_layer_that_cannot_be_read_is_refused(text):
     ("arguments", "message"),
     [
         (["--group-size", "many"], "group_size = 'many'"),
+        (["--group-size", ""], "group_size = ''; wanted a number or channel"),
         (["--group-size", "64"], "does not divide"),
         (["--layer", "nothing:bits=8"], "no layer is called 'nothing'"),
         (["--calibration", "absent.txt", "--algorithm", "gptq"], "absent.txt"),
