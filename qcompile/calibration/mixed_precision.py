@@ -175,7 +175,7 @@ class Decision:
 
 
 def candidate_schemes(
-    options: QuantizeOptions, defaults: Sequence[LayerOptions], widths: Collection[int]
+    options: QuantizeOptions, defaults: Sequence[LayerOptions], widths: Collection[int], smallest_group: int
 ) -> list[LinearScheme]:
     """Return the schemes that a pass has to choose from: its own, and those a step finer or coarser.
 
@@ -183,6 +183,7 @@ def candidate_schemes(
         options: What the user asked for.
         defaults: The pass's own values.
         widths: Inputs of the tensors; each that a group size divides gets an int8 scheme that fits it.
+        smallest_group: Smallest block that the target's kernels take.
 
     Raises:
         QuantError: Every layer is kept float.
@@ -196,7 +197,8 @@ def candidate_schemes(
     fitting = {width: [size for size in GROUP_SIZES if size <= most and width % size == 0] for width in widths}
     groups = sorted({max(sizes) for sizes in fitting.values() if sizes}, reverse=True)
     is_free = own.bits == 4 and not options.asks_group_size(("",))
-    found = [replace(own, group_size=group) for group in _INT4_GROUPS] if is_free else [own]
+    int4_groups = [group for group in _INT4_GROUPS if group >= smallest_group]
+    found = [replace(own, group_size=group) for group in int4_groups] if is_free else [own]
     return list(dict.fromkeys([*found, *(LinearScheme(8, group, True, "float", own.algorithm) for group in groups)]))
 
 

@@ -157,7 +157,8 @@ class QuantizeModel(Pass):
         goal = Goal(self.options.quality, self.options.size)
         if self.statistics is None:
             raise QuantError(f"{self.name}: {goal.describe()}: choosing needs calibration text, and there is none")
-        candidates = candidate_schemes(self.options, self.defaults, {p.num_inputs for p in projections})
+        widths = {p.num_inputs for p in projections}
+        candidates = candidate_schemes(self.options, self.defaults, widths, self.smallest_group)
         decision = self.statistics.decide(model, candidates, goal, self._given(model))
         self.options = decision.apply(self.options)
         result.detail["mixed_precision"] = {"summary": decision.summary(), **decision.record()}

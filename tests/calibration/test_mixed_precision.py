@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from qcompile.artifact import load_model
-from qcompile.calibration.mixed_precision import Given, Goal, decide
+from qcompile.calibration.mixed_precision import Given, Goal, candidate_schemes, decide
 from qcompile.calibration.provide import CalibratedStatistics
 from qcompile.calibration.sensitivity import FLOAT, label_of, measure_sensitivity
 from qcompile.calibration.trial import Trials, tensors_of
@@ -150,6 +150,20 @@ def test_the_choice_names_the_algorithm_that_will_run(models, directories, tmp_p
     assert "mse" not in decision.summary()
     assert label_of(gptq) in decision.record()["allocation"]["chosen"].values()
     assert label_of(gptq) in decision.page().html()
+
+
+@pytest.mark.parametrize(
+    ("options", "smallest_group", "groups"),
+    [
+        (QuantizeOptions(), 16, {16, 32, 64, 128}),
+        (QuantizeOptions(), 32, {32, 64, 128}),
+        (QuantizeOptions(group_size=16), 32, {16}),
+        (QuantizeOptions(layers=(LayerOptions("*", group_size=64),)), 32, {64}),
+    ],
+)
+def test_only_blocks_that_the_target_takes_are_offered_unless_asked_for(options, smallest_group, groups):
+    found = candidate_schemes(options, QuantizeInt4.defaults, {256}, smallest_group)
+    assert {scheme.group_size for scheme in found if scheme.bits == 4} == groups
 
 
 def test_a_short_text_is_worth_a_note(models, directories, tmp_path):

@@ -6,7 +6,7 @@ from qcompile.calibration.mixed_precision import candidate_schemes
 from qcompile.errors import QuantError, VerifyError
 from qcompile.passes.quantize_int4 import QuantizeInt4
 from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic
-from qcompile.quantize_options import QuantizeOptions
+from qcompile.quantize_options import GROUP_SIZES, QuantizeOptions
 from tests.optimized import export_tiny, optimize_tiny
 
 
@@ -86,5 +86,5 @@ def test_nothing_can_be_chosen_where_nothing_fits(odd, tmp_path):
     ],
 )
 def test_every_width_gets_the_largest_groups_that_divide_it(scheme, widths, groups):
-    found = candidate_schemes(QuantizeOptions(), scheme.defaults, widths)
+    found = candidate_schemes(QuantizeOptions(), scheme.defaults, widths, GROUP_SIZES[0])
     assert [(s.bits, s.group_size) for s in found] == groups
