@@ -47,7 +47,7 @@ def load_optimize_recipe(path: Path) -> OptimizeOptions:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise PassError(f"{path}: larger than {_MAX_BYTES} bytes; this is not a recipe")
-        record = tomllib.loads(path.read_text(encoding="utf-8"))
+        record = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise PassError(f"{path}: the recipe cannot be read: {error}") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:

@@ -89,7 +89,7 @@ def run_benchmark(
             report(case.name, number, options.rounds * (len(cases) + 1))
             job = jobs[case]
             samples[case].append(job if "error" in job else run_module(_CHILD, job))
-    _check(directory, samples, floors)
+        _check(directory, samples, floors)  # a model that nothing runs of is told after one round
     done_report = _report(directory, manifest, machine, samples, floors)
     done_report.seconds = time.perf_counter() - started
     return done_report

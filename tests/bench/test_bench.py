@@ -62,11 +62,16 @@ def test_a_context_the_model_cannot_hold_is_a_visible_row(tmp_path):
 
 
 def test_nothing_that_runs_is_an_error(model):
+    rounds = []
+
     def broken(module, job):
+        if module.endswith("floor"):
+            rounds.append(module)
         return RATES if module.endswith("floor") else {"error": "no memory"}
 
     with pytest.raises(BenchmarkError, match="no case could be run: no memory"):
-        run_benchmark(model, BenchOptions(quick=True), run_module=broken)
+        run_benchmark(model, BenchOptions(), run_module=broken)
+    assert len(rounds) == 1
     with pytest.raises(BenchmarkError, match="rates could not be measured: lost"):
         run_benchmark(model, BenchOptions(quick=True), run_module=lambda module, job: {"error": "lost"})
 

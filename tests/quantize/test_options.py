@@ -64,6 +64,8 @@ def tensors(directory):
 def test_recipe_and_python_say_the_same(tmp_path):
     (tmp_path / "recipe.toml").write_text(RECIPE)
     assert load_optimize_recipe(tmp_path / "recipe.toml") == PYTHON
+    (tmp_path / "windows.toml").write_bytes(RECIPE.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert load_optimize_recipe(tmp_path / "windows.toml") == PYTHON
 
 
 def test_recipe_and_command_line_make_the_same_model(exported, tmp_path):
