@@ -22,6 +22,7 @@ from qcompile.ascend.cann_install import CannInstall, find_cann, scan_parsers
 from qcompile.ascend.chips import Cann, cann_version
 from qcompile.ascend.legality.check import Parsers
 from qcompile.ascend.legality.finding import Finding, Report
+from qcompile.cli.given_path import GivenPath
 from qcompile.errors import AtcError
 from qcompile.report.numbers import human_bytes, printable
 
@@ -31,7 +32,7 @@ _USUAL_CANN = "8.1"
 
 
 @click.command("atc", context_settings={"ignore_unknown_options": False})
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=GivenPath())
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED, metavar="[-- FLAGS OF ATC]")
 @click.option(
     "--soc-version", metavar="NAME", help="Ascend910B4, ...; default: the manifest's target, or this machine's NPU."
@@ -39,7 +40,7 @@ _USUAL_CANN = "8.1"
 @click.option(
     "--host-cpu", type=click.Choice(["aarch64", "x86_64"]), help="Where the .om will run; default: this machine's."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write there instead of beside the graphs.")
+@click.option("-o", "--output", type=GivenPath(), help="Write there instead of beside the graphs.")
 @click.option("--cann", metavar="VERSION", help="Release to check against; default: the installed one, else 8.1.")
 @click.option("--dry-run", is_flag=True, help="Print the command lines and stop.")
 @click.option(

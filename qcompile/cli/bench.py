@@ -12,13 +12,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from qcompile.benchmark.presentation import render, write_chart
 from qcompile.benchmark.report import BenchReport
 from qcompile.benchmark.run import BenchOptions, run_benchmark
+from qcompile.cli.given_path import GivenPath
 from qcompile.cli.output_file import CHARTS, OutputFile
 from qcompile.report.whole_tables import print_whole
 from qcompile.runtime.host import MAX_THREADS
 
 
 @click.command("bench")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=GivenPath())
 @click.option("--quick", is_flag=True, help="Fewer cases, one round: an idea in a minute or two.")
 @click.option("--repetitions", type=click.IntRange(1, 100), help="Rounds of all cases  [default: 3, or 1 with --quick]")
 @click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Computing threads  [default: all cores]")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from qcompile.cli.given_path import GivenPath
 from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.sampling_options import sampling_options, sampling_params, template_variables
 from qcompile.cli.simulated_device import device_for, without_times
@@ -25,7 +26,7 @@ _HELP = "/clear forgets the conversation, /system TEXT sets the system message, 
 
 
 @click.command("chat")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=GivenPath())
 @click.option("--system", help="System message of the conversation.")
 @click.option("--greedy", is_flag=True, help="Always take the most likely token.")
 @sampling_options

@@ -18,6 +18,7 @@ from qcompile.ascend.legality.rule import AtcOptions
 from qcompile.ascend.plugins import PLUGINS
 from qcompile.ascend.shapes import parse_input_shapes
 from qcompile.cli.ascend_options import plugin_names
+from qcompile.cli.given_path import GivenPath
 from qcompile.report.numbers import printable
 
 _SHOWN = 3
@@ -32,7 +33,7 @@ _WORDS = {
 
 
 @click.command("check")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=GivenPath())
 @click.option("--target", required=True, metavar="CHIP", help="ascend910b4, ascend310p3, ascend310b4, ...")
 @click.option(
     "--cann", default="8.1", show_default=True, metavar="VERSION", help="Release of CANN that will compile it."

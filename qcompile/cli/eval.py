@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from qcompile.cli.finite_range import FiniteRange
+from qcompile.cli.given_path import GivenPath, refuse_to_overwrite
 from qcompile.cli.output_file import OutputFile
 from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.sampling_options import template_variables
@@ -36,8 +37,8 @@ _DEFAULT_MAX_NEW_TOKENS = 1024
 
 
 @click.command("eval")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.argument("data", metavar="DATA.jsonl", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=GivenPath())
+@click.argument("data", metavar="DATA.jsonl", type=GivenPath())
 @click.option(
     "-o",
     "--output",
@@ -76,7 +77,7 @@ _DEFAULT_MAX_NEW_TOKENS = 1024
 )
 @click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=0.95, show_default=True, help="Of draws.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws.")
-@click.option("--templates", metavar="FILE.toml", type=click.Path(path_type=Path), help="Your own prompt templates.")
+@click.option("--templates", metavar="FILE.toml", type=GivenPath(), help="Your own prompt templates.")
 @click.option("--raw", is_flag=True, help="Ask without the model's chat template.")
 @click.option(
     "--template-arg",
@@ -100,7 +101,7 @@ def command(
     interrupted one stopped.
     """
     output = output or Path(f"{directory.resolve().name}-{data.stem}.json")
-    _check_paths(data, output, html)
+    _check_paths(directory, data, output, html)
     settings = _settings(options)
     digest = sha256()
     cases, problems = read_cases(data, digest)
@@ -129,8 +130,10 @@ def command(
     _say_where(task.output, html)
 
 
-def _check_paths(data: Path, output: Path, html: Path | None) -> None:
-    """No output may stand where another one or the cases are."""
+def _check_paths(directory: Path, data: Path, output: Path, html: Path | None) -> None:
+    """No output may stand where another one, the cases or a file of the model are."""
+    for path in (output, scoreboard_path(output)):  # the default name, and one that was not given
+        refuse_to_overwrite(path, directory)
     paths = [path.resolve() for path in (data, output, scoreboard_path(output), html) if path is not None]
     if len(set(paths)) < len(paths):
         raise click.UsageError("DATA.jsonl, --output, the scoreboard beside it and --html must be different files")

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from qcompile.artifact import Progress as ReportBytes
+from qcompile.cli.given_path import GivenPath
 from qcompile.export.export_checkpoint import DTYPES, ExportResult, export_checkpoint
 
 
 @click.command("export")
 @click.argument("source")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Directory to write.")
+@click.option("-o", "--output", type=GivenPath(), required=True, help="Directory to write.")
 @click.option(
     "--dtype",
     type=click.Choice(list(DTYPES)),

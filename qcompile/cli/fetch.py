@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+from qcompile.cli.given_path import GivenPath
 from qcompile.fetch import SOURCES, FetchProgress, fetch
 from qcompile.recipe import load_recipe
 
@@ -18,7 +19,7 @@ from qcompile.recipe import load_recipe
 @click.option("--source", type=click.Choice(SOURCES), default="auto", show_default=True, help="Where from.")
 @click.option(
     "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=GivenPath(file_okay=False),
     help="Cache directory; default: $QCOMPILE_CACHE or the platform's.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the path.")

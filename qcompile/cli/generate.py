@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qcompile.cli.given_path import GivenPath
 from qcompile.cli.prompt_source import Conversation, PromptText, read_prompts
 from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.sampling_options import sampling_options, sampling_params, template_variables
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 
 
 @click.command("generate")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=GivenPath())
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
 @click.option(
     "--prompt-file",
     "prompt_files",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=GivenPath(),
     help="A text file as one prompt, or .jsonl with one prompt per line (repeatable).",
 )
 @click.option("--system", help="System message before every prompt.")

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from rich.console import Console
 
 from qcompile.artifact import find_graph, load_model
+from qcompile.cli.given_path import GivenPath
 from qcompile.cli.output_file import OutputFile
 from qcompile.report.page import write_page
 from qcompile.report.summary import ModelSummary, summarize
@@ -19,8 +20,8 @@ from qcompile.report.whole_tables import print_whole
 
 
 @click.command("inspect")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("other", type=click.Path(path_type=Path), required=False)
+@click.argument("model", type=GivenPath())
+@click.argument("other", type=GivenPath(), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--html", type=OutputFile(), help="Write a page with the graph drawn.")
 @click.option("--why", metavar="PASS", help="List the nearest misses of a fusion pass, with reasons.")

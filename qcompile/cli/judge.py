@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from qcompile.cli.finite_range import WEEK_S, FiniteRange
+from qcompile.cli.given_path import GivenPath
 from qcompile.cli.output_file import OutputFile
 from qcompile.errors import PackageError
 from qcompile.evaluate.settings import token_limits
@@ -41,21 +42,21 @@ def _lengths(_: click.Context, parameter: click.Parameter, text: str) -> list[in
 
 
 @click.command("judge")
-@click.argument("package", metavar="ZIP_OR_DIR", type=click.Path(path_type=Path))
-@click.option("--cases", multiple=True, metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Each a test file.")
+@click.argument("package", metavar="ZIP_OR_DIR", type=GivenPath())
+@click.option("--cases", multiple=True, metavar="FILE.jsonl", type=GivenPath(), help="Each a test file.")
 @click.option("--matrix", "has_matrix", is_flag=True, help="Concurrencies x input lengths x output lengths.")
 @click.option("--concurrency", default="1,8,32", show_default=True, callback=_lengths, help="Of the matrix.")
 @click.option("--input-lengths", default="64,256", show_default=True, callback=_lengths, help="Of the matrix.")
 @click.option("--output-lengths", default="32,128", show_default=True, callback=_lengths, help="Of the matrix.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="The original model: measure every step from it.")
+@click.option("--checkpoint", type=GivenPath(), help="The original model: measure every step from it.")
 @click.option("--step-cases", type=click.IntRange(1), default=16, show_default=True, help="Questions of each step.")
 @click.option("--baseline", type=FiniteRange(0), help="tokens/s for 0 points  [default: the original model's]")
 @click.option("--best", type=FiniteRange(0, min_open=True), help="tokens/s for 100  [default: the best of this run]")
 @click.option("--clean", "is_clean", is_flag=True, help="In a clean room, from the package's own wheels.")
-@click.option("--wheels", type=click.Path(path_type=Path, exists=True, file_okay=False), help="clean: this machine's.")
+@click.option("--wheels", type=GivenPath(exists=True, file_okay=False), help="clean: this machine's.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts computed together.")
 @click.option("--max-new-tokens", multiple=True, metavar="N|TYPE=N", help="Tokens of an answer  [default: 1024]")
-@click.option("--templates", metavar="FILE.toml", type=click.Path(path_type=Path), help="Your own prompt templates.")
+@click.option("--templates", metavar="FILE.toml", type=GivenPath(), help="Your own prompt templates.")
 @click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Computing threads  [default: physical cores].")
 @click.option(
     "--time-limit", type=FiniteRange(0, WEEK_S / 60, min_open=True), default=60.0, show_default=True, help="Minutes."

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.cli.finite_range import DAY_S, FiniteRange
+from qcompile.cli.given_path import GivenPath
 from qcompile.errors import KernelError
 from qcompile.kernel_check.check import VERDICTS, Result, cases, check
 from qcompile.kernel_check.environment import find_environment
@@ -75,7 +76,7 @@ def _chips(names: tuple[str, ...], operators: tuple[Operator, ...]) -> tuple[str
 @click.argument("operators", nargs=-1)
 @click.option("--chip", "chips", multiple=True, default=("Ascend910B4",), show_default=True, metavar="CHIP|all")
 @click.option("--types", "variants", multiple=True, metavar="NAME", help="Only these variants, such as fp16.")
-@click.option("--kernels", "folder", type=click.Path(path_type=Path), help="Another folder of operators.")
+@click.option("--kernels", "folder", type=GivenPath(), help="Another folder of operators.")
 @click.option(
     "--jobs", type=click.IntRange(1, 64), default=min(8, os.cpu_count() or 1), show_default=True, help="Processes."
 )

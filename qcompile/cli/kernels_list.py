@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qcompile.cli.given_path import GivenPath
 from qcompile.kernel_check.operators import Operator, read_operators
 from qcompile.kernels.tile_table import KernelTable
 from qcompile.report.numbers import printable
@@ -20,7 +21,7 @@ _COLUMNS = ("kernel", "core", "types", "tiles", "refused tile")
 
 
 @click.command("list")
-@click.option("--kernels", "folder", type=click.Path(path_type=Path), help="Another folder of operators.")
+@click.option("--kernels", "folder", type=GivenPath(), help="Another folder of operators.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(folder: Path | None, as_json: bool) -> None:
     """List the fused operators: their kernels, types, block sizes, and where they are described."""

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.cli.ascend_options import ascend_options, names_ascend_options, take_ascend_options
+from qcompile.cli.given_path import GivenPath
 from qcompile.cli.output_file import CHARTS, OutputFile
 from qcompile.cli.quantization_options import quantization_options, quantize_options
 from qcompile.errors import PassError
@@ -28,15 +29,15 @@ _SHOWN_REJECTIONS = 5
 
 
 @click.command("optimize", epilog=f"Groups: {', '.join(GROUPS)}. Passes: {', '.join(PASSES)}.")
-@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.argument("model", type=GivenPath(exists=True))
 @click.option("--passes", help="Passes and groups, separated by commas.  [default: fuse]")
 @click.option("--skip", help="Passes and groups to leave out.")
 @click.option(
     "--recipe",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    type=GivenPath(dir_okay=False, exists=True),
     help="TOML with passes, skip, target, verify, strict, surgery, and tables [quantize] and [ascend].",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to write; by default beside MODEL.")
+@click.option("-o", "--output", type=GivenPath(), help="Directory to write; by default beside MODEL.")
 @click.option(
     "--target",
     metavar="NAME",

@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
+from qcompile.cli.given_path import CHARTS, OutputPath
 from qcompile.errors import ArtifactError
 
+__all__ = ["CHARTS", "OutputFile"]
+
 _MAX_NAME_BYTES = 200  # of 255: what stands beside the file, or for a moment in its place, has a longer name
-CHARTS = (".html", ".svg")
 
 
-class OutputFile(click.Path):
+class OutputFile(OutputPath):
     """A file that can be written, as far as that can be seen before.
 
     Args:
@@ -22,7 +24,7 @@ class OutputFile(click.Path):
     """
 
     def __init__(self, endings: tuple[str, ...] = ()) -> None:
-        super().__init__(path_type=Path)
+        super().__init__()
         self.endings = endings
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
@@ -31,7 +33,7 @@ class OutputFile(click.Path):
         Raises:
             ArtifactError: Nothing can be written there, or its ending says that something else is wanted.
         """
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        path = super().convert(value, param, ctx)
         if path.is_dir():
             raise ArtifactError(f"{path}: is a folder; name a file in it")
         if path.exists() and not path.is_file():  # what is written takes the file's place: /dev/null would be gone

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from qcompile.cli.finite_range import WEEK_S, FiniteRange
+from qcompile.cli.given_path import GivenPath, OutputPath
 from qcompile.cli.package_check import check
 from qcompile.cli.sampling_options import template_variables
 from qcompile.errors import PackageError
@@ -34,12 +35,12 @@ _USES: dict[str, tuple[str, ...]] = {
 
 
 @click.command("package")
-@click.argument("directory", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@click.argument("directory", metavar="[DIR]", required=False, type=GivenPath())
 @click.option("--target", type=click.Choice(_TARGETS), help="What to make.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The zip, or the folder.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="contest: a rung for torch_npu and transformers.")
-@click.option("--cpu-model", type=click.Path(path_type=Path), help="contest: the last rung, for ONNX Runtime.")
-@click.option("--kernels", type=click.Path(path_type=Path), help="contest: a folder of operators' .run files.")
+@click.option("-o", "--output", type=OutputPath(), help="The zip, or the folder.")
+@click.option("--checkpoint", type=GivenPath(), help="contest: a rung for torch_npu and transformers.")
+@click.option("--cpu-model", type=GivenPath(), help="contest: the last rung, for ONNX Runtime.")
+@click.option("--kernels", type=GivenPath(), help="contest: a folder of operators' .run files.")
 @click.option("--parameters", type=click.IntRange(1), help="contest: where the manifest does not tell.")
 @click.option(
     "--budget",
@@ -69,9 +70,7 @@ _USES: dict[str, tuple[str, ...]] = {
     help="contest: of further ones.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="contest: of draws.")
-@click.option(
-    "--templates", metavar="FILE.toml", type=click.Path(path_type=Path), help="contest: your own prompt templates."
-)
+@click.option("--templates", metavar="FILE.toml", type=GivenPath(), help="contest: your own prompt templates.")
 @click.option(
     "--template-arg", "template_args", multiple=True, metavar="NAME=VALUE", help="contest: for the chat template."
 )
@@ -85,16 +84,10 @@ _USES: dict[str, tuple[str, ...]] = {
 @click.option("--image", help="modelarts: the runtime's tag; modelarts-engine: the base image.")
 @click.option("--swr", help="modelarts-engine: address of the finished image, for an import from OBS.")
 @click.option("--pin", "pins", multiple=True, metavar="NAME==VERSION", help="Another version of a dependency.")
-@click.option(
-    "--wheels", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Wheels from this folder."
-)
+@click.option("--wheels", type=GivenPath(exists=True, file_okay=False), help="Wheels from this folder.")
 @click.option("--offline", is_flag=True, help="Do not ask the package index.")
-@click.option(
-    "--check", "checked", metavar="FILE", type=click.Path(path_type=Path), help="Replay the judge on a package."
-)
-@click.option(
-    "--cases", multiple=True, metavar="FILE.jsonl", type=click.Path(path_type=Path), help="check: test files."
-)
+@click.option("--check", "checked", metavar="FILE", type=GivenPath(), help="Replay the judge on a package.")
+@click.option("--cases", multiple=True, metavar="FILE.jsonl", type=GivenPath(), help="check: test files.")
 @click.option(
     "--time-limit",
     type=FiniteRange(0, WEEK_S / 60, min_open=True),

@@ -14,6 +14,7 @@ from qcompile.ascend.buckets import BucketOptions, lengths
 from qcompile.ascend.chips import chip_named
 from qcompile.ascend.cost_by_config import SDPA_EXPORT
 from qcompile.ascend.plan import Plan, Row, plan_model
+from qcompile.cli.given_path import GivenPath
 from qcompile.cli.output_file import CHARTS, OutputFile
 from qcompile.report.chart_file import ChartFile, Table
 from qcompile.report.numbers import human_bytes, printable
@@ -32,7 +33,7 @@ _NOTES = (
 
 
 @click.command("plan")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=GivenPath())
 @click.option("--target", required=True, metavar="CHIP", help="ascend910b4, ascend310p3, ...")
 @click.option(
     "--batch",
@@ -41,9 +42,7 @@ _NOTES = (
 )
 @click.option("--kv-len", metavar="T,...", help=f"KV cache lengths.  [default: {_BUCKETS['--kv-len']}]")
 @click.option("--prefill-len", metavar="S,...", help=f"Chunk lengths.  [default: {_BUCKETS['--prefill-len']}]")
-@click.option(
-    "--before", type=click.Path(path_type=Path), help="An exporter's graph: count its kernels, not 59 per layer."
-)
+@click.option("--before", type=GivenPath(), help="An exporter's graph: count its kernels, not 59 per layer.")
 @click.option("--kernels", is_flag=True, help="List the kernels of one layer.")
 @click.option("--chart", type=OutputFile(CHARTS), help="Write a page (.html) or picture (.svg).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from qcompile.cli.given_path import GivenPath
 from qcompile.cli.output_file import CHARTS, OutputFile
 from qcompile.quality.compare import CompareOptions, QualityReport, compare_models
 from qcompile.quality.presentation import render, write_chart
@@ -18,10 +19,10 @@ from qcompile.runtime.host import MAX_THREADS
 
 
 @click.command("quality")
-@click.argument("reference", metavar="A", type=click.Path(path_type=Path))
-@click.argument("other", metavar="B", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Text or .jsonl to read; by default a built-in set.")
-@click.option("--prompts", type=click.Path(path_type=Path), help="Text or .jsonl of prompts for the greedy comparison.")
+@click.argument("reference", metavar="A", type=GivenPath())
+@click.argument("other", metavar="B", type=GivenPath())
+@click.option("--data", type=GivenPath(), help="Text or .jsonl to read; by default a built-in set.")
+@click.option("--prompts", type=GivenPath(), help="Text or .jsonl of prompts for the greedy comparison.")
 @click.option("--tokens", default=20_000, show_default=True, type=click.IntRange(min=1), help="Most tokens to score.")
 @click.option(
     "--context", type=click.IntRange(min=2), help="Tokens seen at once  [default: 1024, or the models' limit]"

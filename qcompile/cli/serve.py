@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qcompile.cli.finite_range import WEEK_S, FiniteRange
+from qcompile.cli.given_path import GivenPath
 from qcompile.cli.runtime_notes import runtime_notes
 from qcompile.cli.simulated_device import device_for
 from qcompile.errors import ServeError
@@ -23,15 +24,13 @@ _MAX_KEY_BYTES = 4096
 
 
 @click.command("serve")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=GivenPath())
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than loopback need a token."
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
 @click.option("--model-name", help="What requests call the model [default: the directory's name].")
-@click.option(
-    "--api-key-file", type=click.Path(path_type=Path), help=f"File with the bearer token [default: ${_ENVIRONMENT}]."
-)
+@click.option("--api-key-file", type=GivenPath(), help=f"File with the bearer token [default: ${_ENVIRONMENT}].")
 @click.option(
     "--reasoning",
     type=click.Choice(("none", "think", "think-answer")),

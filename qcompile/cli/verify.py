@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from qcompile.artifact import find_manifest
+from qcompile.cli.given_path import GivenPath
 from qcompile.cli.simulated_device import device_for
 from qcompile.verify import NUM_TOKENS, compare_directories
 
 
 @click.command("verify")
-@click.argument("reference", type=click.Path(path_type=Path, exists=True))
-@click.argument("other", type=click.Path(path_type=Path, exists=True))
+@click.argument("reference", type=GivenPath(exists=True))
+@click.argument("other", type=GivenPath(exists=True))
 @click.option("--tokens", default=NUM_TOKENS, show_default=True, type=click.IntRange(1, 4096), help="Per prompt.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

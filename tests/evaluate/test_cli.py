@@ -216,7 +216,7 @@ def test_the_cases_are_read_once(model: Path, data: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("options", [("-o", "cases.jsonl"), ("-o", "r.json", "--html", "r.scoreboard.json")])
 def test_outputs_never_take_the_place_of_the_cases(model: Path, data: Path, options: tuple[object, ...]) -> None:
     before = data.read_bytes()
-    assert run(model, data, *options).exit_code == 2
+    assert run(model, data, *options).exit_code in (1, 2)
     assert data.read_bytes() == before
 
 

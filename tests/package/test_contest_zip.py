@@ -124,7 +124,7 @@ def test_the_number_of_parameters_is_that_of_the_checkpoint(exported: Path) -> N
         (["MODEL", "-o", "x.zip", "--kernels", "nowhere"], "no .run file in it"),
         (["MODEL", "-o", "x.zip", "--kernels", "nowhere.txt"], "no .run file in it"),
         (["MODEL", "-o", "x.zip", "--max-model-len", "1025"], "holds 1024 tokens; --max-model-len 1025"),
-        (["MODEL", "-o", ""], "is a folder; name a file"),
+        (["MODEL", "-o", ""], "the path is empty"),
         (["MODEL", "-o", "."], "is a folder; name a file"),
     ],
 )
