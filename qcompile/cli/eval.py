@@ -25,7 +25,7 @@ from qcompile.evaluate.cases import LineProblem, read_cases
 from qcompile.evaluate.evaluate import Task, asking_notes, evaluate, identity, select_cases
 from qcompile.evaluate.journal import journal_path, other_runs, run_name
 from qcompile.evaluate.sandbox import Limits
-from qcompile.evaluate.scoreboard import scoreboard
+from qcompile.evaluate.scoreboard import Run, scoreboard
 from qcompile.evaluate.settings import EvalSettings, token_limits
 from qcompile.evaluate.submission import submission, write_json
 from qcompile.evaluate.table import render
@@ -143,6 +143,7 @@ def _run(directory: Path, task: Task, *, threads: int | None, batch_size: int) -
     """Run, write submission and scoreboard, and return the scoreboard."""
     from qcompile.runtime import Engine
 
+    record: dict[str, Any] = {}
     with (
         runtime_notes(),
         device_for(directory, threads),
@@ -153,10 +154,15 @@ def _run(directory: Path, task: Task, *, threads: int | None, batch_size: int) -
             click.echo(f"note: {note}", err=True)
         try:
             with _progress() as watcher:
-                run = evaluate(engine, task, batch_size, watcher)
+                evaluate(engine, task, batch_size, watcher, lambda run: record.update(_written(task, run)))
         except KeyboardInterrupt:
             click.echo(f"interrupted; what is finished is in {journal}, the same command goes on", err=True)
             raise click.exceptions.Exit(130) from None
+    return record
+
+
+def _written(task: Task, run: Run) -> dict[str, Any]:
+    """Report what could not be asked, write submission and scoreboard; returns the scoreboard."""
     known = {(problem.line, problem.message) for problem in task.problems}
     _report([problem for problem in run.problems if (problem.line, problem.message) not in known])
     if not run.attempts:

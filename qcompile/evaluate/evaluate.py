@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,8 +60,16 @@ class Task:
     is_fresh: bool = False
 
 
-def evaluate(engine: "Engine", task: Task, batch_size: int, watcher: Watcher | None = None) -> Run:
+def evaluate(
+    engine: "Engine",
+    task: Task,
+    batch_size: int,
+    watcher: Watcher | None = None,
+    write: Callable[[Run], object] = lambda _: None,
+) -> Run:
     """Generate and judge what the journal beside `task.output` does not hold yet.
+
+    `write` is given the run while its journal is locked: no other run writes the same output then.
 
     Raises:
         EvaluateError: A checker is missing, or a file cannot be written.
@@ -75,11 +83,11 @@ def evaluate(engine: "Engine", task: Task, batch_size: int, watcher: Watcher | N
         refusals += runner.run(requests, watcher.generating)
         judge_all(requests, journal, task.settings.limits, watcher.judging)
         results = _results(task, requests, refusals, journal)
-        generated, num_damaged = journal.generated, journal.num_damaged
-    problems = [*task.problems, *_refused(refusals), *limit_problems(results)]
-    problems.sort(key=lambda problem: problem.line)
-    run = Run(results, problems, task.settings, generated, _about(engine, task, batch_size))
-    run.notes += _notes(engine, run, num_damaged)
+        problems = [*task.problems, *_refused(refusals), *limit_problems(results)]
+        problems.sort(key=lambda problem: problem.line)
+        run = Run(results, problems, task.settings, journal.generated, _about(engine, task, batch_size))
+        run.notes += _notes(engine, run, journal.num_damaged)
+        write(run)
     return run
 
 

@@ -40,7 +40,7 @@ class Journal:
         num_damaged: Lines that could not be read.
 
     Raises:
-        EvaluateError: The file cannot be opened, or another run is writing it.
+        EvaluateError: The file cannot be opened, or another run is writing it or the same output.
     """
 
     def __init__(self, output: Path, identity: dict[str, Any], *, is_fresh: bool = False) -> None:
@@ -51,11 +51,17 @@ class Journal:
         self.num_damaged = 0
         self._seconds: dict[str, float] = {}
         self._session = digest_of(os.getpid(), os.urandom(8).hex())[:8]
+        _refuse_other_writers(output, self.path)
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise EvaluateError(write_failure(self.path, error)) from None
         self._lock()
+        try:
+            _refuse_other_writers(output, self.path)  # again: one that began meanwhile sees this lock or is seen
+        except EvaluateError:
+            self.close()
+            raise
         if is_fresh:
             os.ftruncate(self._fd, 0)
         self._read()
@@ -157,11 +163,35 @@ def journal_path(output: Path, identity: dict[str, Any]) -> Path:
 
 def other_runs(output: Path, identity: dict[str, Any]) -> Iterator[tuple[Path, list[str]]]:
     """Journals beside `output` of runs with another model or other settings, each with what differs."""
-    own = journal_path(output, identity)
+    for path in _other_journals(output, journal_path(output, identity)):
+        yield path, _differences(_header(path), identity)
+
+
+def _other_journals(output: Path, own: Path) -> Iterator[Path]:
     prefix = f"{run_name(output)}.journal-"
     for path in sorted(output.parent.iterdir()) if output.parent.is_dir() else ():
         if path != own and path.name.startswith(prefix) and path.name.endswith(".jsonl"):
-            yield path, _differences(_header(path), identity)
+            yield path
+
+
+def _refuse_other_writers(output: Path, own: Path) -> None:
+    """Submission and scoreboard have one name for all settings: runs that end together would mix theirs."""
+    if sys.platform == "win32":
+        return
+    for path in _other_journals(output, own):
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except OSError:  # deleted meanwhile
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            raise EvaluateError(
+                f"{output}: another qcompile eval, with another model or other settings, is to write it ({path} is in use); "
+                "wait for it or give another -o"
+            ) from None
+        finally:
+            os.close(fd)
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -7,20 +7,23 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from qcompile.errors import EvaluateError
 from qcompile.evaluate import Case, judging, sandbox
 from qcompile.evaluate.checkers import Verdict
-from qcompile.evaluate.evaluate import identity
+from qcompile.evaluate.evaluate import evaluate, identity
 from qcompile.evaluate.journal import Journal, journal_path, other_runs
 from qcompile.evaluate.sample import Sample
-from qcompile.evaluate.scoreboard import scoreboard
+from qcompile.evaluate.scoreboard import Run, scoreboard
 from qcompile.evaluate.settings import token_limits
 from qcompile.evaluate.templates import Templates
 from tests.evaluate.scripted_run import SETTINGS, engine_in, records, run, stable, task_of, write
+
+if TYPE_CHECKING:
+    from qcompile.runtime import Engine
 
 pytestmark = pytest.mark.usefixtures("each_program_once")
 
@@ -234,6 +237,29 @@ class TestResumption:
         assert sorted(re.findall(r"q\d\. [^\"]*", prompt)[0] for prompt, _ in engine.asked) == [
             f"q{n}. Put it into a box." for n in range(4)
         ]
+
+    def test_two_runs_with_other_settings_cannot_write_one_output(self, tmp_path: Path, data: Path) -> None:
+        other = replace(SETTINGS, seed=SETTINGS.seed + 1)
+        engine = engine_in(tmp_path)
+        with (
+            Journal(tmp_path / "results.json", identity(tmp_path / "model", other)) as journal,
+            pytest.raises(
+                EvaluateError, match=r"results\.json: another qcompile eval, with another model or other set"
+            ),
+        ):
+            run(engine, task_of(data))
+        assert [path for path in tmp_path.glob("*.jsonl") if "journal" in path.name] == [journal.path]
+        run(engine, task_of(data))
+
+    def test_what_is_written_is_written_before_another_run_can_begin(self, tmp_path: Path, data: Path) -> None:
+        def write(_: Run) -> None:
+            with pytest.raises(EvaluateError, match="another qcompile eval is writing it"):
+                Journal(tmp_path / "results.json", identity(tmp_path / "model", SETTINGS))
+            written.append(True)
+
+        written: list[bool] = []
+        evaluate(cast("Engine", engine_in(tmp_path)), task_of(data), 4, write=write)
+        assert written
 
     def test_two_runs_cannot_write_one_journal(self, tmp_path: Path, data: Path) -> None:
         engine_in(tmp_path)
