@@ -28,6 +28,14 @@ def _is_up_to(line: str, step: int) -> bool:
         return False
 
 
+def take_back(path: Path, step: int) -> None:
+    """Leave in a log only the lines up to a step."""
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_up_to(line, step)]
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
 class StepLog(TrainerCallback):  # type: ignore[misc]
     """One JSON line per step, and a stop when the time is up.
 
@@ -54,14 +62,8 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take back the lines of steps that will be made again."""
-        if not is_first_process(state) or not self._path.exists():
-            return
-        kept = [
-            line for line in self._path.read_text(encoding="utf-8").splitlines() if _is_up_to(line, state.global_step)
-        ]
-        temporary = self._path.with_name(f"{self._path.name}.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(self._path)
+        if is_first_process(state) and self._path.exists():
+            take_back(self._path, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> Any:
         """Close the step's line and ask for a stop at the time limit."""

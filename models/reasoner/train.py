@@ -36,7 +36,7 @@ from models.reasoner.generate import ROWS, Generator, generation_dtype
 from models.reasoner.rewards import is_correct
 from models.reasoner.settings import Settings
 from models.reasoner.trainers import grpo_trainer, sft_trainer
-from models.reasoner.validation import Validation
+from models.reasoner.validation import KEPT, Validation
 
 _VALIDATION = 7000  # plus the seed of the run: other problems than those of `score`, and than those of other runs
 
@@ -183,7 +183,7 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
 
 
-def check_checkpoints(out: Path, *, resume: bool) -> None:
+def check_checkpoints(out: Path, *, resume: bool, validates: bool = False) -> None:
     """Look at what an earlier run left, before anything is loaded or written.
 
     Raises:
@@ -194,6 +194,11 @@ def check_checkpoints(out: Path, *, resume: bool) -> None:
         raise ValueError(
             f"{out / 'trainer'} has no whole checkpoint; without --resume the run begins anew, "
             "--set save_every=N keeps checkpoints"
+        )
+    if resume and validates and not (found[-1] / KEPT).is_file():
+        raise ValueError(
+            f"{found[-1]} has no {KEPT}, the best weights so far; delete it to go on from the one before it, or give "
+            "--set validate=0, or another --out without --resume"
         )
     if found and not resume:
         raise ValueError(f"{found[-1]} is of an earlier run; --resume goes on from it, or give another --out")
@@ -239,7 +244,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         settings = Settings.load(options.recipe, options.overrides)
         check_sources(settings)
-        check_checkpoints(options.out, resume=options.resume)
+        validates = settings.stage == "grpo" and settings.validate > 0
+        check_checkpoints(options.out, resume=options.resume, validates=validates)
     except (ValueError, argparse.ArgumentTypeError) as error:
         parser.error(str(error))
     train(settings, options.out, resume=options.resume)

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
 from models.reasoner import corpus
-from models.reasoner.callbacks import is_first_process
+from models.reasoner.callbacks import is_first_process, take_back
 from models.reasoner.generate import ROWS, Generator
 from models.reasoner.problem import TYPES
 from models.reasoner.rewards import is_well_formed, judge, problem_of
 from models.reasoner.settings import Settings
 
+KEPT = "validated.safetensors"  # in a checkpoint: what `KeepBest` would forget
 _SEED = 77  # far from those of `probe`, which asks problems of the same split
 _SHARES = (0.75, 0.5, 0.25)
 
@@ -84,6 +87,8 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
 
     With an `average` between 0 and 1, what is judged and kept is the running mean of the weights with that decay a step:
     much of the noise of single steps is gone from it (Polyak and Juditsky, 1992).
+
+    Every checkpoint holds start, best and mean (`KEPT`), and a resumed run goes on with those of its checkpoint.
     """
 
     def __init__(
@@ -103,9 +108,12 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         self._mean: dict[str, Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """The start."""
-        self._begin = time.monotonic()
+        """The start, or the checkpoint that the run goes on from."""
+        self._begin = self._last = time.monotonic()
         self._writes = is_first_process(state)
+        if state.global_step and args is not None and _kept_in(args, state).is_file():
+            self._restore(_kept_in(args, state), state.global_step, model)
+            return
         self._start = _copied(model)
         if self._average:
             self._mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -121,6 +129,36 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
             self._measure_mean(model, state.global_step)
             if kept:
                 model.load_state_dict(kept)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put start, best and mean beside the checkpoint."""
+        if not self._writes:
+            return
+        parts = {"start": self._start, "best": self._state, "mean": self._mean}
+        tensors = {
+            f"{part}.{name}": tensor.to("cpu", copy=True)  # tied ones would share memory, which the format refuses
+            for part, held in parts.items()
+            for name, tensor in held.items()
+        }
+        target = _kept_in(args, state)
+        temporary = target.with_name(f"{KEPT}.tmp")
+        save_file(tensors, temporary, metadata={"best": repr(self._best)})
+        temporary.replace(target)
+
+    def _restore(self, path: Path, step: int, model: Any) -> None:
+        present = model.state_dict()
+        with safe_open(path, framework="pt") as file:
+            self._best = float(file.metadata()["best"])
+            held: dict[str, dict[str, Tensor]] = {"start": {}, "best": {}, "mean": {}}
+            for key in file.keys():  # noqa: SIM118 - no mapping
+                part, _, name = key.partition(".")
+                held[part][name] = file.get_tensor(key)
+        self._start, self._state = held["start"], held["best"]
+        if self._average:
+            mean = held["mean"] or present
+            self._mean = {name: mean[name].to(tensor.device, copy=True) for name, tensor in present.items()}
+        if self._writes and self._path.exists():
+            take_back(self._path, step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """The end, and points before it; then put the best weights into the model."""
@@ -151,6 +189,10 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         if found["accuracy"] > self._best:
             self._best = found["accuracy"]
             self._state = _copied(model)
+
+
+def _kept_in(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / KEPT
 
 
 def _copied(model: Any) -> dict[str, Tensor]:

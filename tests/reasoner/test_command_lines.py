@@ -91,6 +91,15 @@ def test_an_earlier_run_is_not_mixed_with_a_new_one(tmp_path: Path, capsys: pyte
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
 
 
+def test_a_checkpoint_without_the_best_weights_is_not_gone_on_from(tmp_path: Path, capsys) -> None:
+    (tmp_path / "trainer" / "checkpoint-20").mkdir(parents=True)
+    (tmp_path / "trainer" / "checkpoint-20" / "trainer_state.json").touch()
+    with pytest.raises(SystemExit) as end:
+        training(["student-grpo", "--set", "validate=8", "--set", "model=micro", "--out", str(tmp_path), "--resume"])
+    assert end.value.code == 2
+    assert "checkpoint-20 has no validated.safetensors, the best weights so far" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["merge", "train"])
 @pytest.mark.parametrize("out", ["file", "file/below"])
 def test_a_file_is_no_place_to_write_a_model(command: str, out: str, tmp_path, capsys) -> None:
