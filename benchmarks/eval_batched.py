@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qcompile.errors import EvaluateError, QCompileError
 from qcompile.evaluate.asking import STOP
 from qcompile.evaluate.cases import read_cases
 from qcompile.evaluate.evaluate import identity
@@ -52,13 +53,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--json", type=Path, help="Also write the JSON to this file.")
     options = parser.parse_args()
+    try:
+        measure(options)
+    except QCompileError as error:
+        parser.error(" ".join(str(error).split()))
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure and print what the command line asks for.
+
+    Raises:
+        QCompileError: The model or the cases cannot be read.
+    """
     settings = EvalSettings(token_limits((), options.max_new_tokens), samples=1)
+    cases, _ = read_cases(options.cases)
+    if not cases:
+        raise EvaluateError(f"{options.cases}: not one line is a case")
     with (
         Engine(options.compiled, options.threads, options.batch_size) as many,
         Engine(options.compiled, options.threads, 1) as one,
     ):
-        requests, refusals = make_requests(many, read_cases(options.cases)[0], Templates.load(), settings)
-        assert not refusals, refusals
+        requests, refusals = make_requests(many, cases, Templates.load(), settings)
+        if refusals:
+            raise EvaluateError(f"{options.cases}: case {refusals[0].case.id} cannot be asked: {refusals[0].message}")
         report = compare(many, one, requests, settings, options.batch_size, options.parts)
         if options.checkpoint is not None:
             report["transformers"] = texts_of_transformers(options, many, requests, report.pop("texts"))

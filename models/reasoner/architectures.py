@@ -11,6 +11,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 WEIGHTS = Path(__file__).parent / "weights"
+_PARTS = {
+    "weights": ("*.safetensors", "pytorch_model*.bin"),
+    "tokenizer": ("tokenizer.json", "tokenizer_config.json", "vocab.json"),
+}
 _COMMON: dict[str, Any] = {
     "head_dim": 64,
     "max_position_embeddings": 1024,
@@ -46,6 +50,11 @@ def model_directory(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             f"{text} has no config.json; wanted the directory of a model in Hugging Face form"
         )
+    for what, patterns in _PARTS.items():
+        if not any(any(path.glob(pattern)) for pattern in patterns):
+            raise argparse.ArgumentTypeError(
+                f"{text} has no {what} ({' or '.join(patterns)}); wanted the directory of a model in Hugging Face form"
+            )
     return path
 
 

@@ -23,11 +23,13 @@ _PANELS = (
 def read(path: Path) -> list[dict[str, Any]]:
     """The steps; a line torn by a crash is left out."""
     steps = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            steps.append(json.loads(line))
+            step = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(step, dict) and "step" in step:
+            steps.append(step)
     return steps
 
 
@@ -53,8 +55,16 @@ def draw(path: Path, directory: Path) -> Path | None:
     return target
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Draw the curves of one run."""
     parser = argparse.ArgumentParser(description="Draw the curves of a run.")
     parser.add_argument("steps", type=Path)
-    options = parser.parse_args()
-    draw(options.steps, options.steps.parent)
+    options = parser.parse_args(arguments)
+    if not options.steps.is_file():
+        parser.error(f"{options.steps} is no file; wanted the steps.jsonl of a run")
+    if draw(options.steps, options.steps.parent) is None:
+        parser.error(f"{options.steps} has no step to draw; wanted the steps.jsonl of a run")
+
+
+if __name__ == "__main__":
+    main()

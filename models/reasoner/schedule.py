@@ -206,7 +206,27 @@ def short(work: Path, out: Path, seconds: float, recipe: str, overrides: list[st
     grpo(work, out, seconds, student, recipe, overrides, results)
 
 
-def main() -> None:
+def _check(options: argparse.Namespace) -> None:
+    """Look at what is given before anything is loaded or written.
+
+    Raises:
+        ValueError: A setting or recipe that is none, or `grpo` without a model.
+        argparse.ArgumentTypeError: The model is none.
+    """
+    if options.action in ("grpo", "short"):
+        if Settings.load(options.recipe, options.overrides).stage != "grpo":
+            raise ValueError(f"--recipe {options.recipe}: wanted one of the stage grpo, such as {_GRPO}")
+    elif options.overrides:
+        raise ValueError(f"--set is for grpo and short; {options.action} has its own settings")
+    if options.action == "grpo":
+        from models.reasoner.architectures import model_directory
+
+        if options.source is None:
+            raise ValueError("grpo wants --source DIR, the model to start from")
+        model_directory(str(options.source))
+
+
+def main(arguments: list[str] | None = None) -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Train the bundled model within limited time.")
     parser.add_argument("action", choices=("teach", "finish", "grpo", "short", "rows", "join"))
@@ -217,7 +237,11 @@ def main() -> None:
     parser.add_argument("--recipe", default=_GRPO, help="grpo, short: the recipe of the stage grpo")
     parser.add_argument("--recipes", nargs="*", default=list(_SUPERVISED), help="rows: for which recipes")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    try:
+        _check(options)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        parser.error(str(error))
     for directory in (options.work, options.out):
         directory.mkdir(parents=True, exist_ok=True)
     os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -215,6 +215,13 @@ def check_sources(settings: Settings) -> None:
         raise ValueError("no model to train; give --set model=DIR, a directory in Hugging Face form")
     if settings.model not in SHAPES:
         model_directory(settings.model)
+    elif (
+        settings.stage == "grpo" and settings.kl_beta
+    ):  # TRL reads the model it started from once more, from its directory
+        raise ValueError(
+            f"setting kl_beta is {settings.kl_beta}; {settings.model} is a new model, which is not worth staying near: "
+            "give --set model=DIR, or --set kl_beta=0"
+        )
     if settings.stage == "distill":
         if not settings.teacher:
             raise ValueError("no teacher to learn from; give --set teacher=DIR, a directory in Hugging Face form")

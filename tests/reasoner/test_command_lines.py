@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # the li
 from models.reasoner.architectures import WEIGHTS  # noqa: E402
 from models.reasoner.data import main as making  # noqa: E402
 from models.reasoner.merge import main as merging  # noqa: E402
+from models.reasoner.schedule import main as planning  # noqa: E402
 from models.reasoner.score import main as scoring  # noqa: E402
 from models.reasoner.train import checkpoints  # noqa: E402
 from models.reasoner.train import main as training  # noqa: E402
@@ -48,6 +49,10 @@ from models.reasoner.train import main as training  # noqa: E402
             "setting lora_rank is 8; rollout=fast and validate want whole weights",
         ),
         (["qwen-grpo", "--set", "validate=9"], "setting lora_rank is 32; rollout=fast and validate want whole weights"),
+        (
+            ["student-grpo", "--set", "kl_beta=0.1", "--set", "model=micro"],
+            "setting kl_beta is 0.1; micro is a new model, which is not worth staying near: give --set model=DIR",
+        ),
         (["student-sft", "--set", "rollout=slow"], "setting rollout is 'slow'; wanted fast or trl"),
     ],
 )
@@ -65,6 +70,7 @@ def test_wrong_options_are_said_in_one_line_before_anything_is_written(
 def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("config.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(WEIGHTS / name, tmp_path / name)
+    (tmp_path / "model.safetensors").touch()
     tokenizer = json.loads((WEIGHTS / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
@@ -132,3 +138,53 @@ def test_test_sets_are_written_into_a_directory(tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit):
         making(["test", "--out", str(tmp_path / "gone")])
     assert f"--out {tmp_path / 'gone'}: is no directory; make it first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["weights", "tokenizer"])
+def test_a_config_alone_is_no_model(missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    if missing == "tokenizer":
+        (tmp_path / "model.safetensors").touch()
+    for command in (
+        lambda: scoring([str(tmp_path)]),
+        lambda: training(["qwen-sft", "--set", f"model={tmp_path}", "--out", str(tmp_path / "run")]),
+        lambda: planning(["grpo", "--source", str(tmp_path), "--work", str(tmp_path / "run")]),
+    ):
+        with pytest.raises(SystemExit) as end:
+            command()
+        assert end.value.code == 2
+        assert f"{tmp_path} has no {missing} (" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grpo", "--set", "bogus=1"], "unknown setting 'bogus'; known are"),
+        (["short", "--recipe", "bogus"], "recipes.toml has no recipe 'bogus'"),
+        (["short", "--recipe", "student-sft"], "--recipe student-sft: wanted one of the stage grpo"),
+        (["teach", "--set", "steps=1"], "--set is for grpo and short; teach has its own settings"),
+        (["grpo"], "grpo wants --source DIR"),
+    ],
+)
+def test_a_schedule_begins_with_what_it_can_do(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        planning([*arguments, "--work", str(tmp_path / "run")])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "is no file; wanted the steps"), ("7\n{\n", "has no step to")])
+def test_curves_of_no_run(content: str | None, message: str, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    from models.reasoner.curves import main as drawing
+
+    if content is not None:
+        (tmp_path / "steps.jsonl").write_text(content)
+    with pytest.raises(SystemExit) as end:
+        drawing([str(tmp_path / "steps.jsonl")])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
