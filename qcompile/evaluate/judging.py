@@ -15,7 +15,7 @@ from qcompile.evaluate.settings import digest_of
 from qcompile.runtime.host import default_threads
 
 _POLL_S = 0.2
-_RULES = 3  # count up when a checker changes its mind: a resumed journal must not keep verdicts by other rules
+_RULES = 4  # count up when a checker changes its mind: a resumed journal must not keep verdicts by other rules
 
 
 def verdict_key(request: Request, text: str, limits: Limits) -> str:

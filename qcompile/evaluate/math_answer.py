@@ -32,6 +32,7 @@ _DELIMITERS = (("\\[", "\\]"), ("\\(", "\\)"), ("**", "**"))
 _THIN_SPACE = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}| )+(?=\d{3}(?!\d))")  # 1\,000 and 1{,}000
 _FRACTION = re.compile(rf"([+-]?)\\[dt]?frac\{{({_NUMBER})\}}\{{({_NUMBER})\}}|({_NUMBER})/({_NUMBER})")
 _MIXED = re.compile(r"([+-]?)(\d{1,200}) +([1-9]\d?)/([1-9]\d{0,2})")
+_TRUTH = re.compile(r"(?:\\(?:text|mathrm|textbf|mbox)\{\s*)?(true|false)\s*\}?", re.IGNORECASE)
 _REPEATING = re.compile(r"([+-]?)(\d{1,200})\.(\d{0,50})\\overline\{(\d{1,50})\}")
 
 
@@ -47,6 +48,9 @@ def is_same_math(given: str, expected: str) -> bool:
     left, right = plainly_written(unboxed(given)), plainly_written(unboxed(expected))
     if left == right and left:
         return True
+    truths = _TRUTH.fullmatch(left), _TRUTH.fullmatch(right)
+    if truths[0] is not None and truths[1] is not None:
+        return truths[0][1].casefold() == truths[1][1].casefold()
     exact = as_rational(left), as_rational(right)
     if None not in exact:
         return exact[0] == exact[1]

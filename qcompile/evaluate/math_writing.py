@@ -4,7 +4,15 @@ import re
 import unicodedata
 from decimal import Decimal
 
-_NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # not NFKC, which makes 52 of 5²
+_NARROW: dict[int, int | str] = {
+    code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)
+}  # not NFKC, which makes 52 of 5²
+_NARROW |= {
+    ord("–"): "-",
+    ord("−"): "-",
+    ord("·"): "⋅",
+}  # en dash and minus sign; the dot that math-verify multiplies by
+_EMPTY = re.compile(r"\\varnothing(?![A-Za-z])")
 _ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?|[A-Za-z])|\{([^{}]*)\}|\(([^()]*)\))")
 _LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
@@ -35,6 +43,7 @@ _DIGITS = re.compile(r"\d+(?:\.\d+)?")
 def plainly_written(text: str) -> str:
     r"""The text with ASCII for full-width characters, LaTeX for `√2`, `x²` and `½`, and digits for numeral words."""
     text = _ROOT.sub(lambda found: f"\\sqrt{{{found[1] or found[2] or found[3] or ''}}}", text.translate(_NARROW))
+    text = _EMPTY.sub(r"\\emptyset", text)
     text = _RAISED.sub(_lowered, text)
     text = _PART.sub(_written_out, text)
     return _NUMERAL_WORD.sub(_digits, text)
