@@ -27,9 +27,10 @@ def check(package: Path, options: dict[str, Any], *, as_json: bool) -> None:
         limit_s=options["time_limit"] * 60,
         is_static=options["is_static"],
     )
+    kind = kind_of(package)
+    _refuse_cases_nobody_asks(package, kind, options)
     console = Console(stderr=True)
     with console.status("checking") as status:
-        kind = kind_of(package)
 
         def say(text: str) -> None:
             status.update(escape(text))
@@ -41,6 +42,15 @@ def check(package: Path, options: dict[str, Any], *, as_json: bool) -> None:
         _print(report)
     if not report.is_ok:
         raise click.exceptions.Exit(1)
+
+
+def _refuse_cases_nobody_asks(package: Path, kind: str, options: dict[str, Any]) -> None:
+    if options["cases"] and options["is_static"]:
+        raise click.UsageError("--cases is for a package that is run; --static runs nothing: leave one of them out")
+    if options["cases"] and kind != "contest":
+        raise click.UsageError(
+            f"--cases is for a contest package; {package} is one for ModelArts, which is sent requests of its own: leave it out"
+        )
 
 
 def _print(report: Report) -> None:

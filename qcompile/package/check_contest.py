@@ -30,6 +30,7 @@ from qcompile.package.wheels import collect_wheels
 
 _SAID = re.compile(rf"{PARAMETERS}:\s*(\d+(?:\.\d+)?)\s*B".encode())
 _SAMPLE_FILES = 2
+TestFile = tuple[Path, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def check_contest(request: CheckRequest, say: Callable[[str], None] = lambda _: 
     """
     report = Report("contest")
     with open_room() as room:
+        files, notes = ([], []) if request.is_static else test_files(request.cases, room.folder)  # first: it is quick
+        report.notes += notes
         say("unpacking")
         if not unpack_package(request.package, room.package, report):
             return report
@@ -76,7 +79,7 @@ def check_contest(request: CheckRequest, say: Callable[[str], None] = lambda _: 
         if request.is_static:
             report.notes.append("nothing was run")
         elif (room.package / "competition_model.py").is_file():
-            _run(room, request, report, say)
+            _run(room, request, files, report, say)
     return report
 
 
@@ -111,12 +114,12 @@ def _copy_file(source: str, target: str) -> None:
         raise
 
 
-def _run(room: CleanRoom, request: CheckRequest, report: Report, say: Callable[[str], None]) -> None:
+def _run(
+    room: CleanRoom, request: CheckRequest, files: Sequence[TestFile], report: Report, say: Callable[[str], None]
+) -> None:
     say("installing into a clean environment")
     if not report.take("installed offline", install_dependencies(room, request, report, say)):
         return
-    files, notes = test_files(request.cases, room.folder)
-    report.notes += notes
     say(f"running {len(files)} test files")
     outcome = room.run_judge([path for path, _ in files], request.limit_s)
     report.notes += outcome.notes
@@ -182,7 +185,7 @@ def install_for_here(
     return [Finding(REQUIREMENTS, f"no second set of wheels for this machine: {reason}", cure)]
 
 
-def test_files(cases: Sequence[Path], folder: Path) -> tuple[list[tuple[Path, list[dict[str, Any]]]], list[str]]:
+def test_files(cases: Sequence[Path], folder: Path) -> tuple[list[TestFile], list[str]]:
     """Write the test files as the judge would hand them over, without answers.
 
     Returns:

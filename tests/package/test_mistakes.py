@@ -287,6 +287,28 @@ def test_a_package_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert report.findings[0].judge == UNZIP
 
 
+@pytest.mark.parametrize(
+    ("words", "exit_code", "said"),
+    [
+        ("--check package --cases c.jsonl --static", 2, "--static runs nothing"),
+        ("--check engine --cases c.jsonl", 2, "engine is one for ModelArts, which is sent requests of its own"),
+        ("--check package --cases nowhere.jsonl", 1, "nowhere.jsonl: "),
+    ],
+)
+def test_cases_that_nobody_can_ask_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, exit_code: int, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_package(tmp_path / "package")
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "Dockerfile").touch()
+    (tmp_path / "c.jsonl").write_text('{"id": "m", "type": "math", "prompt": "1 + 1?"}\n')
+    monkeypatch.setattr("qcompile.package.check_contest.unpack_package", None)
+    result = CliRunner().invoke(cli, ["package", *words.split()])
+    assert result.exit_code == exit_code, result.output
+    assert said in result.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"PK\x05\x06" + b"\0" * 18, b"x" * 1000])
 def test_damaged_zips(tmp_path: Path, content: bytes) -> None:
     (tmp_path / NAME).write_bytes(content)
