@@ -41,17 +41,22 @@ class PackageWriter:
 
 
 @contextmanager
-def open_package(path: Path) -> Iterator[PackageWriter]:
+def open_package(path: Path, max_bytes: int) -> Iterator[PackageWriter]:
     """Write a zip under a temporary name; it is renamed when the block ends without an error.
 
     Raises:
-        PackageError: It cannot be written; an older one is left as it was.
+        PackageError: It cannot be written, or grew over `max_bytes`; an older one is left as it was.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(draft, "w", allowZip64=True) as archive:
             yield PackageWriter(archive)
+        if (size_bytes := draft.stat().st_size) > max_bytes:
+            raise PackageError(
+                f"{path}: would be {size_bytes / (1 << 30):.1f} GiB, the judge takes {max_bytes / (1 << 30):g}, and is not "
+                "written: leave out --checkpoint, or quantize"
+            )
         draft.replace(path)
     except OSError as error:
         raise PackageError(write_failure(path, error)) from None

@@ -81,7 +81,8 @@ def package_contest(request: ContestRequest, say: Callable[[str], None] = lambda
     """Write the zip.
 
     Raises:
-        PackageError: The model cannot be packed, no complete set of wheels is found, or the zip cannot be written.
+        PackageError: The model cannot be packed, no complete set of wheels is found, or the zip cannot be written
+            or is over the judge's limit.
         ManifestError: A compiled-model directory is not whole.
     """
     rungs = _ladder(request)
@@ -90,10 +91,10 @@ def package_contest(request: ContestRequest, say: Callable[[str], None] = lambda
     wheels = collect_wheels(
         contest_requirements(kinds, request.pins), JUDGE, request.wheels, is_offline=request.is_offline, say=say
     )
-    with open_package(request.output) as package:
+    with open_package(request.output, MAX_ZIP_BYTES) as package:
         settings = write_contest(package, request, wheels)
     size_bytes = request.output.stat().st_size
-    return Packed(request.output, settings, wheels, size_bytes, _notes(request, rungs, size_bytes))
+    return Packed(request.output, settings, wheels, size_bytes, _notes(request, rungs))
 
 
 def write_contest(
@@ -183,7 +184,7 @@ def _write(
             package.add_file(f"{packed.rung.path}/{name}", packed.source / name)
 
 
-def _notes(request: ContestRequest, rungs: Sequence[PackedRung], size_bytes: int) -> list[str]:
+def _notes(request: ContestRequest, rungs: Sequence[PackedRung]) -> list[str]:
     notes = []
     kinds = [packed.rung.kind for packed in rungs]
     notes += [
@@ -193,8 +194,6 @@ def _notes(request: ContestRequest, rungs: Sequence[PackedRung], size_bytes: int
     ]
     if request.output.name != ZIP_NAME:
         notes.append(f"the judge takes the name {ZIP_NAME}; rename {request.output.name} before you upload it")
-    if size_bytes > MAX_ZIP_BYTES:
-        notes.append(f"{size_bytes / (1 << 30):.1f} GiB; the judge takes 10: leave out --checkpoint, or quantize")
     if Manifest.load(request.model).build.get("simulated"):
         notes.append("its .om files are for the simulated device, which `judge` uses; no NPU runs them")
     if kinds == ["acl"]:

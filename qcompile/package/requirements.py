@@ -19,13 +19,16 @@ def contest_requirements(kinds: Sequence[str], pins: Sequence[str] = ()) -> list
     """The requirements of a ladder of these kinds; `pins` (NAME==VERSION) replace or add to them.
 
     Raises:
-        PackageError: A pin is no requirement.
+        PackageError: A pin is no requirement, or names no version.
     """
     chosen = [*_RUNTIME, *(_ONNXRUNTIME if "onnxruntime" in kinds else ())]
     by_name = {canonicalize_name(Requirement(line).name): line for line in chosen}
     for pin in pins:
         try:
-            by_name[canonicalize_name(Requirement(pin).name)] = pin
+            requirement = Requirement(pin)
         except InvalidRequirement:
             raise PackageError(f"--pin {pin}: not a requirement; write NAME==VERSION") from None
+        if not requirement.specifier:
+            raise PackageError(f"--pin {pin}: names no version; write {requirement.name}==VERSION")
+        by_name[canonicalize_name(requirement.name)] = pin
     return list(by_name.values())

@@ -83,6 +83,19 @@ def test_the_zip_answers_like_eval(exported: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_index")
+def test_a_zip_that_the_judge_would_refuse_is_not_written(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contest_zip, "MAX_ZIP_BYTES", 1000)
+    (tmp_path / "a.zip").write_text("an older one")
+    result = CliRunner().invoke(cli, ["package", str(exported), "--target", "contest", "-o", str(tmp_path / "a.zip")])
+    assert result.exit_code == 1
+    assert "a.zip: would be 0.1 GiB, the judge takes" in result.stderr.splitlines()[-1]
+    assert (tmp_path / "a.zip").read_text() == "an older one"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "wheels"}
+
+
+@pytest.mark.usefixtures("no_index")
 def test_two_runs_make_the_same_bytes(exported: Path, tmp_path: Path) -> None:
     for name in ("a.zip", "b.zip"):
         pack(str(exported), "-o", str(tmp_path / name))
@@ -126,6 +139,7 @@ def test_the_number_of_parameters_is_that_of_the_checkpoint(exported: Path) -> N
         (["MODEL", "-o", "x.zip", "--max-model-len", "1025"], "holds 1024 tokens; --max-model-len 1025"),
         (["MODEL", "-o", ""], "the path is empty"),
         (["MODEL", "-o", "."], "is a folder; name a file"),
+        (["MODEL", "-o", "x.zip", "--offline", "--pin", "foo"], "--pin foo: names no version; write foo==VERSION"),
     ],
 )
 def test_bad_input_is_one_line(
