@@ -1,5 +1,6 @@
 """Would the judge's pip install it? Every requirement has a wheel for that machine, and nothing is missing."""
 
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -13,46 +14,64 @@ from qcompile.errors import PackageError
 from qcompile.package.check_layout import DEPENDENCIES, REQUIREMENTS
 from qcompile.package.findings import PIP, Finding
 from qcompile.package.platforms import JUDGE, WheelPlatform
+from qcompile.package.requirement_lines import requirement_lines
 from qcompile.package.wheels import Wheel, fits, missing_requirements, read_wheel
 
-_MAX_REQUIREMENTS_BYTES = 1 << 20
 # in the judge's image; its guide says to leave them out of requirements.txt
 _IN_THE_IMAGE = frozenset({"torch", "torch-npu", "vllm", "vllm-ascend", "te", "hccl"})
 
 
 def read_requirements(root: Path) -> tuple[list[Requirement], list[Finding]]:
-    """Read requirements.txt: plain requirements, one a line; those that pip passes over on the judge's machine fall out."""
-    path = root / REQUIREMENTS
+    """Read requirements.txt and the files it names with -r; those that pip passes over on the judge's machine fall out."""
     requirements: list[Requirement] = []
     findings: list[Finding] = []
-    if not path.is_file() or path.stat().st_size > _MAX_REQUIREMENTS_BYTES:
-        return [], [Finding(REQUIREMENTS, "missing or larger than 1 MiB", "list name==version, one a line", PIP)]
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return [], [Finding(REQUIREMENTS, "not UTF-8 (written by PowerShell's `>`?)", "save it as UTF-8", PIP)]
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.split(" #")[0].strip()
-        if not stripped or stripped.startswith("#"):
-            continue
-        where = f"{REQUIREMENTS}:{number}"
+    lines = requirement_lines(root, REQUIREMENTS, findings)
+    has_hashes = any(sha256 for _, _, sha256 in lines)
+    for where, text, sha256 in lines:
         try:
-            requirement = Requirement(stripped)
+            requirement = Requirement(text)
         except InvalidRequirement:
-            findings.append(Finding(where, f"'{stripped[:80]}' is no requirement", "write name==version", PIP))
+            findings.append(Finding(where, f"'{text[:80]}' is no requirement", "write name==version", PIP))
             continue
         if requirement.url:
             cure = f"write {requirement.name}==VERSION and put its wheel into {DEPENDENCIES}/"
-            findings.append(Finding(where, f"'{stripped[:80]}' names a place, not a version", cure, PIP))
+            findings.append(Finding(where, f"'{text[:80]}' names a place, not a version", cure, PIP))
         if requirement.marker is None or requirement.marker.evaluate(dict(JUDGE.environment())):
             requirement.marker = None
             requirements.append(requirement)
+            if has_hashes and not requirement.url:
+                findings += _check_hashes(root, where, requirement, sha256)
     return requirements, findings
+
+
+def _check_hashes(root: Path, where: str, requirement: Requirement, sha256: frozenset[str]) -> list[Finding]:
+    """Once one line has a `--hash`, pip wants one for all, and takes no file of another digest."""
+    if not sha256:
+        message = f"'{requirement}' has no --hash=sha256:..., but another line has one: pip wants it for all or none"
+        return [Finding(where, message, "take the --hash of the others out", PIP)]
+    name = canonicalize_name(requirement.name)
+    files = [path for path in _files(root) if canonicalize_name(_project(path)) == name]
+    if not files or any(hashlib.sha256(path.read_bytes()).hexdigest() in sha256 for path in files):
+        return []
+    cure = "bring the file that was meant, or take the --hash out"
+    return [Finding(where, f"no file of '{requirement}' in {DEPENDENCIES}/ has a sha256 that is named", cure, PIP)]
+
+
+def _files(root: Path) -> list[Path]:
+    return [path for path in sorted((root / DEPENDENCIES).glob("*")) if path.is_file()]
+
+
+def _project(path: Path) -> str:
+    return path.name.split("-")[0] if path.suffix == ".whl" else path.name.rsplit("-", 1)[0]
 
 
 def check_dependencies(root: Path, target: WheelPlatform) -> list[Finding]:
     """Judge `dependencies/` against requirements.txt for that machine."""
     requirements, findings = read_requirements(root)
+    if requirements and not (root / DEPENDENCIES).is_dir():
+        cure = f"`pip download -r {REQUIREMENTS} -d {DEPENDENCIES}` for Python 3.9 on aarch64"
+        message = f"missing, but {REQUIREMENTS} lists {len(requirements)} packages"
+        return [*findings, Finding(f"{DEPENDENCIES}/", message, cure, PIP)]
     wheels: list[Wheel] = []
     for path in sorted((root / DEPENDENCIES).glob("*.whl")):
         name = f"{DEPENDENCIES}/{path.name}"

@@ -51,12 +51,8 @@ def _check_single(names: Sequence[str], wanted: str, judge: str) -> list[Finding
 
 def _check_dependencies(root: Path) -> list[Finding]:
     folder = root / DEPENDENCIES
-    if not folder.is_dir():
-        lines = _lines(root / REQUIREMENTS)
-        if not lines:
-            return []
-        cure = f"`pip download -r {REQUIREMENTS} -d {DEPENDENCIES}` for Python 3.9 on aarch64"
-        return [Finding(f"{DEPENDENCIES}/", f"missing, but {REQUIREMENTS} lists {len(lines)} packages", cure, PIP)]
+    if not folder.is_dir():  # whether it is needed, `check_dependencies` knows
+        return []
     return [
         Finding(path.relative_to(root).as_posix(), "no wheel or sdist; nothing else may lie here", "move it out", PIP)
         for path in sorted(folder.iterdir())
@@ -80,10 +76,3 @@ def _check_kernels(root: Path, names: Sequence[str]) -> list[Finding]:
     if not findings and not any((root / KERNELS).glob("*.run")):
         findings.append(Finding(f"{KERNELS}/", "holds no .run file", f"put it in, or leave {KERNELS}/ out", INFERENCE))
     return findings
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    return [line for line in text.splitlines() if line.split("#")[0].strip()]

@@ -104,6 +104,11 @@ def in_the_image(root: Path) -> None:
     (root / "requirements.txt").write_text("tinydep==1.0\ntorch==2.5.1\n")
 
 
+def only_for_windows(root: Path) -> None:
+    (root / "requirements.txt").write_text("pywin32==306; sys_platform == 'win32'\n")
+    shutil.rmtree(root / "dependencies")
+
+
 def bare_folder(root: Path) -> None:
     edit("self.forms = {", "self.model_path = 'model'; T.from_pretrained(self.model_path)\n        self.forms = {")(
         root
@@ -246,6 +251,7 @@ FINE = [
     ("any arguments", edit("(self, jsondata_list):", "(self, *given):\n        jsondata_list = given[0]")),
     ("newer, but tried", edit(IMPORT, IMPORT + GUARDED)),
     ("for other machines", for_other_machines),
+    ("for other machines only", only_for_windows),
 ]
 
 
