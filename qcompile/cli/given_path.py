@@ -73,7 +73,7 @@ def refuse_to_overwrite(output: Path, source: Path) -> None:
     if (folder / MANIFEST_NAME).is_file():
         is_part = place.relative_to(folder).as_posix() in _files_of(folder)
     else:
-        is_part = read.is_dir() and place.exists() and place.suffix.lower() not in _RESULTS
+        is_part = read.is_dir() and place.is_file() and place.suffix.lower() not in _RESULTS
     if is_part:
         raise ArtifactError(f"{output}: is a file of {folder}, which is read; name a file that is not there yet")
 

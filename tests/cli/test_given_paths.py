@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from qcompile.cli.given_path import refuse_to_overwrite
 from qcompile.cli.main import cli
 from tests.runtime.toy_compiler import compile_tiny
 
@@ -83,6 +84,11 @@ def test_results_may_stand_beside_the_files_of_a_model(model: Path) -> None:
     for _ in range(2):
         result = CliRunner().invoke(cli, [*words, "--max-new-tokens", "2", "--threads", "1"])
         assert result.exit_code == 0, result.output
+
+
+def test_a_folder_or_zip_made_before_may_be_made_again_beside_what_is_read(tmp_path: Path) -> None:
+    for name in ("own", "p.zip", "new.json"):
+        refuse_to_overwrite(tmp_path / name, tmp_path)
 
 
 @pytest.mark.parametrize(
