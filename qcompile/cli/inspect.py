@@ -44,7 +44,7 @@ def command(model: Path, other: Path | None, as_json: bool, html: Path | None, w
         if as_json:
             click.echo(_as_json({"pass": why, "misses": [vars(miss) for miss in misses]}))
         else:
-            console.print(render_misses(why, misses))
+            print_whole(console, render_misses(why, misses))
         return
     read = [_read(path) for path in (model, other) if path is not None]
     if html is not None:

@@ -117,14 +117,14 @@ def render(done: OptimizeReport, console: Console, *, dry_run: bool = False) -> 
     print_whole(console, table)
     for result in done.results:
         for rejection in result.rejected[:_SHOWN_REJECTIONS]:
-            console.print(Text(f"{result.name}: {rejection.node}: {rejection.reason}", style="dim"))
+            console.print(Text(f"{result.name}: {rejection.node}: {rejection.reason}", style="dim"), soft_wrap=True)
         if (more := len(result.rejected) - _SHOWN_REJECTIONS) > 0:
             console.print(Text(f"{result.name}: and {more} more; --json lists them", style="dim"))
         if "mixed_precision" in result.detail:
             console.print(f"{result.name}: {result.detail['mixed_precision']['summary']}", markup=False, soft_wrap=True)
     _print_kernels(done, console)
     for warning in done.warnings:
-        console.print(Text(f"warning: {warning}", style="yellow"))
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
     _print_totals(done, console, dry_run=dry_run)
 
 
@@ -138,7 +138,7 @@ def _print_kernels(done: OptimizeReport, console: Console) -> None:
 
 def _print_totals(done: OptimizeReport, console: Console, *, dry_run: bool) -> None:
     if done.agreement is not None:
-        console.print(f"whole model: {done.agreement.summary()}", markup=False)
+        console.print(f"whole model: {done.agreement.summary()}", markup=False, soft_wrap=True)
     if done.loaded is not None:
         console.print(f"loaded by ONNX Runtime: {done.loaded.summary()}", markup=False, soft_wrap=True)
     nodes = f"{sum(done.ops_before.values())} → {sum(done.ops_after.values())} nodes"

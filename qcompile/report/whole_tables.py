@@ -1,4 +1,4 @@
-"""Print tables with every number whole, however narrow the terminal is."""
+"""Print tables with every number whole, and lines unbroken, however narrow the terminal is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def print_whole(console: Console, part: RenderableType) -> None:
 
     rich fits every table to the console, which without a terminal is 80 columns wide: 73728 came out as 7372. Here a
     column that is justified right (numbers), or that does not wrap, keeps its width; words are folded, and what is
-    still wider than the console is printed as wide as it is.
+    still wider than the console is printed as wide as it is. A text keeps its lines: a path in a note stays one word.
     """
     if isinstance(part, Group):
         for inner in part.renderables:
@@ -23,7 +23,7 @@ def print_whole(console: Console, part: RenderableType) -> None:
     elif isinstance(part, Table):
         console.print(_Whole(part), crop=False)
     else:
-        console.print(part)
+        console.print(part, soft_wrap=True)
 
 
 class _Whole:

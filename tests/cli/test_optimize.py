@@ -24,6 +24,12 @@ def test_the_command_the_user_named(model, tmp_path):
     assert "int8-dynamic" in result.output
 
 
+def test_a_sentence_is_a_line_where_there_is_no_terminal(model, tmp_path):
+    result = run("optimize", model, "--verify", "full", "-o", tmp_path / "out")
+    (line,) = [line for line in result.output.splitlines() if line.startswith("whole model: ")]
+    assert "mean KL" in line
+
+
 def test_default_output_is_beside_the_model(model):
     result = run("optimize", model, "--target", "portable")
     assert result.exit_code == 0, result.output

@@ -42,6 +42,10 @@ def test_words_are_folded_to_the_width_there_is() -> None:
     assert max(map(len, printed(250, numbers_and_words()))) <= 250
 
 
+def test_a_line_is_not_broken() -> None:
+    assert printed(30, Text(f"note: {REMARK}")) == [f"note: {REMARK}"]
+
+
 def test_a_table_that_fits_and_a_text_are_as_rich_prints_them() -> None:
     table = Table(box=None)
     table.add_column("what")
