@@ -147,6 +147,12 @@ def test_every_package_is_installed() -> None:
     assert {relative(folder).replace("/", ".") for folder in folders} <= listed
 
 
+def test_nobody_is_sent_to_another_project() -> None:
+    """The name qcompile is taken on PyPI: extras are installed from the checkout."""
+    told = re.compile(r"pip install [^`\n]*qcompile\[")
+    assert [relative(p) for p in tracked(".md", ".py") if told.search(p.read_text(encoding="utf-8"))] == []
+
+
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
 def test_the_readme_lists_every_pass(readme: str) -> None:
     text = (ROOT / readme).read_text(encoding="utf-8")

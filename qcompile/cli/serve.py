@@ -81,7 +81,7 @@ def command(directory: Path, host: str, port: int, *, as_json: bool, **options: 
     try:
         import qcompile.serve.server as serving
     except ImportError as error:
-        raise ServeError(f"{error.name} is not installed: pip install 'qcompile[serve]'") from None
+        raise ServeError(f"{error.name} is not installed: pip install '.[serve]' in qcompile's checkout") from None
     from qcompile.runtime import Engine
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time; the cores are the engine's

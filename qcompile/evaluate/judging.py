@@ -89,4 +89,4 @@ def require_checkers(cases: Sequence[Case]) -> None:
     from importlib.util import find_spec
 
     if any(case.type == "math" and case.is_checkable for case in cases) and find_spec("math_verify") is None:
-        raise EvaluateError("math answers are checked by math-verify: pip install 'qcompile[eval]'")
+        raise EvaluateError("math answers are checked by math-verify: pip install '.[eval]' in qcompile's checkout")

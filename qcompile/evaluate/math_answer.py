@@ -169,7 +169,7 @@ class _Worker:
             greeting = ""
         if greeting.strip() != '"ready"':
             self.stop()
-            raise EvaluateError("math answers are checked by math-verify: pip install 'qcompile[eval]'")
+            raise EvaluateError("math answers are checked by math-verify: pip install '.[eval]' in qcompile's checkout")
         return process
 
 

@@ -80,9 +80,8 @@ def _require(*modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(
-            f"--via torch needs {' and '.join(missing)}, not installed here; pip install "
-            "'qcompile[torch]', or leave "
-            "--via out"
+            f"--via torch needs {' and '.join(missing)}, not installed here; pip install '.[torch]' in qcompile's "
+            "checkout, or leave --via out"
         )
 
 

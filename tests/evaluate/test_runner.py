@@ -186,7 +186,7 @@ class TestFailures:
     ) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         engine = engine_in(tmp_path)
-        with pytest.raises(EvaluateError, match=r"pip install 'qcompile\[eval\]'"):
+        with pytest.raises(EvaluateError, match=r"pip install '\.\[eval\]'"):
             run(engine, task_of(data))
         assert engine.asked == []
 
