@@ -1,6 +1,5 @@
 """The two models that are trained from nothing, and loading and saving of any Qwen directory."""
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +10,6 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 WEIGHTS = Path(__file__).parent / "weights"
-_PARTS = {
-    "weights": ("*.safetensors", "pytorch_model*.bin"),
-    "tokenizer": ("tokenizer.json", "tokenizer_config.json", "vocab.json"),
-}
 _COMMON: dict[str, Any] = {
     "head_dim": 64,
     "max_position_embeddings": 1024,
@@ -37,38 +32,6 @@ SHAPES: dict[str, dict[str, int]] = {
         "intermediate_size": 128,
     },
 }  # fmt: skip
-
-
-def model_directory(text: str) -> Path:
-    """What a command line names as a model: a directory in Hugging Face form.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none.
-    """
-    path = Path(text)
-    if not (path / "config.json").is_file():
-        raise argparse.ArgumentTypeError(
-            f"{text} has no config.json; wanted the directory of a model in Hugging Face form"
-        )
-    for what, patterns in _PARTS.items():
-        if not any(any(path.glob(pattern)) for pattern in patterns):
-            raise argparse.ArgumentTypeError(
-                f"{text} has no {what} ({' or '.join(patterns)}); wanted the directory of a model in Hugging Face form"
-            )
-    return path
-
-
-def output_directory(text: str) -> Path:
-    """What a command line names as a directory to write: one, or a place where it can be made.
-
-    Raises:
-        argparse.ArgumentTypeError: A file stands there or on the way.
-    """
-    path = Path(text)
-    standing = next((place for place in (path, *path.parents) if place.exists()), path)
-    if standing.exists() and not standing.is_dir():
-        raise argparse.ArgumentTypeError(f"{standing} is a file; wanted a directory, give another one")
-    return path
 
 
 def load_tokenizer(directory: str | Path) -> Any:

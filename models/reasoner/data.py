@@ -8,7 +8,6 @@ Everything follows from a seed. See `problem.py` for how the splits are kept apa
 
 import argparse
 import json
-import math
 import os
 import random
 import sys
@@ -18,6 +17,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from models.reasoner import families_choice, families_code, families_logic, families_math, families_short, families_word
+from models.reasoner.arguments import positive, share
 from models.reasoner.problem import TYPES, Family, Problem, finish, normalised_prompt, parameter_key, split_of
 
 FAMILIES: tuple[Family, ...] = (
@@ -115,22 +115,6 @@ def _show(chosen: Iterable[Problem]) -> None:
     sys.stdout.flush()
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number, 1 or more")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted a share from 0 to 1")
-    return share
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Make reasoning problems.")
@@ -138,8 +122,8 @@ def main(arguments: list[str] | None = None) -> None:
     test = commands.add_parser("test", help="write test.jsonl and test_hard.jsonl")
     test.add_argument("--out", type=Path, default=Path(__file__).parent)
     sample = commands.add_parser("sample", help="show some problems with their solutions")
-    sample.add_argument("--count", type=_count, default=8)
-    sample.add_argument("--hard", type=_share, default=0.0)
+    sample.add_argument("--count", type=positive, default=8)
+    sample.add_argument("--hard", type=share, default=0.0)
     sample.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.command == "test":

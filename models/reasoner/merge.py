@@ -9,7 +9,8 @@ the one and loses much of the other ("Model soups", Wortsman et al., 2022, arXiv
 import argparse
 from pathlib import Path
 
-from models.reasoner.architectures import load_model, model_directory, output_directory, save_model
+from models.reasoner.architectures import load_model, save_model
+from models.reasoner.arguments import model_directory, output_directory
 
 
 def merge(directories: list[Path], out: Path) -> Path:

@@ -21,6 +21,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from models.reasoner.arguments import model_directory
 from models.reasoner.settings import Settings
 
 _FOLDERS = {
@@ -219,8 +220,6 @@ def _check(options: argparse.Namespace) -> None:
     elif options.overrides:
         raise ValueError(f"--set is for grpo and short; {options.action} has its own settings")
     if options.action == "grpo":
-        from models.reasoner.architectures import model_directory
-
         if options.source is None:
             raise ValueError("grpo wants --source DIR, the model to start from")
         model_directory(str(options.source))

@@ -8,13 +8,13 @@
 import argparse
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from models.reasoner import corpus
-from models.reasoner.architectures import load_model, load_tokenizer, model_directory
+from models.reasoner.architectures import load_model, load_tokenizer
+from models.reasoner.arguments import count, model_directory, output_file
 from models.reasoner.generate import Generator
 from models.reasoner.prompts import messages
 from models.reasoner.settings import Settings
@@ -67,28 +67,12 @@ def show(name: str, entry: dict[str, Any]) -> str:
     )
 
 
-def _output_file(text: str) -> Path:
-    """What a command line names as a file to write, looked at before minutes of answering."""
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} cannot be written; wanted a file in a directory that exists")
-    return path
-
-
-def _number(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number, 0 or more")
-    return int(text)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(description="Score checkpoints on the two test sets.")
     parser.add_argument("models", nargs="+", type=model_directory)
-    parser.add_argument(
-        "--validate", type=_number, default=0, help="also so many hard problems of the validation split"
-    )
-    parser.add_argument("--out", type=_output_file)
+    parser.add_argument("--validate", type=count, default=0, help="also so many hard problems of the validation split")
+    parser.add_argument("--out", type=output_file)
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = False

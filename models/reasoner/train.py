@@ -22,15 +22,8 @@ import torch._dynamo
 from datasets import Dataset, concatenate_datasets
 
 from models.reasoner import corpus, probe
-from models.reasoner.architectures import (
-    SHAPES,
-    load_model,
-    load_tokenizer,
-    model_directory,
-    num_parameters,
-    output_directory,
-    save_model,
-)
+from models.reasoner.architectures import SHAPES, load_model, load_tokenizer, num_parameters, save_model
+from models.reasoner.arguments import model_directory, output_directory
 from models.reasoner.data import problems
 from models.reasoner.generate import ROWS, Generator, generation_dtype
 from models.reasoner.rewards import is_correct

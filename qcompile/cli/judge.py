@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 
 from qcompile.cli.finite_range import WEEK_S, FiniteRange
+from qcompile.cli.given_option import is_given
 from qcompile.cli.given_path import GivenPath
 from qcompile.cli.output_file import OutputFile
 from qcompile.errors import PackageError
@@ -101,7 +101,7 @@ def _check(package: Path, options: dict[str, Any]) -> None:
         raise click.UsageError("--checkpoint measures its steps on questions: give --cases FILE too")
     flags = {str(parameter.name): parameter.opts[0] for parameter in click.get_current_context().command.params}
     for name, other in _BELONGS.items():
-        if _is_given(name) and not options[other]:
+        if is_given(name) and not options[other]:
             raise click.UsageError(f"{flags[name]} is for {flags[other]}, and changes nothing without it")
     baseline, best = options["baseline"], options["best"]
     if baseline is not None and best is not None and best <= baseline:
@@ -117,13 +117,9 @@ def _check(package: Path, options: dict[str, Any]) -> None:
         )
 
 
-def _is_given(name: str) -> bool:
-    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
 def _notes(package: Path) -> list[str]:
     """Say that a package answers with what it was made with, whatever the command line wishes for a compiled model."""
-    given = [f"--{name.replace('_', '-')}" for name in _OF_A_COMPILED_MODEL if _is_given(name)]
+    given = [f"--{name.replace('_', '-')}" for name in _OF_A_COMPILED_MODEL if is_given(name)]
     if not given or (package / MANIFEST_NAME).is_file():
         return []
     return [f"{', '.join(given)}: not for the answers of the package, which brings its own"]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 from rich.console import Console
 
+from qcompile.cli.given_option import is_given
 from qcompile.cli.output_file import OutputFile
 from qcompile.errors import ArtifactError, KernelError
 from qcompile.kernels import OPERATORS
@@ -67,8 +67,7 @@ def command(**options: Any) -> None:
 
 
 def _check_combination(options: dict[str, Any]) -> None:
-    context = click.get_current_context()
-    given = [name for name in _ONLY_MEASURED if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    given = [name for name in _ONLY_MEASURED if is_given(name)]
     if options["dry_run"] and given:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(f"--dry-run checks every case at tiny sizes and times nothing: leave out {named}")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from qcompile.cli.finite_range import WEEK_S, FiniteRange
+from qcompile.cli.given_option import is_given
 from qcompile.cli.given_path import GivenPath, OutputPath
 from qcompile.cli.package_check import check
 from qcompile.cli.sampling_options import template_variables
@@ -123,11 +123,10 @@ def command(
 
 
 def _refuse_what_is_for_others(use: str) -> None:
-    context = click.get_current_context()
-    for parameter in context.command.params:
+    for parameter in click.get_current_context().command.params:
         name = str(parameter.name)
         uses = _USES.get(name, (use,))
-        if use not in uses and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if use not in uses and is_given(name):
             shown = " or ".join(one if one == _CHECK else f"--target {one}" for one in uses)
             raise click.UsageError(f"{parameter.opts[0]} is for {shown}, and changes nothing here: leave it out")
 

@@ -1,6 +1,5 @@
 """Would the judge's pip install it? Every requirement has a wheel for that machine, and nothing is missing."""
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from qcompile.package.findings import PIP, Finding
 from qcompile.package.platforms import JUDGE, WheelPlatform
 from qcompile.package.requirement_lines import requirement_lines
 from qcompile.package.wheels import Wheel, fits, missing_requirements, read_wheel
+from qcompile.runtime.manifest import sha256_of
 
 # in the judge's image; its guide says to leave them out of requirements.txt
 _IN_THE_IMAGE = frozenset({"torch", "torch-npu", "vllm", "vllm-ascend", "te", "hccl"})
@@ -51,7 +51,7 @@ def _check_hashes(root: Path, where: str, requirement: Requirement, sha256: froz
         return [Finding(where, message, "take the --hash of the others out", PIP)]
     name = canonicalize_name(requirement.name)
     files = [path for path in _files(root) if canonicalize_name(_project(path)) == name]
-    if not files or any(hashlib.sha256(path.read_bytes()).hexdigest() in sha256 for path in files):
+    if not files or any(sha256_of(path) in sha256 for path in files):
         return []
     cure = "bring the file that was meant, or take the --hash out"
     return [Finding(where, f"no file of '{requirement}' in {DEPENDENCIES}/ has a sha256 that is named", cure, PIP)]

@@ -30,6 +30,17 @@ def run(*arguments):
     return CliRunner().invoke(command, [str(a) for a in arguments])
 
 
+def machine_with_cann(tmp_path):
+    """The environment in which a prepared folder is built: a compiler that also writes weights, this Python."""
+    home = toolkit(tmp_path / "system")
+    tools = tmp_path / "tools"
+    environ = sourced(home, tools) | {"FAKE_ATC": "weights", "FAKE_ATC_CALLS": str(tmp_path / "calls")}
+    environ["FAKE_ATC_LOG"] = str(LOGS / "EZ3003.log")
+    (tools / "python3").unlink()
+    (tools / "python3").symlink_to(sys.executable)
+    return environ
+
+
 def calls_of(file):
     return [line for line in file.read_text().splitlines() if not line.startswith("env ")]
 
@@ -200,12 +211,7 @@ def test_the_folder_builds_where_cann_is(model, no_cann, tmp_path, monkeypatch):
     assert run(model, "--host-cpu", "aarch64").exit_code == 3
     folder = tmp_path / "moved"
     shutil.move(tmp_path / "model-for-atc", folder)
-    home = toolkit(tmp_path / "system")
-    tools = tmp_path / "tools"
-    environ = sourced(home, tools) | {"FAKE_ATC": "weights", "FAKE_ATC_CALLS": str(tmp_path / "calls")}
-    environ["FAKE_ATC_LOG"] = str(LOGS / "EZ3003.log")
-    (tools / "python3").unlink()
-    (tools / "python3").symlink_to(sys.executable)
+    environ = machine_with_cann(tmp_path)
 
     def build(**more):
         done = subprocess.run(["/bin/bash", folder / "build_om.sh"], env=environ | more, capture_output=True, text=True)

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from qcompile.ascend import atc_manifest
-from tests.ascend.fake_cann import sourced, toolkit
-from tests.ascend.test_atc import LOGS, calls_of, run
+from tests.ascend.test_atc import calls_of, machine_with_cann, run
 
 
 def test_a_second_run_leaves_the_first_alone(model, cann, monkeypatch):
@@ -40,12 +39,7 @@ def test_a_second_run_leaves_the_first_alone(model, cann, monkeypatch):
 def built_folder(model, no_cann, tmp_path):
     """The folder for another machine, and its script having run there."""
     assert run(model, "--host-cpu", "aarch64").exit_code == 3
-    home = toolkit(tmp_path / "system")
-    tools = tmp_path / "tools"
-    environ = sourced(home, tools) | {"FAKE_ATC": "weights", "FAKE_ATC_CALLS": str(tmp_path / "calls")}
-    environ["FAKE_ATC_LOG"] = str(LOGS / "EZ3003.log")
-    (tools / "python3").unlink()
-    (tools / "python3").symlink_to(sys.executable)
+    environ = machine_with_cann(tmp_path)
     folder = tmp_path / "model-for-atc"
 
     def build():

@@ -138,12 +138,8 @@ def _opset_finding(node: Node, code: str, opset: int, registration: Registration
 
 def is_valid_onnx(context: Context, node: Node) -> Iterator[Finding]:
     """Standard operators have the inputs, outputs and attributes that ONNX asks for."""
-    opset = context.view.opset("")
-    if node.proto.domain not in {"", "ai.onnx"} or opset is None:
-        return
-    try:
-        schema = onnx.defs.get_schema(node.op, min(opset, onnx.defs.onnx_opset_version()), "")
-    except onnx.defs.SchemaError:
+    schema, opset = context.schema(node), context.view.opset("")
+    if schema is None or opset is None:
         return
     given = len(node.proto.input)
     while given and not node.proto.input[given - 1]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx
 
@@ -11,6 +11,7 @@ from qcompile.ascend.legality.finding import Finding
 from qcompile.ascend.legality.rule import Context, ModelRule, NodeRule, about, about_model, shape_text
 from qcompile.ascend.legality.types import DTYPES
 from qcompile.ascend.legality.view import Node, Value
+from qcompile.tensors import DataFile
 
 _BITS = {"bool": 8, "i4": 4, "u4": 4, "f16": 16, "bf16": 16, "f32": 32, "f64": 64}
 _BITS.update({f"{sign}{bits}": bits for sign in "iu" for bits in (8, 16, 32, 64)})
@@ -20,9 +21,8 @@ def made_once(context: Context, node: Node) -> Iterator[Finding]:
     """Every input is made by something, and every output by this node alone."""
     if node.in_subgraph:
         return  # a branch's names are its own
-    sparse = {tensor.values.name for tensor in context.view.model.graph.sparse_initializer}
     for value in node.inputs:
-        if value is not None and not _exists(value) and value.name not in sparse:
+        if value is not None and not _exists(value) and not _is_sparse(context, value):
             yield about(
                 node,
                 "input-undefined",
@@ -61,12 +61,13 @@ def outputs_exist(context: Context) -> Iterator[Finding]:
 
 def weight_sizes(context: Context) -> Iterator[Finding]:
     """The bytes of an initializer are as many as its type and shape need."""
+    data_files = context.view.file.data_files()
     for tensor in context.view.model.graph.initializer:
         bits, dims = _BITS.get(DTYPES.get(tensor.data_type, "")), list(tensor.dims)
         if bits is None or any(dim < 0 for dim in dims):
             continue
         needed = (math.prod(dims) * bits + 7) // 8
-        stated = _stated_bytes(context, tensor, needed)
+        stated = _stated_bytes(context, data_files, tensor, needed)
         if stated is not None and stated != needed:
             yield about_model(
                 "weight-size",
@@ -78,17 +79,19 @@ def weight_sizes(context: Context) -> Iterator[Finding]:
             )
 
 
-def _stated_bytes(context: Context, tensor: onnx.TensorProto, needed: int) -> int | None:
+def _stated_bytes(
+    context: Context, data_files: Mapping[str, DataFile], tensor: onnx.TensorProto, needed: int
+) -> int | None:
     """How many bytes the file gives an initializer; None where its numbers are not raw bytes."""
-    file = context.view.file
-    if tensor.name in file.inline:
-        return file.inline[tensor.name][1]
+    inline = context.view.file.inline
+    if tensor.name in inline:
+        return inline[tensor.name][1]
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return len(tensor.raw_data) if tensor.HasField("raw_data") else None
     entries = {entry.key: entry.value for entry in tensor.external_data}
     if "length" in entries:
         return int(entries["length"])
-    rest = file.data_files()[entries["location"]].size_bytes - int(entries.get("offset", "0"))
+    rest = data_files[entries["location"]].size_bytes - int(entries.get("offset", "0"))
     return min(rest, needed)  # without a length, what follows may belong to others
 
 
@@ -96,22 +99,20 @@ def _exists(value: Value) -> bool:
     return value.producer is not None or value.is_input or value.tensor is not None
 
 
+def _is_sparse(context: Context, value: Value) -> bool:
+    return any(tensor.values.name == value.name for tensor in context.view.model.graph.sparse_initializer)
+
+
 def one_type(context: Context, node: Node) -> Iterator[Finding]:
     """Operands that ONNX wants to be of one type are: no kernel takes fp16 beside fp32."""
-    opset = context.view.opset("")
-    if node.proto.domain not in {"", "ai.onnx"} or opset is None:
-        return
-    try:
-        schema = onnx.defs.get_schema(node.op, min(opset, onnx.defs.onnx_opset_version()), "")
-    except onnx.defs.SchemaError:
+    schema = context.schema(node)
+    if schema is None or not schema.inputs:
         return
     names = {constraint.type_param_str for constraint in schema.type_constraints}
     first: dict[str, Value] = {}
     for index, value in enumerate(node.inputs):
         if value is None or value.dtype is None or not (value.is_declared or value.tensor is not None):
             continue
-        if not schema.inputs:
-            return
         formal = schema.inputs[min(index, len(schema.inputs) - 1)]
         if formal.type_str not in names or not formal.is_homogeneous:
             continue

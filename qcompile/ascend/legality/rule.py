@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import onnx
+
 from qcompile.ascend.chips import Cann, Chip
 from qcompile.ascend.legality.finding import Effect, Finding
 from qcompile.ascend.legality.view import GraphView, Node, Shape
@@ -56,6 +58,16 @@ class Context:
     table: OperatorTable
     options: AtcOptions
     parsers: Mapping[str, frozenset[tuple[str, int]]] | None = None
+
+    def schema(self, node: Node) -> onnx.defs.OpSchema | None:
+        """Return ONNX's definition of a standard operator at the model's opset; None where there is none."""
+        opset = self.view.opset("")
+        if node.proto.domain not in {"", "ai.onnx"} or opset is None:
+            return None
+        try:
+            return onnx.defs.get_schema(node.op, min(opset, onnx.defs.onnx_opset_version()), "")
+        except onnx.defs.SchemaError:
+            return None
 
 
 ModelRule = Callable[[Context], Iterator[Finding]]
