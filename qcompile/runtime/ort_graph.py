@@ -8,6 +8,7 @@ from typing import Any, Dict, Tuple, Type
 import numpy as np
 
 from .errors import SessionError
+from .huge_pages import huge_pages
 from .manifest import GraphIO, ModelShape
 
 _FIRST_WITH_CHUNKS = (1, 20)  # before 1.20 GroupQueryAttention ignores the past when S > 1
@@ -112,7 +113,8 @@ class OrtGraph:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # failures reach us as exceptions; the log would only repeat them
         try:
-            return self.ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+            with huge_pages():
+                return self.ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except self._errors as error:
             reason = one_line(error)
         if io.dtype == "bfloat16" and "Could not find an implementation" in reason:
