@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.functions import MIN_OPSET
 from qcompile.passes.base import PassContext, PassResult, Rejection
 from qcompile.passes.change import detach, node_label
 from qcompile.passes.proof import MAX_RELATIVE_ERROR, Prover, Rewrite
@@ -27,10 +28,12 @@ class Kernel:
     Attributes:
         nodes: The new nodes, producers first; the last one gives the output.
         initializers: Constants made for them.
+        opset: The standard opset that they need; the graph's is raised to it.
     """
 
     nodes: Sequence[ir.Node]
     initializers: Sequence[ir.Value] = ()
+    opset: int = MIN_OPSET
 
 
 MakeKernel = Callable[[ir.Node, ir.Graph], Kernel]
@@ -55,15 +58,19 @@ def lower(
         limit: Largest relative error that passes.
     """
     result.matches += 1
+    opset = context.model.graph.opset_imports.get("", MIN_OPSET)
     if context.prover is not None:
         constants = [few(value) for value in node.inputs[1:] if value is not None]
         old = ir.node(node.op_type, [node.inputs[0], *constants], node.attributes, domain=node.domain)
         scratch = ir.Graph([], [], nodes=[], name="scratch")
         new = make(old, scratch)
         prover = Prover(context.prover.seed, limit, embeds_weights=True, step=_largest_scale(constants))
-        if not is_proved(Rewrite([old], old.outputs, new.nodes, new.nodes[-1].outputs), prover, context, result, node):
+        opsets = (opset, max(opset, new.opset))
+        rewrite = Rewrite([old], old.outputs, new.nodes, new.nodes[-1].outputs, opsets)
+        if not is_proved(rewrite, prover, context, result, node):
             return False
     kernel = make(node, context.model.graph)
+    context.model.graph.opset_imports[""] = max(opset, kernel.opset)
     for index, new_node in enumerate(kernel.nodes):
         is_kernel = len(kernel.nodes) == 1 or new_node.domain == MICROSOFT
         new_node.name = node.name if is_kernel else f"{node.name}.{new_node.op_type}_{index}"
