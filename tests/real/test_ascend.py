@@ -4,6 +4,8 @@ The lowered graphs run through the definitions of their operators in the roundin
 """
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +21,25 @@ BUCKETS = ("--batch", "1,4", "--kv-len", "1024", "--prefill-len", "128")
 MAX_KERNELS = {"fuse": 20, "fuse,int8": 28}
 
 
-def lower(work: Path, exported: Path, passes: str, *more: str) -> tuple[Path, Measured]:
+Lowered = Iterator[tuple[Path, Measured]]
+
+
+def lower(work: Path, exported: Path, passes: str, *more: str) -> Lowered:
+    """Yield a directory with what was measured, and remove it: two gigabytes, wanted in this file only."""
     output = work / f"ascend-{passes.replace(',', '-')}"
     arguments = ("--passes", passes, "--target", "ascend910b4", *BUCKETS, "-o", output)
-    return output, qcompile(work, output.name, "optimize", exported, *arguments, *more)
+    yield output, qcompile(work, output.name, "optimize", exported, *arguments, *more)
+    shutil.rmtree(output)
 
 
 @pytest.fixture(scope="module")
-def lowered(work: Path, exported: tuple[Path, Measured]) -> tuple[Path, Measured]:
-    return lower(work, exported[0], "fuse")
+def lowered(work: Path, exported: tuple[Path, Measured]) -> Lowered:
+    yield from lower(work, exported[0], "fuse")
 
 
 @pytest.fixture(scope="module")
-def lowered_int8(work: Path, exported: tuple[Path, Measured]) -> tuple[Path, Measured]:
-    return lower(work, exported[0], "fuse,int8", "--verify", "off")
+def lowered_int8(work: Path, exported: tuple[Path, Measured]) -> Lowered:
+    yield from lower(work, exported[0], "fuse,int8", "--verify", "off")
 
 
 def check_legality_and_kernels(work: Path, directory: Path, report: Measured, most: int) -> None:

@@ -97,6 +97,8 @@ def test_fusion_counts(exporter: str, work: Path, exported: tuple[Path, Measured
     report = qcompile(work, f"fuse-{exporter}", "optimize", graph, *arguments).record
     summary = qcompile(work, f"inspect-{exporter}", "inspect", output).record["models"][0]
     shutil.rmtree(output)
+    if exporter != "builder":
+        shutil.rmtree(graph.parent)
     print(f"\n{exporter}: {summary['fused']}, {len(report['ops_before'])} kinds of operators before")
     assert {op: summary["fused"].get(op, 0) for op in FUSED} == FUSED
     rewrites = {step["name"]: 0 for step in report["passes"]}

@@ -1,5 +1,7 @@
 """The real 0.5B, lowered, compiled by the stand-in for ATC, run by the ACL session on the simulated device."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +16,15 @@ NUM_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def simulated(work: Path, exported: tuple[Path, Measured]) -> Path:
+def simulated(work: Path, exported: tuple[Path, Measured]) -> Iterator[Path]:
     shapes = ("--batch", "4", "--kv-len", "256", "--prefill-len", "64")
     lowered = work / "simulated-910b4"
     qcompile(
         work, "lower", "optimize", exported[0], "--passes", "fuse", "--target", "ascend910b4", *shapes, "-o", lowered
     )
     qcompile(work, "simulate", "atc", lowered, "--simulate", "--cann", "9.1")
-    return lowered
+    yield lowered
+    shutil.rmtree(lowered)
 
 
 def test_four_slots_give_the_tokens_of_the_ort_session(
