@@ -38,7 +38,7 @@ class SharedCacheSession:
         self.num_slots = 0
         self.capacity = 0
         self._buffers: List[np.ndarray] = []  # one [B, K, T, d] per past input
-        self._used = np.zeros(0, np.int64)  # entries ever written per row: what a copy must carry
+        self._used: List[int] = []  # entries ever written per row: what a copy must carry
         self._decode_steps: Dict[Tuple[int, int], _BoundStep] = {}
 
     def reserve(self, num_slots: int, capacity: int) -> None:
@@ -54,7 +54,7 @@ class SharedCacheSession:
                 self._grow(i, shape)
         except MemoryError:  # buffers of either size hold what they held: the old reservation stands
             raise SessionError(self._memory_message(shape)) from None
-        self._used = np.concatenate([self._used, np.zeros(num_slots - self.num_slots, np.int64)])
+        self._used += [0] * (num_slots - self.num_slots)
         self.num_slots, self.capacity = num_slots, capacity
 
     def forward(
@@ -67,16 +67,14 @@ class SharedCacheSession:
     ) -> Optional[Scores]:
         """See Session."""
         n, s = input_ids.shape
-        lengths = np.asarray(past, np.int64)
-        longest = int(lengths.max()) + s
+        longest = max(past) + s
         if longest > self.capacity or first_slot + n > self.num_slots:
             raise SessionError(
                 f"{longest} entries in {first_slot + n} slots, reserved {self.capacity}, {self.num_slots}"
             )
-        step = self._step(first_slot, n, s)
-        logits = step.run(input_ids, lengths)
-        rows = slice(first_slot, first_slot + n)
-        np.maximum(self._used[rows], lengths + s, out=self._used[rows])
+        logits = self._step(first_slot, n, s).run(input_ids, past)
+        for slot, length in enumerate(past, first_slot):
+            self._used[slot] = max(self._used[slot], length + s)
         return Scores(self.graph.logits_type.to_float32(logits)) if need_scores else None
 
     def copy_slot(self, source: int, target: int, length: int) -> None:
@@ -91,7 +89,8 @@ class SharedCacheSession:
             kept = buffer[first, :, :length].copy()
             buffer[first, :, :length] = buffer[second, :, :length]
             buffer[second, :, :length] = kept
-        self._used[[first, second]] = np.maximum(self._used[[first, second]], length)
+        self._used[first] = max(self._used[first], length)
+        self._used[second] = max(self._used[second], length)
 
     def close(self) -> None:
         """See Session."""
@@ -159,16 +158,17 @@ class _BoundStep:
         else:
             self.binding.bind_output("logits", "cpu")
 
-    def run(self, input_ids: np.ndarray, past: np.ndarray) -> np.ndarray:
+    def run(self, input_ids: np.ndarray, past: Sequence[int]) -> np.ndarray:
         """Run one step and return the logits [n, V] behind the last token of every row."""
         s = input_ids.shape[1]
+        total = max(past) + s
         self.feeds["input_ids"][...] = input_ids
-        self.feeds["position_ids"][...] = past[:, None] + np.arange(s)
-        self.feeds["seqlens_k"][...] = past + (s - 1)
-        self.feeds["total_sequence_length"][...] = past.max() + s
+        self.feeds["seqlens_k"][...] = [length + s - 1 for length in past]
+        self.feeds["total_sequence_length"][...] = total
+        if "position_ids" in self.graph.inputs:
+            self.feeds["position_ids"][...] = np.asarray(past)[:, None] + np.arange(s)
         if "attention_mask" in self.graph.inputs:
-            total = np.arange(past.max() + s)
-            mask = (total[None, :] < (past + s)[:, None]).astype(np.int64)
+            mask = (np.arange(total)[None, :] < np.asarray(past)[:, None] + s).astype(np.int64)
             self.binding.bind_cpu_input("attention_mask", mask)
         self.graph.run_bound(self.binding)
         if self.logits is not None:

@@ -188,21 +188,20 @@ class Sampler:
 def choose_tokens(scores: Scores, samplers: Sequence[Sampler]) -> List[Choice]:
     """Return the next token of every row; one vectorised pass when all rows are plain greedy."""
     if all(sampler.is_plain for sampler in samplers):
-        columns = scores.values.argmax(axis=1)
-        rows = np.arange(len(columns))
-        picked = scores.values[rows, columns]
-        chosen = columns if scores.ids is None else scores.ids[rows, columns]
-        finite = np.isfinite(picked).tolist()
-        return [
-            Choice(token_id) if is_finite else Choice(-1, error=_broken(float(picked[row])))
-            for row, (token_id, is_finite) in enumerate(zip(chosen.tolist(), finite))
-        ]
+        return [_greedy(scores, row, column) for row, column in enumerate(scores.values.argmax(axis=1).tolist())]
     if scores.values.shape[1] == 1:
         message = "this graph returns only the most likely token; generate greedily, without logprobs"
         return [Choice(-1, error=message) for _ in samplers]
     if scores.ids is None:
         return [sampler.choose(row) for sampler, row in zip(samplers, scores.values)]
     return [_among(sampler, row, ids) for sampler, row, ids in zip(samplers, scores.values, scores.ids)]
+
+
+def _greedy(scores: Scores, row: int, column: int) -> Choice:
+    value = float(scores.values[row, column])
+    if not math.isfinite(value):
+        return Choice(-1, error=_broken(value))
+    return Choice(column if scores.ids is None else int(scores.ids[row, column]))
 
 
 def _among(sampler: Sampler, row: np.ndarray, ids: np.ndarray) -> Choice:
