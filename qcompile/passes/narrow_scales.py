@@ -1,10 +1,12 @@
 """Store scales in half precision where that is exact, and let them be widened when the model is loaded.
 
     scales float32 [N, G] or [N]   ->   Cast(scales float16)
+    b float32 [N], gamma [D]       ->   Cast(b float16), beside such scales, where all its numbers are float16 numbers
 
 CPU kernels want scales of the activations' type. One float32 per group of 32 is a whole bit per weight; half precision is
 what GGUF and Ascend keep. Weights that were quantized for it (`WeightScheme.scale_type`) have scales that are float16
-numbers already, so nothing changes but the file. The Cast is of a constant: ONNX Runtime folds it once, at load.
+numbers already, so nothing changes but the file. Biases and norms of a checkpoint in bfloat16 mostly are too. The Cast is
+of a constant: ONNX Runtime folds it once, at load.
 `widen_scales` takes it back for passes that want the scales to be constants.
 """
 
@@ -20,31 +22,38 @@ from qcompile.tensors import Array, NarrowableTensor, StreamedTensor
 from qcompile.weights import rows_of
 
 _WIDENED = ".widened"
+_SMALLEST_VECTOR = 512  # numbers: below that, the Cast and the longer names take more than is saved
 
 
 class NarrowScales(Pass):
     """Scales of blocks."""
 
     name = "narrow-scales"
-    summary = "scales that are float16 numbers -> stored as such, widened at load"
+    summary = "scales, biases and norms that are float16 numbers -> stored as such, widened at load"
 
     def call(self, context: PassContext, result: PassResult) -> None:
-        """Replace every initializer whose numbers were rounded to a narrower type when they were made."""
+        """Replace every initializer whose numbers were rounded to a narrower type when they were made, then what fits one."""
         graph = context.model.graph
         for value in list(graph.initializers.values()):
             tensor = value.const_value
             if isinstance(tensor, NarrowableTensor) and tensor.exact_in != tensor.dtype:
-                result.matches += 1
-                _narrow(graph, value, tensor)
-                result.rewrites += 1
-        if result.rewrites:
-            finish_rewrites(context)
+                self._replace(graph, value, _narrowed_scales(value.name or "", tensor), result)
+        if not result.rewrites:
+            return
+        for value in list(graph.initializers.values()):
+            vector = _narrowed_vector(value)
+            if vector is not None:
+                self._replace(graph, value, vector, result)
+        finish_rewrites(context)
+
+    def _replace(self, graph: ir.Graph, value: ir.Value, stored: ir.TensorProtocol, result: PassResult) -> None:
+        result.matches += 1
+        _narrow(graph, value, stored)
+        result.rewrites += 1
 
 
-def _narrow(graph: ir.Graph, value: ir.Value, tensor: NarrowableTensor) -> None:
-    name = value.name or ""
-    kind = ir.TensorType(tensor.exact_in)
-    stored = StreamedTensor(
+def _narrowed_scales(name: str, tensor: NarrowableTensor) -> ir.TensorProtocol:
+    return StreamedTensor(
         lambda start, stop: _exact(tensor.rows(start, stop), tensor.exact_in, name),
         tensor.exact_in,
         tensor.shape,
@@ -52,10 +61,26 @@ def _narrow(graph: ir.Graph, value: ir.Value, tensor: NarrowableTensor) -> None:
         row_multiple=tensor.row_multiple,
         piece_bytes=tensor.piece_bytes // 2,
     )
-    narrow = ir.Value(name=stored.name, type=kind, shape=tensor.shape, const_value=stored)
+
+
+def _narrowed_vector(value: ir.Value) -> ir.TensorProtocol | None:
+    """Return a vector as float16 if it is long enough, and every number of it is one."""
+    tensor = value.const_value
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 1 or tensor.size < _SMALLEST_VECTOR:
+        return None
+    wide = tensor.numpy()
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(np.float16)
+    return ir.tensor(narrow, name=f"{value.name}.float16") if np.array_equal(narrow.astype(np.float32), wide) else None
+
+
+def _narrow(graph: ir.Graph, value: ir.Value, stored: ir.TensorProtocol) -> None:
+    name, tensor = value.name or "", value.const_value
+    assert tensor is not None
+    narrow = ir.Value(name=stored.name, type=ir.TensorType(stored.dtype), shape=value.shape, const_value=stored)
     cast = ir.node("Cast", [narrow], {"to": int(tensor.dtype)}, name=f"{name}{_WIDENED}")
     wide = cast.outputs[0]
-    wide.type, wide.shape = ir.TensorType(tensor.dtype), tensor.shape
+    wide.type, wide.shape = ir.TensorType(tensor.dtype), value.shape
     uses = list(value.uses())
     if not uses:
         return

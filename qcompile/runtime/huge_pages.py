@@ -21,7 +21,7 @@ _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _MAPS = Path("/proc/self/maps")
 _PAGE = 2 << 20
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # Linux 2.6.38 and 6.1
-_SMALLEST_BUDGET_S = 1.0
+_SMALLEST_BUDGET_S = 1.5
 Region = Tuple[int, int]  # first address, and the one behind the last
 
 

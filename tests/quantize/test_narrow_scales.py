@@ -79,6 +79,40 @@ def test_scales_of_whole_rows_are_narrowed_too(context):
     assert np.array_equal(run(context), before)
 
 
+def vector(context, name, numbers):
+    """Add a vector to the last hidden state through an Add before the head; return its name."""
+    graph = context.model.graph
+    head = next(n for n in graph if n.name == "lm_head")
+    tensor = ir.tensor(numbers, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    graph.register_initializer(value)
+    total = ir.node("ReduceSum", [value], {"keepdims": 0})
+    added = ir.node("Add", [head.inputs[0], total.outputs[0]])
+    graph.insert_before(head, [total, added])
+    head.replace_input_with(0, added.outputs[0])
+
+
+def test_a_vector_of_float16_numbers_goes_along_and_others_stay(context):
+    QuantizeInt4()(context)
+    LowerQuantizedBlocksToOrt()(context)
+    exact = np.linspace(-200, 200, 600).astype(np.float16).astype(np.float32)
+    for name, numbers in (("long", exact), ("short", exact[:100]), ("inexact", exact + np.float32(1e-3))):
+        vector(context, name, numbers)
+    vector(context, "large", exact * np.float32(1000))
+    vector(context, "nan", np.where(exact > 0, np.nan, exact).astype(np.float32))
+    before = run(context)
+    assert NarrowScales()(context).rewrites == 10
+    names = set(context.model.graph.initializers)
+    assert "long.float16" in names
+    assert {"short", "inexact", "large", "nan"} <= names
+    assert np.array_equal(run(context), before, equal_nan=True)
+
+
+def test_vectors_of_a_float_model_stay(context):
+    vector(context, "long", np.ones(600, np.float32))
+    assert NarrowScales()(context).rewrites == 0
+
+
 def test_numbers_that_do_not_fit_are_refused_by_name(context):
     QuantizeInt4()(context)
     value = next(v for v in scales_of(context) if isinstance(v.const_value, NarrowableTensor))
