@@ -50,6 +50,17 @@ def load_model(path: Path) -> ir.Model:
     return model
 
 
+def external_files(path: Path) -> set[str]:
+    """Return the files of external data that an .onnx file names, as it names them; none if it is no such file."""
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(_read_graph(path))
+    except (GraphError, DecodeError):
+        return set()
+    entries = (entry for tensor in tensors_of(proto) for entry in tensor.external_data)
+    return {entry.value for entry in entries if entry.key == "location" and "\0" not in entry.value}
+
+
 def _read_graph(path: Path) -> bytes:
     try:
         size_bytes = path.stat().st_size

@@ -58,8 +58,8 @@ class OutputPath(GivenPath):
 def refuse_to_overwrite(output: Path, source: Path) -> None:
     """Refuse an output that is `source`, or a file of the model or the folder that `source` is.
 
-    A model is what its manifest lists, so an earlier result may stand beside its files. In another folder (a checkpoint,
-    an unpacked package) every file counts but charts and zips.
+    A model is what its manifest lists, so an earlier result may stand beside its files, or a graph with its external data. In
+    another folder (a checkpoint, an unpacked package) every file counts but charts and zips.
 
     Raises:
         ArtifactError: It is one.
@@ -72,10 +72,18 @@ def refuse_to_overwrite(output: Path, source: Path) -> None:
         return
     if (folder / MANIFEST_NAME).is_file():
         is_part = place.relative_to(folder).as_posix() in _files_of(folder)
+    elif read.suffix.lower() == ".onnx" and place.is_file():
+        is_part = any(place == Path(os.path.realpath(folder / name)) for name in _data_of(read))
     else:
         is_part = read.is_dir() and place.is_file() and place.suffix.lower() not in _RESULTS
     if is_part:
         raise ArtifactError(f"{output}: is a file of {folder}, which is read; name a file that is not there yet")
+
+
+def _data_of(graph: Path) -> set[str]:
+    from qcompile.model_reader import external_files  # commands that read no graph start without onnx
+
+    return external_files(graph)
 
 
 def _files_of(model: Path) -> set[str]:

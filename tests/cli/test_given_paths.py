@@ -6,6 +6,8 @@ import hashlib
 import re
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
@@ -77,6 +79,36 @@ def test_the_default_output_is_looked_at_too(model: Path, tmp_path: Path, monkey
     (tmp_path / model.name / "qcompile.json").write_text(record)
     monkeypatch.chdir(tmp_path / model.name)
     refused(["eval", ".", str(tmp_path / "cases.jsonl")], PART)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A graph with its weights in weights.json and no manifest, beside an earlier report and a broken graph."""
+    tensor = ir.tensor(np.ones(300, np.float32), name="w")
+    weight = ir.Value(name="w", type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    x = ir.Value(name="x", type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+    node = ir.node("Add", [x, weight])
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 18}, name="bare")
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    ir.save(ir.Model(graph, ir_version=10), folder / "g.onnx", external_data="weights.json", size_threshold_bytes=0)
+    (folder / "report.json").write_text("{}")
+    (folder / "broken.onnx").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("output", ["bare/weights.json", "bare/../bare/weights.json"])
+def test_external_data_of_a_bare_graph_is_not_overwritten(bare: Path, output: str) -> None:
+    before = digests(bare)
+    refused(["optimize", "bare/g.onnx", "-o", "out", "--report", output], PART)
+    refused(["optimize", "--report", output, "bare/g.onnx", "-o", "out"], PART)
+    assert digests(bare) == before
+
+
+def test_what_else_stands_beside_a_bare_graph_may_be_written_again(bare: Path) -> None:
+    refuse_to_overwrite(bare / "report.json", bare / "g.onnx")
+    refuse_to_overwrite(bare / "weights.json", bare / "broken.onnx")
+    refuse_to_overwrite(bare / "new.json", bare / "g.onnx")
 
 
 def test_results_may_stand_beside_the_files_of_a_model(model: Path) -> None:
