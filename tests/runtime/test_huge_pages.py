@@ -1,7 +1,9 @@
 """Memory in huge pages: what is moved, when nothing is, and the kernel's list of mappings."""
 
+import ctypes
 import errno
 import mmap
+import re
 import sys
 import time
 from pathlib import Path
@@ -19,43 +21,60 @@ MB = 1 << 20
 def allocated(size: int = 16 * MB) -> mmap.mmap:
     """Private memory in small pages, touched."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
     for offset in range(0, size, 4096):
         memory[offset] = 7
-    memory.madvise(mmap.MADV_HUGEPAGE)  # may be moved from now on
     return memory
 
 
-def huge_bytes() -> int:
-    lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("AnonHugePages:"))
+def region_of(memory: mmap.mmap) -> "tuple[int, int]":
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    return address, address + len(memory)
 
 
-def can_collapse() -> bool:
-    if sys.platform != "linux" or not Path("/proc/self/smaps_rollup").exists():
-        return False
-    memory, before = allocated(), huge_bytes()
-    collapse(module._anonymous_regions(), time.monotonic() + 5)
-    moved = huge_bytes() - before
-    memory.close()
-    return moved > 0
+def huge_bytes(memory: mmap.mmap) -> int:
+    """Bytes of huge pages in the kernel's mappings that memory is part of."""
+    first, end = region_of(memory)
+    found, is_part = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
+        head = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+        if head:
+            is_part = int(head[1], 16) < end and int(head[2], 16) > first
+        elif is_part and line.startswith("AnonHugePages:"):
+            found += int(line.split()[1]) << 10
+    return found
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 
+@pytest.fixture
+def setting(tmp_path: Path) -> Path:
+    path = tmp_path / "enabled"
+    path.write_text("always [madvise] never\n")
+    return path
+
+
 @linux
-def test_what_is_allocated_within_is_moved_and_keeps_its_contents(tmp_path: Path) -> None:
-    if not can_collapse():
+def test_memory_is_moved_and_keeps_its_contents(setting: Path) -> None:
+    probe = allocated()
+    if not collapse([region_of(probe)], time.monotonic() + 5):
         pytest.skip("this kernel moves no memory to huge pages at once")
-    setting = tmp_path / "enabled"
-    setting.write_text("always [madvise] never\n")
-    outside, before = allocated(), huge_bytes()
     with huge_pages(setting):
         inside = allocated()
-    assert huge_bytes() - before >= len(inside) - 4 * MB
-    assert huge_bytes() - before <= len(inside) + 8 * MB  # and not what was there before
-    assert set(inside[0::4096]) == set(outside[0::4096]) == {7}
+    assert huge_bytes(inside) >= len(inside) - 4 * MB
+    assert set(inside[0::4096]) == {7}
+
+
+@linux
+def test_what_was_there_before_is_left_alone(setting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(module, "collapse", lambda regions, deadline: asked.extend(regions) or 0)
+    outside = allocated()
+    with huge_pages(setting):
+        inside = allocated()
+    (first, end), (a, b) = region_of(outside), region_of(inside)
+    assert any(x <= a and b <= y for x, y in asked)
+    assert not any(x < end and first < y for x, y in asked)
 
 
 @linux
