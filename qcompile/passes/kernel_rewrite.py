@@ -19,6 +19,7 @@ from qcompile.weights import columns_of, rows_of
 
 MICROSOFT = "com.microsoft"
 PROVED_OUTPUTS = 256
+_IR_10_OPSET = 21  # came with ONNX 1.16, as IR version 10 did
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,19 @@ def lower(
         if not is_proved(rewrite, prover, context, result, node):
             return False
     kernel = make(node, context.model.graph)
-    context.model.graph.opset_imports[""] = max(opset, kernel.opset)
+    _raise_opset(context.model, max(opset, kernel.opset))
     for index, new_node in enumerate(kernel.nodes):
         is_kernel = len(kernel.nodes) == 1 or new_node.domain == MICROSOFT
         new_node.name = node.name if is_kernel else f"{node.name}.{new_node.op_type}_{index}"
     replace(context, node, kernel.nodes)
     result.rewrites += 1
     return True
+
+
+def _raise_opset(model: ir.Model, opset: int) -> None:
+    model.graph.opset_imports[""] = opset
+    if opset >= _IR_10_OPSET:
+        model.ir_version = max(model.ir_version, 10)
 
 
 def _largest_scale(constants: Sequence[ir.Value]) -> float:

@@ -83,6 +83,17 @@ def test_int8_activations_give_the_same_codes(context):
     result = LowerQuantizedActivationsToOrt()(context)
     assert result.rewrites == result.proved == 6
     assert result.max_error < 1e-6
+    # a row is a block of QuantizeLinear: opset 21, and the IR version that came with it
+    assert {n.attributes["block_size"].as_int() for n in nodes(context, "QuantizeLinear")} == {64}
+    assert context.model.graph.opset_imports[""] == 21
+    assert context.model.ir_version >= 10
+
+
+def test_a_later_opset_stays(context):
+    context.model.graph.opset_imports[""] = 23
+    QuantizeInt8Dynamic()(context)
+    assert LowerQuantizedActivationsToOrt()(context).rewrites == 6
+    assert context.model.graph.opset_imports[""] == 23
 
 
 def test_static_activations(context):
@@ -91,6 +102,7 @@ def test_static_activations(context):
     assert result.rewrites == result.proved == 6
     assert result.max_error < 1e-6
     assert not nodes(context, "ReduceMax")
+    assert context.model.graph.opset_imports[""] == 18  # nothing here needs a later one
 
 
 def test_a_wrong_zero_point_is_not_proved(context, monkeypatch):
