@@ -27,16 +27,15 @@ Region = Tuple[int, int]  # first address, and the one behind the last
 
 @contextmanager
 def huge_pages(setting: Path = _SETTING) -> Iterator[None]:
-    """Move the memory that is allocated within to huge pages, if that takes no longer than the allocating did.
+    """Move the memory that is allocated within to huge pages, for as long as the allocating took or a second and a half.
 
     Best effort: nothing happens on other systems than Linux, or where the administrator has set `never`. A kernel that
     cannot move pages at once is asked to do it in the background.
     """
-    if not _is_allowed(setting):
-        yield
-        return
     before, started = _anonymous_regions(), time.monotonic()
     yield
+    if not _is_allowed(setting):
+        return
     budget_s = max(_SMALLEST_BUDGET_S, time.monotonic() - started)
     num_moved = collapse(_without(_anonymous_regions(), before), time.monotonic() + budget_s)
     logger.debug("%d MB moved to huge pages", num_moved * _PAGE >> 20)
@@ -75,9 +74,13 @@ def _madvise() -> Callable[[int, int, int], int]:
 
 
 def _anonymous_regions(maps: Path = _MAPS) -> List[Region]:
-    """Return the private writable memory of this process that stands for no file and is no stack."""
+    """Return the private writable memory of this process that stands for no file and is no stack; none without /proc."""
     found = []
-    for line in maps.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        lines = maps.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
         addresses, permissions, *rest = line.split(maxsplit=5)
         name = rest[3] if len(rest) > 3 else ""
         if permissions == "rw-p" and (not name or name == "[heap]" or name.startswith("[anon")):

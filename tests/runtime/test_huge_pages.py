@@ -134,6 +134,10 @@ def test_no_longer_than_until_the_deadline(kernel: Kernel) -> None:
     assert kernel.calls == []
 
 
+def test_without_proc_nothing_counts(tmp_path: Path) -> None:
+    assert module._anonymous_regions(tmp_path / "maps") == []
+
+
 def test_which_mappings_count(tmp_path: Path) -> None:
     maps = tmp_path / "maps"
     maps.write_text(
