@@ -26,7 +26,7 @@ _SMALLEST_VECTOR = 512  # numbers: below that, the Cast and the longer names tak
 
 
 class NarrowScales(Pass):
-    """Scales of blocks."""
+    """Scales, and the biases and norms beside them."""
 
     name = "narrow-scales"
     summary = "scales, biases and norms that are float16 numbers -> stored as such, widened at load"
