@@ -63,11 +63,12 @@ def decode_attention_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_T: tl.constexpr,
     D: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
 ):
     """One split of slots start[b] ... length[b] - 1 for the group of query heads that share a key head.
 
     partial [B, H, splits, D] is the split's own attention, log_sum [B, H, splits] the log of its sum of weights (-inf when it
-    has no slots).
+    has no slots). Without IS_SPLIT there is one, whose own attention is the result, in its dtype; log_sum is left alone.
     """
     heads = tl.arange(0, BLOCK_G)
     d = tl.arange(0, D)[None, :]
@@ -85,8 +86,10 @@ def decode_attention_kernel(
         )
         weight_sum = tl.where(largest == -float("inf"), 1.0, weight_sum)
         rows = ((batch * n_kv_heads + kv_head) * group + heads) * n_splits + split
-        tl.store(partial_ptr + rows[:, None] * D + d, total / weight_sum[:, None], mask=in_group & (d < D))
-        tl.store(log_sum_ptr + rows, largest + tl.log(weight_sum), mask=heads < group)
+        own = (total / weight_sum[:, None]).to(partial_ptr.dtype.element_ty)
+        tl.store(partial_ptr + rows[:, None] * D + d, own, mask=in_group & (d < D))
+        if IS_SPLIT:
+            tl.store(log_sum_ptr + rows, largest + tl.log(weight_sum), mask=heads < group)
 
 
 @triton.jit

@@ -76,10 +76,13 @@ def launch(
 
     (batch, heads, head_dim), kv_heads = q.shape, k_cache.shape[1]
     group = heads // kv_heads
-    tile = tile or choose(q, group, head_dim)
+    tile = tile or choose(q, group, head_dim, batch * kv_heads)
     splits = splits or count_splits(q, batch * kv_heads, k_cache.shape[2], tile.constants["BLOCK_T"])
-    partial = torch.empty((batch, heads, splits, head_dim), dtype=torch.float32, device=q.device)
-    log_sums = torch.empty((batch, heads, splits), dtype=torch.float32, device=q.device)
+    is_split = splits > 1 or q.device.type == "npu"  # its table has tiles with partial sums only
+    partial = torch.empty(
+        (batch, heads, splits, head_dim), dtype=torch.float32 if is_split else q.dtype, device=q.device
+    )
+    log_sums = torch.empty((batch, heads, splits) if is_split else 1, dtype=torch.float32, device=q.device)
     decode_attention_kernel[grid(q, batch * kv_heads * splits, "cube")](
         q,
         k_cache,
@@ -95,9 +98,9 @@ def launch(
         check.as_tokens(NAME, "q", q).stride(0),
         *k_cache.stride()[:3],
         scale=scale,
-        **tile.arguments(q),
+        **tile.replace(IS_SPLIT=int(is_split)).arguments(q),
     )
-    return merge(q, partial, log_sums)
+    return merge(q, partial, log_sums) if is_split else partial.view(q.shape)
 
 
 def merge(q: torch.Tensor, partial: torch.Tensor, log_sums: torch.Tensor) -> torch.Tensor:
@@ -113,11 +116,13 @@ def merge(q: torch.Tensor, partial: torch.Tensor, log_sums: torch.Tensor) -> tor
     return out
 
 
-def choose(q: torch.Tensor, group: int, head_dim: int) -> Launch:
-    """The tile of the first kernel for the device of q."""
+def choose(q: torch.Tensor, group: int, head_dim: int, rows: int) -> Launch:
+    """The tile of the first kernel for the device of q; rows are sequences times key heads."""
     if q.device.type == "npu":
         return from_table(NAME, "decode_attention_kernel", q.dtype, {"D": head_dim}, BLOCK_G=group)
     block_t = _GPU_BLOCK_T if q.element_size() * head_dim <= 256 else _GPU_BLOCK_T // 2
+    if rows >= gpu_processors(q) and head_dim > _SMALL_HEAD:  # more programs at a time, where there are more
+        block_t = _GPU_BLOCK_T // 2
     return Launch(
         {"BLOCK_G": max(16, power_of_two(group)), "BLOCK_T": block_t, "D": head_dim}, {"num_warps": 4, "num_stages": 3}
     )

@@ -17,6 +17,7 @@ from qcompile.kernels.placement import (
 
 NAME = "head_rms_norm"
 _GPU_BLOCK = 1024  # elements of a program
+_MANY = 1 << 24  # elements, of more of which programs twice as large gain nothing
 _LIST = (
     1 << 16,
     1 << 23,
@@ -91,8 +92,10 @@ def choose(x: torch.Tensor, num_tokens: int, heads: int, head_dim: int) -> Launc
     if block_cols > _GPU_BLOCK:  # a whole row of the hidden size
         row = row_in_registers(NAME, head_dim)
         return row.replace(BLOCK_ROWS=1, WALK=walks(num_tokens))
-    block_rows = min(power_of_two(heads), _GPU_BLOCK // block_cols)
-    per_thread = 4 if num_tokens <= FEW_ROWS else 8
+    block, per_thread = _GPU_BLOCK, 4 if num_tokens <= FEW_ROWS else 8
+    if num_tokens > FEW_ROWS and num_tokens * heads * head_dim <= _MANY:
+        block, per_thread = 2 * _GPU_BLOCK, 16
+    block_rows = min(power_of_two(heads), block // block_cols)
     return Launch(
         {"BLOCK_ROWS": block_rows, "BLOCK_COLS": block_cols, "WALK": walks(num_tokens)},
         {"num_warps": max(1, block_rows * block_cols // 32 // per_thread)},

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.matmul_bias_residual.plan import GROUP_M, NAME, plan
+from qcompile.kernels.matmul_bias_residual.plan import GROUP_M, NAME, is_copied_whole, plan
 from qcompile.kernels.placement import Launch, grid, is_hopper, on_its_device
 from qcompile.kernels.slices import add_slices, has_addends
 
@@ -51,7 +51,8 @@ def launch(
         bias: [N] or None.
         residual: [..., N] or None.
         tile: Instead of the one chosen for the device. With STAGES it is one for the kernel of one row, with PARTS
-            for that of few rows, with SPLITS for those that cut K into so many slices, with TMA for one in tma.py.
+            for that of few rows, with SPLITS for those that cut K into so many slices, with TMA for one in tma.py, where LATE
+            adds bias and residual last if the GPU can copy residual and out whole.
 
     Raises:
         KernelError: Arguments that the kernel does not take.
@@ -127,16 +128,19 @@ def _tma(
     from qcompile.kernels.matmul_bias_residual.tma import matmul_tma_kernel
 
     num_rows, (num_out, num_in) = rows.shape[0], weight.shape
-    constants = {"SPLITS": 1, "PDL": 0, "AFTER": 0, "GROUP_M": GROUP_M} | tile.constants | has_addends(bias, residual)
-    constants = {name: value for name, value in constants.items() if name != "TMA"}
+    constants = {"SPLITS": 1, "PDL": 0, "AFTER": 0, "LATE": 0, "GROUP_M": GROUP_M} | tile.constants
+    constants = {name: value for name, value in constants.items() if name != "TMA"} | has_addends(bias, residual)
     options = tile.gpu_options | ({"launch_pdl": True} if constants["AFTER"] else {})
     block_m, block_n, block_k = (constants[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    ends = [out if residual is None else residual, out]
+    constants["LATE"] &= int(is_copied_whole(*ends))
+    if constants["LATE"]:
+        ends = [TensorDescriptor.from_tensor(end, [block_m, block_n]) for end in ends]
     matmul_tma_kernel[-(-num_rows // block_m) * -(-num_out // block_n), constants["SPLITS"]](
         TensorDescriptor.from_tensor(rows, [block_m, block_k]),
         TensorDescriptor.from_tensor(weight, [block_n, block_k]),
         out if bias is None else bias,
-        out if residual is None else residual,
-        out,
+        *ends,
         num_rows,
         num_out,
         num_in,

@@ -19,11 +19,12 @@ _LARGE = {  # BLOCK_M, BLOCK_N, BLOCK_K, warps, num_stages: what a wave of them 
     (128, 128, 64, 8, 4): 0.58,
 }
 _PAIR = (128, 128, 64, 4, 3)  # two to a multiprocessor, copied by TMA, where all run at once
+_PAIR_GROUP_M = 32
 _SPLIT_TILE = (128, 64, 8, 4)  # BLOCK_M, BLOCK_K, warps, num_stages for more than 64 rows, cut into slices of K
 _SPLIT_WIDTHS = (128, 64)  # BLOCK_N, the first that gives most multiprocessors work
-_SPLIT_PAIR = (128, 64, 64, 4, 4)  # for 65 to 128 rows that TMA copies: again two to a multiprocessor
-_SPLIT_LONG = (128, 128, 128, 8, 3)  # one, with more weights on their way, where a slice has more of K than _LONG_SLICE
-_LONG_SLICE = 4096
+_ONE_BLOCK = (64, 128)  # BLOCK_M of the tiles for 17 to 128 rows that TMA copies
+_DEEP = (64, 128, 4, 4)  # BLOCK_N, BLOCK_K, warps, num_stages: one to a multiprocessor, many weights on their way
+_SHALLOW = (64, 64, 4, 4)  # two, where one to each would not hold all
 _MIN_SLICE = 512
 
 
@@ -56,8 +57,12 @@ def takes_tma(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether the GPU copies whole tiles by itself, and x and weight lie as that wants them."""
     if x.dtype == torch.float32 or not is_hopper(x):
         return False
-    operands = (check.as_rows(NAME, "x", x), weight)
-    return all(one.data_ptr() % 16 == 0 and one.stride(0) * one.element_size() % 16 == 0 for one in operands)
+    return is_copied_whole(check.as_rows(NAME, "x", x), weight)
+
+
+def is_copied_whole(*matrices: torch.Tensor) -> bool:
+    """Whether every matrix lies as a GPU's copies of whole tiles want it."""
+    return all(one.data_ptr() % 16 == 0 and one.stride(0) * one.element_size() % 16 == 0 for one in matrices)
 
 
 def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int, is_tma: bool = False) -> Launch:
@@ -74,8 +79,8 @@ def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int, is_tma: bo
     wide_tiles = -(-num_rows // 128) * -(-num_out // 256)
     if x.dtype != torch.float32 and (num_rows > _SPLIT_ROWS or wide_tiles >= gpu_processors(x)):
         tile = _large(x, num_rows, num_out, is_tma)
-    elif is_tma and 64 < num_rows <= 128 and num_in >= _SHORT_IN:
-        tile = _one_block(x, num_out, num_in)
+    elif is_tma and num_rows <= _ONE_BLOCK[-1] and num_in >= _SHORT_IN:
+        tile = _one_block(x, num_rows, num_out, num_in)
     else:
         tile = _some_rows(x, num_rows, num_out)
     return tile.replace(TMA=1) if is_tma else tile
@@ -88,18 +93,18 @@ def _large(x: torch.Tensor, num_rows: int, num_out: int, is_tma: bool) -> Launch
         return -(-num_rows // block_m) * -(-num_out // block_n)
 
     if is_tma and tiles(*_PAIR[:2]) <= 2 * gpu_processors(x):
-        return _gpu(*_PAIR)
+        return _gpu(*_PAIR).replace(LATE=1, GROUP_M=_PAIR_GROUP_M)
     return _gpu(*min(_LARGE, key=lambda tile: _LARGE[tile] * -(-tiles(*tile[:2]) // gpu_processors(x))))
 
 
-def _one_block(x: torch.Tensor, num_out: int, num_in: int) -> Launch:
-    """A tile of all rows, in slices of K that fill a wave of two programs to a multiprocessor, or of one if they are long."""
-    blocks, processors = -(-num_out // _SPLIT_PAIR[1]), gpu_processors(x)
-    splits = max(1, min(2 * processors // blocks, num_in // _MIN_SLICE))
-    tile = _gpu(*_SPLIT_PAIR)
-    if num_in > _LONG_SLICE * splits:
-        splits = max(1, processors // -(-num_out // _SPLIT_LONG[1]))
-        tile = _gpu(*_SPLIT_LONG)
+def _one_block(x: torch.Tensor, num_rows: int, num_out: int, num_in: int) -> Launch:
+    """A tile of all rows, in slices of K that fill a wave of one program to a multiprocessor."""
+    block_m = next(height for height in _ONE_BLOCK if num_rows <= height)
+    blocks, processors = -(-num_out // _DEEP[0]), gpu_processors(x)
+    if blocks > processors:
+        return _gpu(block_m, *_SHALLOW)
+    splits = max(1, min(processors // blocks, num_in // _MIN_SLICE))
+    tile = _gpu(block_m, *_DEEP)
     return tile if splits == 1 else tile.replace(SPLITS=splits)
 
 

@@ -3,12 +3,23 @@
 import torch
 
 from qcompile.kernels import arguments as check
-from qcompile.kernels.placement import Launch, from_table, grid, on_its_device, power_of_two
+from qcompile.kernels.placement import (
+    Launch,
+    compiled_in,
+    from_table,
+    gpu_processors,
+    grid,
+    is_hopper,
+    on_its_device,
+    power_of_two,
+)
 
 NAME = "sampler"
 MAX_K = 64
 _BLOCK_VOCAB = 4096
 _MAX_CANDIDATES = 4096
+_GREEDY_BLOCK = 1024
+_PARTS = 32  # of a row, at least
 
 
 def validate(logits: torch.Tensor, top_k: int, temperature: float, uniform: torch.Tensor | None) -> None:
@@ -61,6 +72,8 @@ def launch(
     """
     validate(logits, top_k, temperature, uniform)
     check.launchable(NAME, logits)
+    if top_k == 1 and tiles is None and logits.device.type != "npu":
+        return greedy(logits, *choose_greedy(logits))
     from qcompile.kernels.sampler.kernel import sampler_chunk_kernel, sampler_merge_kernel
 
     batch, vocab = logits.shape
@@ -90,6 +103,37 @@ def launch(
         **merge.arguments(logits),
     )
     return top_values, top_ids, token
+
+
+def greedy(logits: torch.Tensor, parts: int, part: Launch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same for top_k = 1 on a GPU: every row in so many parts, and then the largest of them."""
+    from qcompile.kernels.sampler.greedy import sampler_largest_kernel, sampler_part_kernel
+
+    batch, vocab = logits.shape
+    is_dependent = is_hopper(logits)
+    values = torch.empty((batch, parts), dtype=torch.float32, device=logits.device)
+    ids = torch.empty((batch, parts), dtype=torch.int32, device=logits.device)
+    sizes = compiled_in(logits, vocab, parts, logits.stride(0))
+    sampler_part_kernel[parts, batch](
+        logits, values, ids, *sizes, **part.replace(PDL=int(is_dependent)).arguments(logits)
+    )
+    value = torch.empty((batch, 1), dtype=torch.float32, device=logits.device)
+    chosen = torch.empty((batch, 1), dtype=torch.int32, device=logits.device)
+    token = torch.empty((batch,), dtype=torch.int32, device=logits.device)
+    largest = Launch(
+        {"BLOCK_PARTS": power_of_two(parts), "PDL": int(is_dependent)},
+        {"num_warps": 1} | ({"launch_pdl": True} if is_dependent else {}),
+    )
+    sampler_largest_kernel[batch,](values, ids, value, chosen, token, parts, **largest.arguments(logits))
+    return value, chosen, token
+
+
+def choose_greedy(logits: torch.Tensor) -> tuple[int, Launch]:
+    """Parts of a row, and the tile of the first kernel: blocks enough to fill a GPU, several to a program if there are."""
+    batch, vocab = logits.shape
+    blocks = -(-vocab // _GREEDY_BLOCK)
+    parts = min(blocks, max(_PARTS, 2 * gpu_processors(logits) // batch))
+    return parts, Launch({"BLOCK_VOCAB": _GREEDY_BLOCK, "STAGES": 3}, {"num_warps": 4})
 
 
 def choose(logits: torch.Tensor, top_k: int) -> tuple[Launch, Launch]:

@@ -46,7 +46,7 @@ SPLIT: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"num_warps": 8, "num_stages": 4},
     ),
     "matmul_tma": (
-        {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 8, "SPLITS": 1, "PDL": 1, "AFTER": 1}
+        {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 8, "SPLITS": 1, "PDL": 1, "AFTER": 1, "LATE": 0}
         | {"HAS_BIAS": 1, "HAS_RESIDUAL": 1},
         {"num_warps": 8, "num_stages": 3},
     ),
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"BLOCK_ROWS": 8, "BLOCK_COLS": 128, "WALK": 0, "n_heads": 28, "n_cols": 128, "token_stride": 4608},
         {"num_warps": 4},
     ),
-    "swiglu": ({"BLOCK_COLS": 2048, "WALK": 0}, {"num_warps": 8}),
+    "swiglu": ({"BLOCK_COLS": 1024, "WALK": 0, "ONCE": 0}, {"num_warps": 8}),
     "add_rms_norm_quantize": ({"BLOCK_COLS": 4096, "WALK": 0, **_ROW}, {"num_warps": 16}),
     "matmul_bias_residual": (
         {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 8, "HAS_BIAS": 1, "HAS_RESIDUAL": 1},
@@ -81,7 +81,7 @@ CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     ),
     "gemv_int8": ({"BLOCK_N": 4, "BLOCK_K": 512, "HAS_BIAS": 1, "STAGES": 5}, {"num_warps": 4}),
     "gemv_int4": ({"BLOCK_N": 8, "BLOCK_G": 8, "GROUP": 128, "HAS_BIAS": 1, "STAGES": 2}, {"num_warps": 1}),
-    "decode_attention": ({"BLOCK_G": 16, "BLOCK_T": 64, "D": 128}, {"num_warps": 4, "num_stages": 3}),
+    "decode_attention": ({"BLOCK_G": 16, "BLOCK_T": 64, "D": 128, "IS_SPLIT": 1}, {"num_warps": 4, "num_stages": 3}),
 }
 
 
@@ -103,6 +103,7 @@ def function_of(case: str) -> tuple[Any, dict[str, str]]:
     typed = table(operator, f"{operator}_kernel").typed_signature("fp16")
     if case in SPLIT:
         typed |= {"x": "tensordesc<fp16[128, 64]>", "weight": "tensordesc<fp16[256, 64]>"}
+        typed |= {"residual": "*fp16", "out": "*fp16"}
         typed["partial_ptr"] = "*i32" if operator == "matmul_int8" else "*fp32"
     return getattr(importlib.import_module(f"qcompile.kernels.{operator}.{module}"), f"{case}_kernel"), typed
 
@@ -112,6 +113,10 @@ def compiled(case: str, options: dict[str, int], changed: dict[str, int]) -> Any
     constants, usual = (CASES | FEW_ROWS | ROWS | SPLIT)[case]
     constants = constants | changed
     jit, typed = function_of(case)
+    if constants.get("LATE"):
+        height, width, depth = (constants[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+        typed |= {"x": f"tensordesc<fp16[{height}, {depth}]>", "weight": f"tensordesc<fp16[{width}, {depth}]>"}
+        typed |= dict.fromkeys(("residual", "out"), f"tensordesc<fp16[{height}, {width}]>")
     signature = {name: "constexpr" if name in constants else typed[name] for name in jit.arg_names}
     aligned = [
         index
@@ -163,5 +168,7 @@ if __name__ == "__main__":
     one_row = facts("gemv_int4_dot", options={"num_warps": 2, "num_stages": 3}, BLOCK_M=1, BLOCK_N=32, BLOCK_G=2)
     found["gemv_int4_dot, one row"] = one_row
     found["gemv_int8_rows, one row"] = facts("gemv_int8_rows", options={"num_stages": 5}, BLOCK_M=1, EVEN=1)
+    pair = {"BLOCK_N": 128, "LATE": 1, "PDL": 0, "AFTER": 0}
+    found["matmul_tma, two a multiprocessor"] = facts("matmul_tma", options={"num_warps": 4}, **pair)
     found["gemv_int8, one tile at a time"] = facts("gemv_int8", STAGES=0)
     print(json.dumps(found))

@@ -90,6 +90,13 @@ def test_tiles_are_copied_as_a_whole(code: dict[str, dict[str, Any]]) -> None:
     assert code["matmul_tma"]["async_16"] == 0
 
 
+def test_two_programs_that_copy_their_ends_fit_a_multiprocessor(code: dict[str, dict[str, Any]]) -> None:
+    pair = code["matmul_tma, two a multiprocessor"]
+    assert pair["shared"] <= (227 << 10) // 2
+    assert pair["stack"] == 0
+    assert pair["tma"] >= 4
+
+
 @pytest.mark.parametrize("operator", SUMS)
 def test_sums_of_slices_read_them_in_pieces_of_16_bytes(code: dict[str, dict[str, Any]], operator: str) -> None:
     assert code[operator]["wide"] >= 8

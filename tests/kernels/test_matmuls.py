@@ -6,7 +6,7 @@ import torch
 from qcompile.errors import KernelError
 from qcompile.kernels.matmul_bias_residual.launch import in_parts
 from qcompile.kernels.matmul_bias_residual.launch import launch as matmul
-from qcompile.kernels.matmul_bias_residual.plan import choose, plan
+from qcompile.kernels.matmul_bias_residual.plan import choose, is_copied_whole, plan
 from qcompile.kernels.matmul_bias_residual.reference import reference as matmul_reference
 from qcompile.kernels.matmul_int8.launch import choose as choose_int8
 from qcompile.kernels.matmul_int8.launch import launch as matmul_int8
@@ -65,7 +65,17 @@ def test_slices_of_k_on_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int], e
 @pytest.mark.parametrize("extras", EXTRAS)
 def test_tiles_copied_as_a_whole(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
     """Rows begin at multiples of 16 bytes, which such copies want."""
-    check_matmul(dtype, shape, extras, TMA, *SPLIT_TMA, gap=8)
+    check_matmul(dtype, shape, extras, TMA, TMA.replace(LATE=1), *SPLIT_TMA, gap=8)
+
+
+def test_bias_and_residual_come_last_where_their_rows_can_be_copied() -> None:
+    x, weight, bias, residual = fresh(50, 40), fresh(48, 40), fresh(48), fresh(50, 48)
+    want = matmul_reference(x, weight, bias, residual, torch.float64)
+    for gap in (8, 1):  # with rows 49 numbers apart they come first after all
+        got = matmul(x, weight, bias, apart(residual, gap), tile=TMA.replace(LATE=1))
+        assert_close(got, want, torch.float32)
+    assert is_copied_whole(apart(residual, 8))
+    assert not is_copied_whole(apart(residual, 1))
 
 
 @pytest.mark.parametrize(
@@ -101,18 +111,21 @@ def test_tiles_that_are_copied_as_a_whole() -> None:
         (4096, 896, 4864, (128, 128, 64, None)),  # 224 tiles at a time, two a multiprocessor
         (32768, 896, 4864, (256, 128, 64, None)),
         (4096, 2048, 11008, (128, 256, 64, None)),
-        (128, 3584, 18944, (128, 128, 128, 4)),
-        (128, 3584, 3584, (128, 64, 64, 4)),
-        (128, 2048, 11008, (128, 64, 64, 8)),
-        (128, 2048, 2048, (128, 64, 64, 4)),
-        (128, 896, 4864, (128, 64, 64, 9)),
+        (128, 3584, 18944, (128, 64, 128, 2)),
+        (128, 3584, 3584, (128, 64, 128, 2)),
+        (128, 2048, 11008, (128, 64, 128, 4)),
+        (65, 2048, 2048, (128, 64, 128, 4)),
+        (128, 896, 4864, (128, 64, 128, 9)),
         (128, 896, 896, (64, 32, 64, None)),
+        (128, 9728, 4864, (128, 64, 64, None)),  # more tiles than multiprocessors
         (512, 3584, 18944, (128, 128, 64, None)),
-        (32, 3584, 18944, (64, 128, 64, 4)),
+        (64, 3584, 18944, (64, 64, 128, 2)),
+        (17, 2048, 11008, (64, 64, 128, 4)),
     ):
         constants = choose(torch.zeros(1, num_in, dtype=torch.float16), rows, num_out, num_in, True).constants
         assert tuple(constants.get(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS")) == cut
         assert constants["TMA"] == 1
+        assert constants.get("LATE", 0) == int(rows == 4096 and num_out == 896)
 
 
 def test_rows_in_parts() -> None:

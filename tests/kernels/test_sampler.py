@@ -42,6 +42,24 @@ def test_of_equal_logits_the_smaller_id_wins_across_chunks() -> None:
     assert token.tolist() == [3]
 
 
+def test_of_equal_logits_the_smaller_id_wins_in_a_greedy_choice() -> None:
+    """Twins within a block, in another block of the same part, and in another part."""
+    logits = torch.zeros(1, 151_936)
+    for twins in ([700, 70_000, 71_000], [2_051, 2_050], [151_935, 1_025, 1]):
+        logits.zero_()[0, twins] = 1.0
+        values, ids, token = launch(logits)
+        assert (values.tolist(), ids.tolist(), token.tolist()) == ([[1.0]], [[min(twins)]], [min(twins)])
+    assert launch(logits.zero_())[2].tolist() == [0]
+
+
+def test_nan_counts_as_minus_infinity_in_a_greedy_choice() -> None:
+    logits = torch.full((3, 3000), float("nan"))
+    logits[0, 2999], logits[1, 5] = -7.0, float("inf")
+    values, ids, _ = launch(logits)
+    assert ids.tolist() == [[2999], [5], [0]]
+    assert values.tolist() == [[-7.0], [float("inf")], [-float("inf")]]
+
+
 def test_draws_follow_the_probabilities() -> None:
     logits = torch.log(torch.tensor([0.1, 0.2, 0.7])).expand(50, 3).contiguous()
     uniform = (torch.arange(50) + 0.5) / 50

@@ -85,7 +85,7 @@ def test_every_qwen_has_its_tiles_on_an_npu(dtype: torch.dtype, sizes: tuple[int
         assert launchers["matmul_int8"].choose(x, rows, hidden, dtype).constants["BLOCK_M"] >= min(rows, 128)
     assert launchers["gemv_int8"].choose(x, 1, ffn, hidden).constants["BLOCK_K"] > 0
     assert launchers["gemv_int4"].choose(x, 1, ffn, hidden // 128, 128).constants["GROUP"] == 128
-    assert launchers["decode_attention"].choose(x, heads // kv_heads, head_dim).constants["D"] == head_dim
+    assert launchers["decode_attention"].choose(x, heads // kv_heads, head_dim, 8 * kv_heads).constants["D"] == head_dim
     splits = count_splits(x, kv_heads, 32768, 64)
     assert choose_merge(x, splits, head_dim).constants["BLOCK_S"] >= splits
     for top_k in (1, 64):
