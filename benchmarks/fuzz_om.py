@@ -7,6 +7,7 @@ Wanted: no crash, no hang; each at most 1 s and 200 MB.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import resource
@@ -26,7 +27,7 @@ from tests.ascend.graphs import norm_model, saved
 from tests.ascend.om_files import decode_om, gear_om, mutated
 
 
-def main(files: int = 10_000, seed: int = 1) -> dict[str, float]:
+def fuzz(files: int, seed: int) -> dict[str, float]:
     """Return the figures."""
     warnings.simplefilter("ignore")  # of the ONNX reader, about keys it does not know
     rng, read, refused, longest = random.Random(seed), 0, 0, 0.0
@@ -66,5 +67,13 @@ def _simulated(folder: Path) -> Path:
     return path
 
 
+def main() -> None:
+    """Print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="?", type=int, default=10_000)
+    parser.add_argument("seed", nargs="?", type=int, default=1)
+    print(json.dumps(fuzz(**vars(parser.parse_args()))))
+
+
 if __name__ == "__main__":
-    print(json.dumps(main(*(int(argument) for argument in sys.argv[1:]))))
+    main()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.fuzz_om import main
+from benchmarks.fuzz_om import fuzz
 
 pytestmark = pytest.mark.real
 
