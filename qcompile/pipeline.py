@@ -39,7 +39,7 @@ from qcompile.passes.finite_weights import check_finite
 from qcompile.passes.fold_scales import Awq, FoldScales
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.proof import Prover
-from qcompile.passes.quantize_int8 import QuantizeInt8Static
+from qcompile.passes.quantize_int8 import QuantizeInt8Norm, QuantizeInt8Static
 from qcompile.passes.quantize_kv8 import QuantizeKv8
 from qcompile.passes.quantize_model import QuantizeModel
 from qcompile.passes.quantize_rotation import RotateResidual
@@ -55,7 +55,7 @@ from qcompile.verify import Agreement, compare_directories
 VERIFY_LEVELS = ("off", "fast", "full")
 # They change the interface to what generating needs.
 _DECODER_PASSES = (SelectLastToken.name, LowerAttentionToOrt.name)
-_COMPUTING = (RotateResidual, FoldScales, QuantizeKv8, QuantizeInt8Static)
+_COMPUTING = (RotateResidual, FoldScales, QuantizeKv8, QuantizeInt8Norm, QuantizeInt8Static)
 Report = Callable[[str, int, int], None]
 
 
@@ -147,12 +147,12 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     _check_request(options, output, graph_path)
     model = load_model(graph_path)
     target = _target(options, model)
-    options, notes = _fit_passes(options, target)
+    _check_ascend(options, target)
     plan = _schedule(model, target, options)
     check_quantization(plan, options.quantize, target, model, has_chart=options.layer_chart is not None)
     shape, config = describe_any(model, graph_path.parent, manifest)
     context = PassContext(model, None if options.verify == "off" else Prover())
-    done = OptimizeReport(str(source), str(output), target.name, warnings=notes, ops_before=op_histogram(model))
+    done = OptimizeReport(str(source), str(output), target.name, ops_before=op_histogram(model))
     if options.surgery:
         context.model = apply_surgery(model, options.surgery)
         done.warnings.append(f"surgery {options.surgery} is yours: it was run as it is and not checked")
@@ -226,17 +226,12 @@ def _schedule(model: ir.Model, target: Target, options: OptimizeOptions) -> list
     return schedule(options.passes, (*options.skip, *_DECODER_PASSES), target.lowering)
 
 
-def _fit_passes(options: OptimizeOptions, target: Target) -> tuple[OptimizeOptions, list[str]]:
-    """Let the group `int8` mean what the target has kernels for; say so if that is another scheme than elsewhere."""
+def _check_ascend(options: OptimizeOptions, target: Target) -> None:
+    """Refuse shapes of graphs for Ascend where the target is none."""
     if target.chip is None and (options.names_ascend or options.ascend != AscendOptions()):
         raise PassError(
             f"--batch, --kv-len, --attention and the like shape graphs for Ascend; --target is {target.name}"
         )
-    if target.rounds_per_token or "int8" not in options.passes:
-        return options, []
-    passes = tuple("int8-static" if name == "int8" else name for name in options.passes)
-    note = f"int8 is int8-static for {target.name}, which has no kernels for scales per token; int8-weight keeps more"
-    return replace(options, passes=passes), [note]
 
 
 def _check_weights(graph: ir.Graph, plan: Sequence[type[Pass]], options: QuantizeOptions) -> None:
@@ -258,10 +253,10 @@ def _instance(
     if pass_class is LowerAttentionToOrt:
         return LowerAttentionToOrt(shape.max_position_embeddings)
     if issubclass(pass_class, QuantizeModel):
-        return pass_class(quantize, statistics, target.smallest_group)
+        return pass_class(quantize, statistics, target.smallest_group, rounds_per_token=target.rounds_per_token)
     if issubclass(pass_class, FoldScales):
         defaults = (step.defaults for step in plan if issubclass(step, QuantizeModel))
-        return pass_class(quantize, statistics, next(defaults, None))
+        return pass_class(quantize, statistics, next(defaults, None), rounds_per_token=target.rounds_per_token)
     if pass_class is QuantizeKv8:
         return QuantizeKv8(statistics)
     return pass_class()

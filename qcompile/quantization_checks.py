@@ -52,7 +52,7 @@ def check_quantization(
     if QuantizeInt8Dynamic in plan and not target.rounds_per_token:
         raise UnsupportedOpError(
             f"int8-dynamic: {target.name} has no kernels for activations with a scale per token; "
-            "use --passes int8-static or int8-weight"
+            "use --passes int8, int8-static or int8-weight"
         )
     if QuantizeKv8 in plan and LowerKv8ToOrt not in plan:
         raise UnsupportedOpError("kv8: the target has no int8 KV cache; use --target ort, or leave kv8 out of --passes")

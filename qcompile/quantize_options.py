@@ -10,9 +10,10 @@
     QuantizeOptions(group_size=64, symmetric=False, layers=(LayerOptions("*down_proj*", bits=8),))      Python
 
 A value that is not given is the pass's own. A pattern is a shell pattern over the names of a projection: its node's, its
-weight's, and for some places `lm_head`, `embed_tokens` or `down_proj` (what follows the activation of a feed-forward).
-The last layer entry that matches wins. 8-bit weights have no zero points: bits = 8 without a word on symmetric ends what a
-more general entry said of it.
+weight's, and for some places `lm_head`, `embed_tokens`, `o_proj` (what follows attention) or `down_proj` (what follows the
+activation of a feed-forward). The last layer entry that matches wins. 8-bit weights have no zero points: bits = 8 without a
+word on symmetric ends what a more general entry said of it. So do int8 activations with the size of groups: their weights
+have one scale per output.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from typing import Any, Literal
 from qcompile.errors import QuantError
 from qcompile.quant.algorithms import ALGORITHMS, NEEDS_HESSIAN
 
-Activations = Literal["float", "dynamic", "static"]
+Activations = Literal["float", "dynamic", "static", "norm"]
 GroupSize = int | Literal["channel"]
-ACTIVATIONS: tuple[Activations, ...] = ("float", "dynamic", "static")
+ACTIVATIONS: tuple[Activations, ...] = ("float", "dynamic", "static", "norm")
 # Blocks that MatMulNBits takes, and the Ascend NPU too from 32 on.
 GROUP_SIZES = (16, 32, 64, 128, 256)
 _DEFAULT_GROUPS: dict[tuple[str, int], GroupSize] = {("float", 8): 128, ("float", 4): 32}
@@ -42,7 +43,8 @@ class LinearScheme:
         group_size: Weights of a row that share a scale; "channel" for all of them.
         symmetric: Whether there are no zero points.
         activations: ``float``: x stays as it is. ``dynamic``: int8, one scale per token. ``static``: int8, one
-            calibrated scale.
+            calibrated scale. ``norm``: int8, one known scale where x is a norm of a rotated residual stream
+            (`qcompile.passes.unit_norm`), elsewhere as ``dynamic``, or ``static`` for targets without scales per token.
         algorithm: How codes are chosen, see `qcompile.quant.algorithms`.
 
     Raises:
@@ -159,6 +161,8 @@ class QuantizeOptions:
                 given = layer.given()
                 if given.get("bits") == 8 and values.get("symmetric") is False:
                     del values["symmetric"]  # said of weights of 4 bits
+                if given.get("activations", "float") != "float":
+                    values.pop("group_size", None)  # said of weights that are multiplied by floats
                 values |= given
         kind = (values["activations"], values["bits"])
         values.setdefault("group_size", _DEFAULT_GROUPS.get(kind, "channel"))

@@ -261,7 +261,7 @@ def _least_harm(
 def label_of(scheme: LinearScheme) -> str:
     """Return a scheme in short: int4 g32 asym gptq, int8 a8."""
     group = "" if scheme.group_size == "channel" else f" g{scheme.group_size}"
-    activations = {"float": "", "dynamic": " a8", "static": " a8 static"}[scheme.activations]
+    activations = {"float": "", "dynamic": " a8", "static": " a8 static", "norm": " a8 norm"}[scheme.activations]
     parts = ["" if scheme.symmetric else " asym", activations]
     return f"int{scheme.bits}{group}{''.join(parts)} {scheme.algorithm}"
 

@@ -17,7 +17,8 @@ from qcompile.calibration.blocks import Block
 from qcompile.calibration.runner import Array, BlockRunner, Row, Say, feeds_of
 from qcompile.errors import QuantError
 from qcompile.passes.quantize_projections import HEAD, Projection, find_projections
-from qcompile.quant.activations import INT8_MAX, round_per_tensor, round_per_token
+from qcompile.passes.unit_norm import is_unit_norm
+from qcompile.quant.activations import INT8_MAX, UNIT_NORM_STEP, round_per_tensor, round_per_token
 from qcompile.quant.algorithms import NEEDS_HESSIAN, weight_quantizer
 from qcompile.quant.scheme import FloatArray, InputStatistics, WeightScheme, check_weight
 from qcompile.quantize_options import LinearScheme
@@ -150,12 +151,13 @@ class Trials:
         return InputStatistics(len(x), np.abs(x).max(axis=0), np.abs(x).mean(axis=0), x.T @ x, x)
 
     def step_of(self, tensor: Tensor, scheme: LinearScheme) -> float | None:
-        """Return the step of static inputs: the largest value of these rows becomes code 127; None for the others."""
-        if scheme.activations != "static":
-            return None
+        """Return the one step that inputs are rounded by; None for a step per token.
+
+        Static inputs: the largest value of these rows becomes code 127. ``norm``: the known step behind a unit norm.
+        """
         value = tensor.reader.node.inputs[0]
         assert value is not None
-        return max(float(np.abs(self.inputs[value]).max()), _SMALLEST) / float(INT8_MAX)
+        return _step(value, self.inputs[value], scheme) if scheme.activations in {"static", "norm"} else None
 
     def quantized(self, tensor: Tensor, scheme: LinearScheme, statistics: InputStatistics | None) -> FloatArray:
         """Return [N, K]: what a tensor's codes stand for."""
@@ -245,7 +247,7 @@ class Trials:
         self, hidden: FloatArray, table: FloatArray | None, scheme: LinearScheme | None
     ) -> FloatArray:
         """Return the log probabilities [positions, V] of the head's inputs."""
-        x = hidden if scheme is None else rounded_inputs(hidden, scheme, float(np.abs(hidden).max() / INT8_MAX))
+        x = hidden if scheme is None else rounded_inputs(hidden, scheme, _step(self.hidden, hidden, scheme))
         logits = np.empty((len(x), self.head.num_outputs), np.float32)
         for start, stop in _ranges(self.head.num_outputs, _HEAD_ROWS):
             rows = self.head.rows(start, stop) if table is None else table[start:stop]
@@ -255,6 +257,12 @@ class Trials:
             part -= part.max(axis=1, keepdims=True)
             part -= np.log(np.exp(part).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
         return logits
+
+
+def _step(value: ir.Value, x: FloatArray, scheme: LinearScheme) -> float | None:
+    if scheme.activations == "norm":
+        return UNIT_NORM_STEP if is_unit_norm(value) else None
+    return max(float(np.abs(x).max()), _SMALLEST) / float(INT8_MAX)
 
 
 def _check_finite(taken: Mapping[ir.Value, Sequence[Array]], block: Block) -> None:

@@ -31,6 +31,7 @@ from qcompile.passes.kernel_rewrite import first_columns
 from qcompile.passes.pack import is_projection
 from qcompile.passes.proof import Prover, Rewrite
 from qcompile.passes.quantize_projections import Projection, find_projections
+from qcompile.passes.unit_norm import scheme_for_input
 from qcompile.quant.activations import round_per_tensor, round_per_token, search_static_scale
 from qcompile.quant.awq import ScaleChoice, search_scale
 from qcompile.quant.scheme import FloatArray, InputStatistics, WeightScheme
@@ -88,6 +89,7 @@ class FoldScales(Pass):
         options: What the quantization pass that follows was told.
         statistics: About the inputs of projections; without it nothing is found.
         defaults: The values of the quantization pass that follows; by default those the algorithm is meant for.
+        rounds_per_token: Whether the target has kernels for activations with a scale per token.
     """
 
     own_defaults: ClassVar[tuple[LayerOptions, ...]]
@@ -97,8 +99,11 @@ class FoldScales(Pass):
         options: QuantizeOptions | None = None,
         statistics: Statistics | None = None,
         defaults: Sequence[LayerOptions] | None = None,
+        *,
+        rounds_per_token: bool = True,
     ) -> None:
         self.options, self.statistics = options or QuantizeOptions(), statistics
+        self.rounds_per_token = rounds_per_token
         self.defaults = tuple(self.own_defaults if defaults is None else defaults)
 
     @abstractmethod
@@ -138,14 +143,20 @@ class FoldScales(Pass):
     def _refusal(self, place: _Place) -> str | None:
         if any(f".{self.name}" in (p.source.name or "") for p in place.readers):
             return "was folded before"
-        schemes = [self.options.scheme_for(p.names, self.defaults) for p in place.readers]
+        schemes = [self._scheme(reader) for reader in place.readers]
         if any(scheme is None or not self.suits(scheme) for scheme in schemes):
             return f"what reads it is not rounded in a way that {self.name} helps"
         return None
 
+    def _scheme(self, reader: Projection) -> LinearScheme | None:
+        """Return what becomes of a projection as long as nothing is folded."""
+        scheme = self.options.scheme_for(reader.names, self.defaults)
+        x = reader.node.inputs[0]
+        return scheme and scheme_for_input(scheme, x, rounds_per_token=self.rounds_per_token)
+
     def _fold(self, context: PassContext, result: PassResult, place: _Place) -> None:
         assert self.statistics is not None
-        scheme = self.options.scheme_for(place.readers[0].names, self.defaults)
+        scheme = self._scheme(place.readers[0])
         assert scheme is not None
         weights = [p.rows(0, p.num_outputs) for p in place.readers]
         choice = self.search(scheme, place.label)(weights, self.statistics(place.readers[0]))
@@ -170,8 +181,8 @@ class SmoothQuant(FoldScales):
     own_defaults = (LayerOptions("*", bits=8, activations="dynamic"),)
 
     def suits(self, scheme: LinearScheme) -> bool:
-        """Whether activations are rounded."""
-        return scheme.activations != "float"
+        """Whether activations are rounded by a step that follows them: that of a unit norm fits no other gamma."""
+        return scheme.activations in {"dynamic", "static"}
 
     def search(self, scheme: LinearScheme, name: str) -> Search:
         """Return SmoothQuant's search, with the activations rounded as the scheme does."""

@@ -37,7 +37,7 @@ class Kernel:
     opset: int = MIN_OPSET
 
 
-MakeKernel = Callable[[ir.Node, ir.Graph], Kernel]
+MakeKernel = Callable[..., Kernel]
 
 
 def lower(
@@ -47,6 +47,7 @@ def lower(
     make: MakeKernel,
     few: Callable[[ir.Value], ir.Value],
     limit: float = MAX_RELATIVE_ERROR,
+    add: ir.Node | None = None,
 ) -> bool:
     """Prove what `make` gives for a node on few of its outputs, then replace the node.
 
@@ -54,30 +55,42 @@ def lower(
         context: Model and prover.
         result: Where the place is counted.
         node: The quantized operator; its first input is the activation, the others are constants.
-        make: Returns the kernel for a node; constants that may be shared are registered in the graph it is given.
+        make: Returns the kernel for a node; constants that may be shared are registered in the graph it is given. With
+            `add` it gets the bias as well.
         few: Returns a constant cut down to few outputs.
         limit: Largest relative error that passes.
+        add: The only reader of the node, which adds a constant that the kernel takes in.
     """
     result.matches += 1
+    bias = [] if add is None else [value for value in add.inputs if value is not None and value.const_value is not None]
     opset = context.model.graph.opset_imports.get("", MIN_OPSET)
     if context.prover is not None:
         constants = [few(value) for value in node.inputs[1:] if value is not None]
-        old = ir.node(node.op_type, [node.inputs[0], *constants], node.attributes, domain=node.domain)
-        scratch = ir.Graph([], [], nodes=[], name="scratch")
-        new = make(old, scratch)
         prover = Prover(context.prover.seed, limit, embeds_weights=True, step=_largest_scale(constants))
-        opsets = (opset, max(opset, new.opset))
-        rewrite = Rewrite([old], old.outputs, new.nodes, new.nodes[-1].outputs, opsets)
-        if not is_proved(rewrite, prover, context, result, node):
+        # without the bias too: a large one would hide what is wrong with the product
+        sides = [[], [few(value) for value in bias]] if bias else [[]]
+        rewrites = [_few_outputs(node, constants, side, make, opset) for side in sides]
+        if not is_proved(rewrites, prover, context, result, node):
             return False
-    kernel = make(node, context.model.graph)
+    kernel = make(node, context.model.graph, *bias)
     _raise_opset(context.model, max(opset, kernel.opset))
     for index, new_node in enumerate(kernel.nodes):
         is_kernel = len(kernel.nodes) == 1 or new_node.domain == MICROSOFT
         new_node.name = node.name if is_kernel else f"{node.name}.{new_node.op_type}_{index}"
-    replace(context, node, kernel.nodes)
+    replace(context, node, kernel.nodes, add)
     result.rewrites += 1
     return True
+
+
+def _few_outputs(
+    node: ir.Node, constants: Sequence[ir.Value], bias: Sequence[ir.Value], make: MakeKernel, opset: int
+) -> Rewrite:
+    """Return the two sides of a lowering for constants of few outputs."""
+    old = ir.node(node.op_type, [node.inputs[0], *constants], node.attributes, domain=node.domain)
+    before = [old, *(ir.node("Add", [old.outputs[0], value]) for value in bias)]
+    new = make(old, ir.Graph([], [], nodes=[], name="scratch"), *bias)
+    opsets = (opset, max(opset, new.opset))
+    return Rewrite(before, before[-1].outputs, new.nodes, new.nodes[-1].outputs, opsets)
 
 
 def _raise_opset(model: ir.Model, opset: int) -> None:
@@ -92,26 +105,31 @@ def _largest_scale(constants: Sequence[ir.Value]) -> float:
     return max((float(np.abs(array).max()) for array in arrays if array.dtype.kind not in "iu"), default=0.0)
 
 
-def is_proved(rewrite: Rewrite, prover: Prover, context: PassContext, result: PassResult, node: ir.Node) -> bool:
-    """Prove a rewrite on nodes made for the purpose; disconnect them, count, and report a refusal."""
+def is_proved(
+    rewrites: Sequence[Rewrite], prover: Prover, context: PassContext, result: PassResult, node: ir.Node
+) -> bool:
+    """Prove a place by rewrites of nodes made for the purpose; disconnect them, count, and report a refusal."""
     try:
-        proof = prover.prove(rewrite, context.analysis)
+        proofs = [prover.prove(rewrite, context.analysis) for rewrite in rewrites]
     finally:
-        detach([*rewrite.old_nodes, *rewrite.new_nodes])
-    if not proof.holds:
-        result.rejected.append(Rejection(node_label(node), result.name, f"rolled back: {proof.reason}"))
-        return False
+        detach([new_or_old for rewrite in rewrites for new_or_old in (*rewrite.old_nodes, *rewrite.new_nodes)])
+    for proof in proofs:
+        if not proof.holds:
+            result.rejected.append(Rejection(node_label(node), result.name, f"rolled back: {proof.reason}"))
+            return False
     result.proved += 1
-    result.max_error = max(result.max_error, proof.error)
+    result.max_error = max(result.max_error, *(proof.error for proof in proofs))
     return True
 
 
-def replace(context: PassContext, node: ir.Node, new_nodes: Sequence[ir.Node]) -> None:
-    """Put nodes in the place of one; the last one's output stands for its output."""
-    graph, old, output = context.model.graph, node.outputs[0], new_nodes[-1].outputs[0]
+def replace(context: PassContext, node: ir.Node, new_nodes: Sequence[ir.Node], add: ir.Node | None = None) -> None:
+    """Put nodes in the place of one, and of the Add behind it if given; the last one's output stands for its output."""
+    last = add or node
+    graph, old, output = context.model.graph, last.outputs[0], new_nodes[-1].outputs[0]
     output.type, output.shape = old.type, old.shape
     context.analysis.alias(output, old)
-    ir.convenience.replace_nodes_and_values(graph, node, [node], list(new_nodes), node.outputs, [output])
+    gone = [node] if add is None else [node, add]
+    ir.convenience.replace_nodes_and_values(graph, node, gone, list(new_nodes), last.outputs, [output])
     graph.opset_imports.setdefault(MICROSOFT, 1)
 
 

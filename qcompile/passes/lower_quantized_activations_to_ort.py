@@ -4,6 +4,7 @@
                                     codes = QuantizeLinear(x, step, 128), a row is a block      uint8
                                     y     = MatMulIntegerToFloat(codes, W, 1, s, 128) * step
     LinearW8A8Static(x, W, s, t)    y     = MatMulIntegerToFloat(QuantizeLinear(x, t, 128), W, t, s, 128)
+    … + b                           y     = MatMulIntegerToFloat(QuantizeLinear(x, t, 128), W, t, s, 128, , b)
 
 What gives QuantizeLinear a 128 for every row comes from the token ids where x has one row per token: these nodes are the same
 for all Linears of a model, and the pass that merges equal nodes leaves one of each.
@@ -46,8 +47,11 @@ class LowerQuantizedActivationsToOrt(Pass):
         for node in list(context.model.graph):
             if node.domain != DOMAIN or node.op_type not in (LINEAR_W8A8.name, LINEAR_W8A8_STATIC.name):
                 continue
-            make = _static if node.op_type == LINEAR_W8A8_STATIC.name else partial(_dynamic, ids=_ids_of(context, node))
-            lower(context, result, node, make, first_columns, MAX_RELATIVE_ERROR)
+            if node.op_type == LINEAR_W8A8_STATIC.name:
+                lower(context, result, node, _static, first_columns, MAX_RELATIVE_ERROR, _bias_of(node))
+            else:
+                make = partial(_dynamic, ids=_ids_of(context, node))
+                lower(context, result, node, make, first_columns, MAX_RELATIVE_ERROR)
         if result.rewrites:
             finish_rewrites(context)
 
@@ -60,6 +64,17 @@ def _ids_of(context: PassContext, node: ir.Node) -> ir.Value | None:
     if seen is None or wanted is None:
         return None
     return ids if all(a.shape[:-1] == b.shape for a, b in zip(seen, wanted, strict=True)) else None
+
+
+def _bias_of(node: ir.Node) -> ir.Node | None:
+    """Return the Add of a constant per output that is all that reads a Linear, if the kernel's type is the graph's."""
+    readers = list(node.outputs[0].uses())
+    add = readers[0].node if len(readers) == 1 and not node.outputs[0].is_graph_output() else None
+    if add is None or add.op_type != "Add" or add.domain or _is_half(node):
+        return None
+    bias = next((v.const_value for v in add.inputs if v is not None and v.const_value is not None), None)
+    is_vector = bias is not None and tuple(bias.shape.numpy()) == (matrix_shape(_input(node, 1))[1],)
+    return add if is_vector else None
 
 
 def _dynamic(node: ir.Node, graph: ir.Graph, ids: ir.Value | None) -> Kernel:
@@ -79,16 +94,18 @@ def _dynamic(node: ir.Node, graph: ir.Graph, ids: ir.Value | None) -> Kernel:
     return _narrowed(node, [*wide, magnitude, largest, step, *rows, middles, codes, product, scaled], _BLOCKS_OPSET)
 
 
-def _static(node: ir.Node, graph: ir.Graph) -> Kernel:
+def _static(node: ir.Node, graph: ir.Graph, bias: ir.Value | None = None) -> Kernel:
     wide, source = _widened(node)
     step = _input(node, 3)
     codes = ir.node("QuantizeLinear", [source, step, _middle(graph)])
-    return _narrowed(node, [*wide, codes, _product(node, graph, codes, step)])
+    return _narrowed(node, [*wide, codes, _product(node, graph, codes, step, bias)])
 
 
-def _product(node: ir.Node, graph: ir.Graph, codes: ir.Node, step: ir.Value) -> ir.Node:
+def _product(node: ir.Node, graph: ir.Graph, codes: ir.Node, step: ir.Value, bias: ir.Value | None = None) -> ir.Node:
     weight, scales = _input(node, 1), _input(node, 2)
-    inputs = [codes.outputs[0], weight, step, _float_scales(graph, scales), _middle(graph)]
+    inputs: list[ir.Value | None] = [codes.outputs[0], weight, step, _float_scales(graph, scales), _middle(graph)]
+    if bias is not None:
+        inputs += [None, bias]  # weights are symmetric and have no zero point
     return ir.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT)
 
 

@@ -54,7 +54,7 @@ def _lower_tied_head(context: PassContext, result: PassResult, node: ir.Node) ->
         matmul = ir.node("MatMul", [x, transpose.outputs[0]])
         new = _gemm(context.model.graph, x, few)
         rewrite = Rewrite([transpose, matmul], matmul.outputs, new, new[-1].outputs)
-        if not is_proved(rewrite, context.prover, context, result, node):
+        if not is_proved([rewrite], context.prover, context, result, node):
             return
     nodes = _gemm(context.model.graph, x, table)
     for new_node in nodes:

@@ -21,9 +21,11 @@ from qcompile.calibration.trial import tensors_of
 from qcompile.errors import QuantError
 from qcompile.functions import DOMAIN, DOMAIN_VERSION
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
-from qcompile.passes.change import finish_rewrites, node_label
+from qcompile.passes.change import finish_rewrites, named_constant, node_label
 from qcompile.passes.quantize_projections import Projection, find_projections
 from qcompile.passes.quantize_weights import QuantizedPieces, holds_scales
+from qcompile.passes.unit_norm import scheme_for_input
+from qcompile.quant.activations import UNIT_NORM_STEP
 from qcompile.quant.algorithms import NEEDS_HESSIAN, weight_quantizer
 from qcompile.quant.scheme import DEFAULT_OPTIONS, AlgorithmOptions, InputStatistics, ScaleType, WeightScheme
 from qcompile.quantize_options import GROUP_SIZES, LayerOptions, LinearScheme, QuantizeOptions
@@ -81,6 +83,7 @@ class QuantizeModel(Pass):
         options: Changes to the scheme's own values.
         statistics: Returns what is known of a projection's inputs, for schemes and algorithms that need it.
         smallest_group: Smallest block that the target's kernels take; smaller ones are used only where asked for.
+        rounds_per_token: Whether the target has kernels for activations with a scale per token.
     """
 
     defaults: ClassVar[tuple[LayerOptions, ...]] = ()
@@ -90,10 +93,12 @@ class QuantizeModel(Pass):
         options: QuantizeOptions | None = None,
         statistics: Statistics | None = None,
         smallest_group: int = GROUP_SIZES[0],
+        *,
+        rounds_per_token: bool = True,
     ) -> None:
         self.asked = self.options = options or QuantizeOptions()
         self.statistics = statistics
-        self.smallest_group = smallest_group
+        self.smallest_group, self.rounds_per_token = smallest_group, rounds_per_token
 
     def call(self, context: PassContext, result: PassResult) -> None:
         """Quantize every projection and the embedding; what stays float is reported with the reason."""
@@ -208,6 +213,7 @@ class QuantizeModel(Pass):
             return tied[0]
         if scheme.bits == 4 and projection.num_inputs % 2:
             return f"its {projection.num_inputs} inputs are odd: two codes of 4 bits share a byte"
+        scheme = scheme_for_input(scheme, projection.node.inputs[0], rounds_per_token=self.rounds_per_token)
         return self._grouped(projection, scheme, is_asked=options.asks_group_size(projection.names))
 
     def _kept(self, projection: Projection) -> str:
@@ -253,6 +259,9 @@ class QuantizeModel(Pass):
         values = [_initializer(graph, pieces.codes_by_inputs()), _initializer(graph, pieces.channel_scales())]
         if scheme.activations == "dynamic":
             return _Codes("W8A8", values)
+        if scheme.activations == "norm":
+            step = named_constant(graph, "unit_norm.step", np.array(UNIT_NORM_STEP, np.float32))
+            return _Codes("W8A8Static", [*values, step])
         assert statistics is not None
         return _Codes("W8A8Static", [*values, _step(graph, projection, statistics)])
 

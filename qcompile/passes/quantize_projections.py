@@ -19,8 +19,8 @@ from qcompile.passes.matching import node_label
 from qcompile.quantized_functions import EMBEDDINGS, QUANTIZED_LINEARS
 from qcompile.weights import columns_of, rows_of
 
-HEAD, EMBEDDING, DOWN = "lm_head", "embed_tokens", "down_proj"
-_ACTIVATIONS = {"SwiGlu", "Gelu", "GeluTanh"}
+HEAD, EMBEDDING, DOWN, O_PROJ = "lm_head", "embed_tokens", "down_proj", "o_proj"
+_AFTER = {"SwiGlu": DOWN, "Gelu": DOWN, "GeluTanh": DOWN, "Attention": O_PROJ}
 Rows = Callable[[int, int], np.ndarray]
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 _QUANTIZED = {
@@ -111,8 +111,8 @@ def _place(node: ir.Node, head: ir.Node | None) -> str:
     if node.op_type == "Gather":
         return EMBEDDING
     before = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if before is not None and before.domain == DOMAIN and before.op_type in _ACTIVATIONS:
-        return DOWN
+    if before is not None and before.domain == DOMAIN and before.op_type in _AFTER:
+        return _AFTER[before.op_type]
     return HEAD if node is head else ""
 
 

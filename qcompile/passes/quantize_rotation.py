@@ -29,6 +29,7 @@ from qcompile.passes.pack import is_projection
 from qcompile.passes.proof import Prover, Rewrite
 from qcompile.passes.quantize_projections import find_projections
 from qcompile.passes.rotated_weights import ReadingWeight, WritingWeight, rotated_rows
+from qcompile.passes.unit_norm import mark_rotated
 from qcompile.quant.hadamard import Rotation, hadamard_rotation
 from qcompile.tensors import StreamedTensor
 
@@ -213,6 +214,7 @@ def _rotate(graph: ir.Graph, stream: _Stream, rotation: Rotation) -> None:
         assert gamma is not None
         readers = _readers(norm)
         norm.replace_input_with(len(norm.inputs) - 1, _registered(graph, _ones(gamma)))
+        mark_rotated(norm)
         if readers is None:
             _turn_back(graph, norm, gamma, rotation)
         for reader in readers or []:

@@ -47,7 +47,7 @@ from qcompile.passes.lower_weights_to_ort import LowerWeightsToOrt
 from qcompile.passes.narrow_scales import NarrowScales
 from qcompile.passes.normalize_opset import NormalizeOpset
 from qcompile.passes.quantize_int4 import QuantizeInt4
-from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Static
+from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Norm, QuantizeInt8Static
 from qcompile.passes.quantize_kv8 import QuantizeKv8
 from qcompile.passes.quantize_rotation import RotateResidual
 from qcompile.passes.root_shapes import RootShapes
@@ -90,6 +90,7 @@ QUANTIZE: tuple[type[Pass], ...] = (
     SmoothQuant,
     Awq,
     QuantizeInt8,
+    QuantizeInt8Norm,
     QuantizeInt8Dynamic,
     QuantizeInt8Static,
     QuantizeInt4,
@@ -111,8 +112,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "clean": tuple(p.name for p in CLEAN),
     "canonicalize": tuple(p.name for p in CANONICALIZE),
     "fuse": tuple(p.name for p in FUSE),
-    # Rounding activations loses a third as much when the residual stream is rotated first.
-    "int8": (RotateResidual.name, QuantizeInt8Dynamic.name),
+    # Rounding activations loses a third as much when the residual stream is rotated first, and needs no step per token.
+    "int8": (RotateResidual.name, QuantizeInt8Norm.name),
+    "int8-norm": (RotateResidual.name, QuantizeInt8Norm.name),
     "int8-dynamic": (RotateResidual.name, QuantizeInt8Dynamic.name),
     "int8-static": (RotateResidual.name, QuantizeInt8Static.name),
 }
