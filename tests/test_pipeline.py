@@ -65,8 +65,10 @@ def test_int8_runs_on_the_int8_kernel_and_agrees_within_its_limits(exported, tmp
     manifest = Manifest.load(tmp_path / "out")
     ops = op_histogram(load_model(tmp_path / "out" / "model.onnx"))
     layers = manifest.model.num_hidden_layers
-    assert ops["com.microsoft::MatMulNBits"] == layers + 1
-    assert ops["com.microsoft::MatMulIntegerToFloat"] == 3 * layers
+    assert ops["com.microsoft::MatMulNBits"] == 2 * layers + 1
+    assert ops["com.microsoft::MatMulIntegerToFloat"] == 2 * layers
+    assert "ReduceMax" not in ops  # one step for all rows
+    assert "Add" not in ops  # the bias of qkv is in the product
     tied = manifest.config["tie_word_embeddings"]
     assert ops.get("MatMul", 0) == (4 if tied else 0)  # the two small factors of the rotation, there and back
     assert len(manifest.quantization["tensors"]) == 4 * layers + 2

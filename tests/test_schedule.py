@@ -48,7 +48,7 @@ def test_without_fuse_attention_nothing_is_tidied_for_it():
 def test_quantizing_alone_canonicalizes_nothing():
     plan = names(["int8"])
     assert not set(plan) & {step.name for step in CANONICALIZE}
-    assert "int8-dynamic" in plan
+    assert "int8-norm" in plan
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -56,7 +56,7 @@ def test_lowering_comes_last_and_only_for_its_target(target):
     plan = names(["fuse", "int8"], lowering=TARGETS[target].lowering)
     lowered = [name for name in plan if name in {step.name for step in LOWER}]
     assert set(lowered) == set(TARGETS[target].lowering)
-    assert all(plan.index("int8-dynamic") < plan.index(name) for name in lowered)
+    assert all(plan.index("int8-norm") < plan.index(name) for name in lowered)
 
 
 def test_a_lowering_pass_can_be_skipped():
@@ -86,7 +86,7 @@ def test_up_to_a_pass_ends_with_it(name):
 def test_up_to_a_lowering_pass_runs_all_fusions_and_no_other_lowering():
     plan = [step.name for step in schedule_up_to("lower-attention-to-ort")]
     assert set(GROUPS["fuse"]) <= set(plan)
-    assert not {"lower-to-ort", "select-last-token", "int8-dynamic"} & set(plan)
+    assert not {"lower-to-ort", "select-last-token", "int8-norm"} & set(plan)
 
 
 @pytest.mark.parametrize("arguments", [(["fues"],), (["fuse"], ["fues"])])

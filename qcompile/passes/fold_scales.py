@@ -120,8 +120,12 @@ class FoldScales(Pass):
         Raises:
             QuantError: The calibration text cannot be used, or the model cannot be run on it.
         """
-        places = [place for place in _places(context.model.graph) if self._refusal(place) is None]
+        refused = [(place, self._refusal(place)) for place in _places(context.model.graph)]
+        places = [place for place, reason in refused if reason is None]
         result.matches = len(places)
+        if refused and not places:
+            place, reason = refused[0]
+            result.rejected.append(Rejection(place.label, self.name, f"nothing to fold anywhere: {reason}"))
         if self.statistics is None:
             if places:
                 why = "its scales come from calibration: `qcompile optimize`"
@@ -144,6 +148,8 @@ class FoldScales(Pass):
         if any(f".{self.name}" in (p.source.name or "") for p in place.readers):
             return "was folded before"
         schemes = [self._scheme(reader) for reader in place.readers]
+        if any(scheme is not None and scheme.activations == "norm" for scheme in schemes):
+            return "its inputs are rounded by the step of a unit norm, which takes no scale; use int8-dynamic"
         if any(scheme is None or not self.suits(scheme) for scheme in schemes):
             return f"what reads it is not rounded in a way that {self.name} helps"
         return None

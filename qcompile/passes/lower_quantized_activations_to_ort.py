@@ -40,7 +40,7 @@ class LowerQuantizedActivationsToOrt(Pass):
     """Linears with int8 activations."""
 
     name = "lower-quantized-activations-to-ort"
-    summary = "LinearW8A8 -> QuantizeLinear per row and MatMulIntegerToFloat"
+    summary = "LinearW8A8 -> QuantizeLinear, per row or by one step, and MatMulIntegerToFloat"
 
     def call(self, context: PassContext, result: PassResult) -> None:
         """Lower each, proved against the function; keep the function where the proof fails."""

@@ -48,7 +48,7 @@ class QuantizeInt8Norm(QuantizeModel):
     """Int8 weights, and int8 activations behind the norms of a rotated residual stream, by one step for all rows."""
 
     name = "int8-norm"
-    summary = "projections -> int8 weights per channel, int8 activations by one known step behind norms (W8A8)"
+    summary = "projections -> int8 weights per channel, int8 activations with one step behind norms"
     defaults: ClassVar[tuple[LayerOptions, ...]] = (
         LayerOptions("*", bits=8, activations="norm"),
         LayerOptions(O_PROJ, activations="float", group_size="channel"),

@@ -15,6 +15,7 @@ from qcompile.ascend.legality.check import check_model
 from qcompile.ascend.lowering import quantized_weights as layout
 from qcompile.ascend.lowering.static_graph import dims
 from qcompile.errors import UnsupportedOpError
+from qcompile.runtime.manifest import Manifest
 from qcompile.tensors import StreamedTensor
 from qcompile.verify import compare_directories
 from tests.ascend_lowering.lowered import AscendOptions, BucketOptions, lower_tiny
@@ -26,7 +27,7 @@ KERNELS = {
     "int8-dynamic": {"NPUDynamicQuant", "QuantBatchMatMul"},
     "int8-static": {"AscendQuant", "QuantBatchMatMul"},
     "int4": {"NPUWeightQuantBatchMatmulV2"},
-    "int8": {"NPUDynamicQuant", "QuantBatchMatMul"},
+    "int8": {"AscendQuant", "QuantBatchMatMul", "NPUWeightQuantBatchMatmulV2"},
 }
 
 
@@ -78,12 +79,26 @@ def test_a_chip_without_the_scheme_says_which_it_has(exported: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_int8_is_what_the_chip_has_kernels_for(exported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("target", "num_float"), [("ascend910b4", 0), ("ascend310p3", 0), ("ascend310b4", 5)])
+def test_int8_means_the_same_on_every_chip_and_reads_no_text(
+    exported: Path, tmp_path: Path, target: str, num_float: int
+) -> None:
     report = optimize_tiny(
-        exported, tmp_path / "out", "fuse", "int8", target="ascend310p3", ascend=AscendOptions(buckets=SMALL)
+        exported, tmp_path / "out", "fuse", "int8", target=target, verify="off", ascend=AscendOptions(buckets=SMALL)
     )
-    assert report.warnings[0].startswith("int8 is int8-static for ascend310p3")
-    assert Counter(n.op_type for n in load_model(tmp_path / "out" / "decode_b2_t128.onnx").graph)["AscendQuant"]
+    tensors = Manifest.load(tmp_path / "out").quantization
+    assert "calibration" not in tensors
+    assert Counter(t["activations"] for t in tensors["tensors"]) == {"norm": 4, "float": 6}
+    ops = Counter(n.op_type for n in load_model(tmp_path / "out" / "decode_b2_t128.onnx").graph)
+    assert ops["AscendQuant"] == 4
+    assert ops["NPUWeightQuantBatchMatmulV2"] == 5 - num_float
+    assert any("310B has no kernel for 8-bit weights" in w for w in report.warnings) == bool(num_float)
+    for path in (tmp_path / "out").glob("*.onnx"):
+        assert check_model(path, chip_named(target), Cann(8, 1)).findings == ()
+    assert compare_directories(quantized(exported, "int8"), tmp_path / "out", num_tokens=12).mean_kl < 5e-3
+
+
+def test_what_a_chip_has_no_kernels_for_is_refused(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOpError, match="int8-dynamic: ascend310p3 has no kernels"):
         optimize_tiny(exported, tmp_path / "other", "fuse", "int8-dynamic", target="ascend310p3")
     with pytest.raises(UnsupportedOpError, match="kv8: the target has no int8 KV cache"):

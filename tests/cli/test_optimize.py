@@ -21,7 +21,7 @@ def test_the_command_the_user_named(model, tmp_path):
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "qcompile.json").is_file()
     assert "fuse-attention" in result.output
-    assert "int8-dynamic" in result.output
+    assert "int8-norm" in result.output
 
 
 def test_a_sentence_is_a_line_where_there_is_no_terminal(model, tmp_path):

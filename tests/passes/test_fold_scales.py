@@ -197,7 +197,7 @@ def test_rows_and_columns_are_of_one_matrix():
         np.testing.assert_array_equal(tensor.rows(2, 9), whole[2:9])
 
 
-@pytest.mark.parametrize(("folding", "scheme"), [("smooth-quant", "int8"), ("awq", "int4")])
+@pytest.mark.parametrize(("folding", "scheme"), [("smooth-quant", "int8-dynamic"), ("awq", "int4")])
 def test_the_whole_path_on_a_tiny_model(tmp_path, folding, scheme):
     report = optimize_tiny(export_tiny(tmp_path, "qwen2"), tmp_path / "out", "fuse", folding, scheme)
     result = next(r for r in report.results if r.name == folding)

@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompile.artifact import load_model
 from qcompile.calibration.accumulate import KeyValueStatistics
 from qcompile.errors import PassError, UnsupportedOpError
 from qcompile.loaded_model import inspect_loaded
@@ -105,6 +106,60 @@ def test_static_activations(context):
     assert context.model.graph.opset_imports[""] == 18  # nothing here needs a later one
 
 
+def biases(context):
+    return [n for n in nodes(context, "Add") if n.name.endswith(".bias")]
+
+
+def test_a_bias_is_added_by_the_product(context):
+    QuantizeInt8Static(statistics=Seen())(context)
+    outputs = {add.outputs[0].name for add in biases(context)}
+    assert len(outputs) == 2
+    result = LowerQuantizedActivationsToOrt()(context)
+    assert result.rewrites == result.proved == 6
+    assert result.max_error < 1e-6
+    assert not biases(context)
+    products = [n for n in nodes(context, "MatMulIntegerToFloat") if len(n.inputs) == 7]
+    assert {n.outputs[0].name for n in products} == outputs
+    assert all(n.inputs[5] is None and n.inputs[6].const_value is not None for n in products)
+
+
+@pytest.mark.parametrize("change", ["a second reader", "no vector", "an input"])
+def test_a_bias_that_the_product_cannot_take_stays_an_add(context, change):
+    QuantizeInt8Static(statistics=Seen())(context)
+    add = biases(context)[0]
+    product = add.inputs[0]
+    if change == "a second reader":
+        tap = ir.node("Tanh", [product])
+        tap.outputs[0].name = "tapped"
+        context.model.graph.append(tap)
+        context.model.graph.outputs.append(tap.outputs[0])
+    elif change == "no vector":
+        one = ir.tensor(np.ones(1, np.float32), name="one")
+        add.replace_input_with(1, ir.Value(name="one", shape=ir.Shape([1]), const_value=one))
+        context.model.graph.register_initializer(add.inputs[1])
+    else:
+        add.replace_input_with(1, product)
+    assert LowerQuantizedActivationsToOrt()(context).rewrites == 6
+    assert biases(context) == [add]
+
+
+def test_a_large_bias_hides_no_wrong_product(context, monkeypatch):
+    """A bias of 10,000 times the product would make any error of it a small one."""
+    QuantizeInt8Static(statistics=Seen())(context)
+    for add in biases(context):
+        huge = ir.tensor(np.full(add.inputs[1].shape.numpy(), 1e6, np.float32), name=add.inputs[1].name)
+        add.inputs[1].const_value = huge
+    right = activations.named_constant
+    monkeypatch.setattr(
+        activations,
+        "named_constant",
+        lambda graph, name, array: right(graph, name, array - np.uint8(9) if name == "code.128" else array),
+    )
+    result = LowerQuantizedActivationsToOrt()(context)
+    assert result.rewrites == 0
+    assert len(biases(context)) == 2
+
+
 def test_a_wrong_zero_point_is_not_proved(context, monkeypatch):
     monkeypatch.setattr(blocks, "_INT8_SIGN", np.uint8(127))
     QuantizeInt8()(context)
@@ -143,8 +198,9 @@ def test_on_ort_everything_quantized_runs_quantized(exported, tmp_path, kind, sc
 def test_weights_made_float_at_load_are_told(exported, tmp_path):
     report = optimize_tiny(exported["qwen2"], tmp_path / "out", "fuse", "int8", target="portable")
     # The integer products and the lookup survive; what is multiplied after dequantizing was folded to float.
-    assert report.loaded.quantized == 7
-    assert set(report.loaded.dequantized) == {"layers.0.mlp.down_proj", "layers.1.mlp.down_proj", "lm_head"}
+    assert report.loaded.quantized == 5
+    parts = {f"layers.{i}.{part}" for i in (0, 1) for part in ("attn.o_proj", "mlp.down_proj")}
+    assert set(report.loaded.dequantized) == {*parts, "lm_head"}
     assert any("made float when ONNX Runtime loads" in warning for warning in report.warnings)
     assert inspect_loaded(tmp_path / "out").dequantized == report.loaded.dequantized
 
@@ -156,8 +212,8 @@ def test_bits_can_differ_by_layer(exported, tmp_path):
     )
     report = optimize_tiny(exported["qwen2"], tmp_path / "out", "fuse", "int8", quantize=QuantizeOptions(layers=layers))
     assert report.loaded.dequantized == ()
-    assert report.loaded.kernels["MatMulNBits"] == 5
-    assert report.loaded.kernels["MatMulIntegerToFloat"] == 4
+    assert report.loaded.kernels["MatMulNBits"] == 7
+    assert report.loaded.kernels["MatMulIntegerToFloat"] == 2
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -170,6 +226,27 @@ def test_a_whole_channel_is_cut_into_blocks_for_the_kernel(tmp_path, symmetric):
     assert not report.warnings
     optimize_tiny(source, tmp_path / "portable", "fuse", "int4", target="portable", quantize=options, verify="off")
     assert compare_directories(tmp_path / "portable", tmp_path / "ort", num_tokens=8).mean_kl < 0.01
+
+
+@pytest.mark.parametrize(("width", "block"), [(256, 256), (384, 128), (320, 64), (96, 32), (80, 16)])
+def test_a_channel_is_stored_as_one_scale_and_widened_at_load(tmp_path, width, block):
+    shape = {"hidden_size": width, "intermediate_size": width, "num_attention_heads": width // 16}
+    source = export_tiny(tmp_path, "qwen2", num_key_value_heads=1, head_dim=16, **shape)
+    options = QuantizeOptions(group_size="channel")
+    report = optimize_tiny(source, tmp_path / "out", "fuse", "int8-weight", quantize=options)
+    assert report.loaded.dequantized == ()
+    assert report.loaded.quantized == 10
+    assert not report.warnings
+    assert not {"Expand", "Cast"} & report.loaded.kernels.keys()  # both are folded when the model is loaded
+    graph = load_model(tmp_path / "out" / "model.onnx").graph
+    products = [n for n in graph if n.op_type == "MatMulNBits"]
+    assert {n.attributes["block_size"].as_int() for n in products} == {block}
+    scales = [v for name, v in graph.initializers.items() if ".scales" in name]
+    assert {v.dtype for v in scales} == {ir.DataType.FLOAT16}
+    assert {v.shape[1] for v in scales} == {1}
+    optimize_tiny(source, tmp_path / "exact", "fuse", "int8-weight", target="portable", quantize=options, verify="off")
+    # activations rounded to 8 bits per block inside the kernel, and nothing else
+    assert compare_directories(tmp_path / "exact", tmp_path / "out", num_tokens=8).mean_kl < 0.003
 
 
 def test_a_block_that_no_kernel_takes_stays_a_function(context):
