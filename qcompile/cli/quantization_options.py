@@ -25,7 +25,11 @@ _OPTIONS = (
         "--group-size", metavar="|".join([*map(str, GROUP_SIZES), "channel"]), help="Weights that share a scale."
     ),
     click.option("--symmetric/--asymmetric", default=None, help="Scales alone, or scales and zero points (4 bits)."),
-    click.option("--activations", type=click.Choice(ACTIVATIONS), help="What the inputs of projections become."),
+    click.option(
+        "--activations",
+        type=click.Choice(ACTIVATIONS),
+        help="What the inputs of projections become; norm: int8 by one known step behind rotated norms.",
+    ),
     click.option("--algorithm", type=click.Choice(ALGORITHMS), help="How the codes of a weight are chosen."),
     click.option("--keep-float", multiple=True, metavar="PATTERN", help="Layers that stay float (repeatable)."),
     click.option(
@@ -33,7 +37,8 @@ _OPTIONS = (
         "layers",
         multiple=True,
         metavar="PATTERN:KEY=VALUE,…",
-        help="Other values for some layers, such as '*down_proj*:activations=float' (repeatable; the last one wins).",
+        help="Other values for some layers, such as '*down_proj*:activations=float' (repeatable; the last one wins); "
+        "lm_head, embed_tokens, o_proj and down_proj are names of places.",
     ),
     click.option(
         "--calibration",

@@ -9,7 +9,7 @@ from qcompile.runtime import Completion, Engine, SamplingParams
 from tests.optimized import export_tiny, optimize_tiny
 
 # In blocks of more than 64 ONNX Runtime's 8-bit kernel adds in an order that depends on the number of rows.
-SMALL_BLOCKS = tuple(LayerOptions(name, group_size=64) for name in ("*down_proj*", "lm_head"))
+SMALL_BLOCKS = tuple(LayerOptions(name, group_size=64) for name in ("*down_proj*", "lm_head", "o_proj"))
 WIDTHS = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
 PARAMS = SamplingParams(max_new_tokens=12, ignore_eos=True, logprobs=2)
 SYSTEM = "You are a helpful assistant who answers in one line. "
