@@ -14,7 +14,7 @@ from qcompile.quant.scheme import FloatArray, InputStatistics
 
 INT8_MAX = np.float32(127)
 # Of a row with mean square 1 whose elements are nearly normal: 6e-5 of them lie beyond 4 and are clipped. On a real 0.5B
-# model 4 loses less than 3.5, 4.5 or 5 (docs/quantization_graph.md).
+# model 3.5 loses as much, 4.5 and 5 lose more (docs/quantization_graph.md).
 UNIT_NORM_STEP = float(np.float32(4) / INT8_MAX)
 
 
