@@ -42,29 +42,14 @@ def slots_of(split, n_splits, first, last, BLOCK_T: tl.constexpr):
     return begin, tl.minimum(begin + span, last)
 
 
+# fmt: off
 @triton.jit
 def decode_attention_kernel(
-    q_ptr,
-    k_cache_ptr,
-    v_cache_ptr,
-    start_ptr,
-    length_ptr,
-    partial_ptr,
-    log_sum_ptr,
-    n_batch,
-    n_kv_heads,
-    group,
-    n_splits,
-    q_stride,
-    cache_batch_stride,
-    cache_head_stride,
-    cache_slot_stride,
-    scale,
-    BLOCK_G: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    D: tl.constexpr,
-    IS_SPLIT: tl.constexpr,
+    q_ptr, k_cache_ptr, v_cache_ptr, start_ptr, length_ptr, partial_ptr, log_sum_ptr, n_batch, n_kv_heads, group, n_splits,
+    q_stride, cache_batch_stride, cache_head_stride, cache_slot_stride, scale,
+    BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr, D: tl.constexpr, IS_SPLIT: tl.constexpr,
 ):
+    # fmt: on
     """One split of slots start[b] ... length[b] - 1 for the group of query heads that share a key head.
 
     partial [B, H, splits, D] is the split's own attention, log_sum [B, H, splits] the log of its sum of weights (-inf when it

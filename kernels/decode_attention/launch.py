@@ -79,9 +79,8 @@ def launch(
     tile = tile or choose(q, group, head_dim, batch * kv_heads)
     splits = splits or count_splits(q, batch * kv_heads, k_cache.shape[2], tile.constants["BLOCK_T"])
     is_split = splits > 1 or q.device.type == "npu"  # its table has tiles with partial sums only
-    partial = torch.empty(
-        (batch, heads, splits, head_dim), dtype=torch.float32 if is_split else q.dtype, device=q.device
-    )
+    dtype = torch.float32 if is_split else q.dtype
+    partial = torch.empty((batch, heads, splits, head_dim), dtype=dtype, device=q.device)
     log_sums = torch.empty((batch, heads, splits) if is_split else 1, dtype=torch.float32, device=q.device)
     decode_attention_kernel[grid(q, batch * kv_heads * splits, "cube")](
         q,
