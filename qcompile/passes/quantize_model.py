@@ -26,8 +26,8 @@ from qcompile.passes.quantize_projections import Projection, find_projections
 from qcompile.passes.quantize_weights import QuantizedPieces, holds_scales
 from qcompile.passes.unit_norm import scheme_for_input
 from qcompile.quant.activations import UNIT_NORM_STEP
-from qcompile.quant.algorithms import NEEDS_HESSIAN, weight_quantizer
-from qcompile.quant.scheme import DEFAULT_OPTIONS, AlgorithmOptions, InputStatistics, ScaleType, WeightScheme
+from qcompile.quant.algorithms import NEEDS_HESSIAN, default_options, weight_quantizer
+from qcompile.quant.scheme import AlgorithmOptions, InputStatistics, ScaleType, WeightScheme
 from qcompile.quantize_options import GROUP_SIZES, LayerOptions, LinearScheme, QuantizeOptions
 from qcompile.tensors import StreamedTensor
 
@@ -249,7 +249,9 @@ class QuantizeModel(Pass):
             (projection.num_outputs, projection.num_inputs),
             projection.dtype,
             projection.rows,
-            weight_quantizer(stored, scheme.algorithm, statistics, options=_algorithm_options(projection), name=name),
+            weight_quantizer(
+                stored, scheme.algorithm, statistics, options=_options_of(projection, scheme.algorithm), name=name
+            ),
             _DTYPES[stored.scale_type],
         )
         if scheme.algorithm in NEEDS_HESSIAN:
@@ -270,7 +272,7 @@ class QuantizeModel(Pass):
         return self.statistics(projection) if self.statistics is not None and _is_calibrated(scheme) else None
 
 
-def _algorithm_options(projection: Projection) -> AlgorithmOptions:
+def _options_of(projection: Projection, algorithm: str) -> AlgorithmOptions:
     """Return what the algorithm is told: a table that is looked up as well must keep its rows and not only its products.
 
     GPTQ moves errors to where the inputs of the head are small; a lookup has no such place. With H + mean(diag H) I both
@@ -278,7 +280,8 @@ def _algorithm_options(projection: Projection) -> AlgorithmOptions:
     """
     readers = [use.node for use in projection.source.uses()]
     is_tied = not projection.is_lookup and any(node.op_type == "Gather" for node in readers)
-    return replace(DEFAULT_OPTIONS, damping=_TIED_DAMPING) if is_tied else DEFAULT_OPTIONS
+    options = default_options(algorithm)
+    return replace(options, damping=_TIED_DAMPING) if is_tied else options
 
 
 def _stored(projection: Projection, scheme: WeightScheme) -> WeightScheme:

@@ -86,9 +86,8 @@ def test_an_untied_table_has_codes_of_its_own(untied):
 def test_codes_are_those_of_the_quantizer_however_they_are_cut(context, monkeypatch):
     linear = nodes(context, "Linear")[0]
     weight = linear.inputs[1]
-    wanted = round_to_nearest(
-        np.ascontiguousarray(weight.const_value.numpy().T), WeightScheme(4, 32, symmetric=False, scale_type="float16")
-    )
+    scheme = WeightScheme(4, 32, symmetric=False, scale_type="float16")
+    wanted = quantize_weight(np.ascontiguousarray(weight.const_value.numpy().T), scheme, "mse")
     monkeypatch.setattr(quantize_weights, "_PIECE_ELEMENTS", 7 * wanted.codes.shape[1])
     QuantizeInt4()(context)
     values = {
@@ -100,6 +99,24 @@ def test_codes_are_those_of_the_quantizer_however_they_are_cut(context, monkeypa
     assert np.array_equal(packed & 15, wanted.codes[:, ::2])
     assert np.array_equal(packed >> 4, wanted.codes[:, 1::2])
     assert np.array_equal(values["scales"].numpy(), wanted.scales)
+
+
+def test_int4_has_groups_twice_as_long_in_the_tied_table_and_covering_scales_in_down_proj(context):
+    seen = {
+        (t["group_size"], t["algorithm"]): t["operator"]
+        for t in QuantizeInt4()(context).detail["quantized"]
+        if t["name"] in {"lm_head", "embed_tokens"} or "down_proj" in t["name"] or "qkv" in t["name"]
+    }
+    assert seen == {
+        (64, "mse"): "EmbeddingW4Asymmetric",
+        (32, "rtn"): "LinearW4Asymmetric",
+        (32, "mse"): "LinearW4Asymmetric",
+    }
+
+
+def test_what_is_asked_for_ends_the_groups_and_algorithms_of_int4(context):
+    done = QuantizeInt4(QuantizeOptions(group_size=16, algorithm="rtn"))(context).detail["quantized"]
+    assert {(t["group_size"], t["algorithm"]) for t in done} == {(16, "rtn")}
 
 
 def test_codes_by_inputs_are_the_transposed_codes(context):
@@ -278,7 +295,7 @@ def test_gptq_rounds_a_tied_table_for_both_of_its_uses(context, untied):
         moments += 0.3 * np.sqrt(np.outer(np.diag(moments), np.diag(moments)))
         seen = InputStatistics(8, np.ones(head.num_inputs, np.float32), np.ones(head.num_inputs, np.float32), moments)
         codes = quantize_weight(
-            table, WeightScheme(4, 32, symmetric=False), "gptq", seen, options=quantize_model._algorithm_options(head)
+            table, WeightScheme(4, 32, symmetric=False), "gptq", seen, options=quantize_model._options_of(head, "gptq")
         )
         errors[name] = float(((codes.dequantize() - table) ** 2).sum() / (table**2).sum())
     assert errors["tied"] < errors["untied"]
