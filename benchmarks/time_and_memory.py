@@ -201,7 +201,7 @@ def run_7b(options: argparse.Namespace) -> None:
 def optimize(exported: Path, passes: str, scratch: Path) -> dict[str, float]:
     """Measure `qcompile optimize` with the default verification; delete what it wrote."""
     output = scratch / "optimized"
-    run = qcompile("optimize", exported, "--passes", passes, "-o", output)
+    run = qcompile("optimize", exported, "--passes", *passes.split(), "-o", output)
     shutil.rmtree(output)
     return run
 
@@ -224,7 +224,9 @@ def main() -> None:
     large.add_argument("--consume", action="store_true", help="delete the shards once exported: 30 GB do, not 45")
     large.set_defaults(run=run_7b)
     for command in (real, large):
-        command.add_argument("--passes", nargs="*", default=["fuse"], help="lists for optimize, such as fuse,int8")
+        command.add_argument(
+            "--passes", nargs="*", default=["fuse"], help="lists for optimize: fuse,int8 'fuse,int4 --algorithm rtn'"
+        )
         command.add_argument("--work", type=Path, help="scratch directory")
     options = parser.parse_args()
     options.run(options)

@@ -64,13 +64,17 @@ class DataFile:
     def read(self, offset: int, size_bytes: int) -> npt.NDArray[np.uint8]:
         """Read a byte range into fresh memory (page cache pages then never count as resident)."""
         buffer = np.empty(size_bytes, np.uint8)
-        done = 0
+        self.read_into(buffer, offset)
+        return buffer
+
+    def read_into(self, buffer: npt.NDArray[np.uint8], offset: int) -> None:
+        """Fill uint8 [n] with the bytes from `offset` on."""
+        done, size_bytes = 0, len(buffer)
         while done < size_bytes:
             count = os.preadv(self._fd, [buffer[done:].data], offset + done)
             if count == 0:
                 raise GraphError(f"{self.path}: ends at byte {offset + done}, {size_bytes - done} more are wanted")
             done += count
-        return buffer
 
     def close(self) -> None:
         """Close the file; arrays already mapped stay valid."""
@@ -109,6 +113,15 @@ class MappedTensor(ir.ExternalTensor):
             unpacked = ir.PackedTensor(raw, self.dtype, shape=self.shape).numpy()
             return np.asarray(unpacked)
         return raw.view(np.dtype(self.dtype.numpy()).newbyteorder("<")).reshape(self.shape.numpy())
+
+    def read_columns(self, start: int, stop: int) -> Array:
+        """Return columns [start, stop) of a matrix [M, N] as [M, stop - start], read row by row into fresh memory."""
+        rows, width = (int(d) for d in self.shape.numpy())
+        size = self.dtype.bitwidth // 8
+        taken = np.empty((rows, (stop - start) * size), np.uint8)
+        for row in range(rows):
+            self.file.read_into(taken[row], (self.offset or 0) + (row * width + start) * size)
+        return taken.view(np.dtype(self.dtype.numpy()).newbyteorder("<"))
 
     def raw_bytes(self) -> npt.NDArray[np.uint8]:
         """Return the bytes as stored, mapped."""

@@ -11,7 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import ShapeError
-from qcompile.tensors import Array, StreamedTensor
+from qcompile.tensors import Array, MappedTensor, StreamedTensor
+
+# Of a matrix that is mapped to take some columns, all pages may count as resident, in each thread that does so.
+_LARGE_BYTES = 256 << 20
 
 
 def rows_of(tensor: ir.TensorProtocol, start: int, stop: int) -> Array:
@@ -26,7 +29,7 @@ def transposed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     rows, columns = _matrix_shape(tensor)
 
     def compute(start: int, stop: int) -> Array:
-        return np.ascontiguousarray(tensor.numpy()[:, start:stop].T)
+        return np.ascontiguousarray(columns_of(tensor, start, stop))
 
     return StreamedTensor(compute, tensor.dtype, ir.Shape([columns, rows]))
 
@@ -55,6 +58,8 @@ def columns_of(tensor: ir.TensorProtocol, start: int, stop: int) -> Array:
     """Return columns [start, stop) of a weight [M, N] as rows: float [stop - start, M]."""
     if isinstance(tensor, ColumnwiseTensor):
         return tensor.columns(start, stop)
+    if isinstance(tensor, MappedTensor) and tensor.nbytes > _LARGE_BYTES:
+        return tensor.read_columns(start, stop).T
     return np.asarray(tensor.numpy()[:, start:stop].T)
 
 

@@ -1,9 +1,15 @@
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompile import tensors, weights
 from qcompile.errors import ShapeError
+from qcompile.model_reader import load_model
 from qcompile.weights import columns_of, concat_columns, rows_of, transposed
+from qcompile.weights_writer import save_model
+from tests.graphs_on_disk import model_of
+from tests.graphs_on_disk import weight as stored_weight
 
 
 def weight(rows, columns, seed):
@@ -38,3 +44,17 @@ def test_weights_that_do_not_fit_are_refused():
         concat_columns([weight(3, 2, 0), weight(4, 2, 1)])
     with pytest.raises(ShapeError, match="wanted a matrix"):
         transposed(ir.tensor(np.ones(3, np.float32)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_columns_of_a_large_matrix_on_disk_are_read_and_not_mapped(tmp_path, monkeypatch, dtype):
+    array = np.random.default_rng(0).standard_normal((70, 50)).astype(dtype)
+    save_model(model_of(ir.Tensor(array, name="w")), tmp_path / "model.onnx")
+    tensor = stored_weight(load_model(tmp_path / "model.onnx"), "w")
+    monkeypatch.setattr(weights, "_LARGE_BYTES", 0)
+    monkeypatch.delattr(tensors.DataFile, "map")
+    for start, stop in ((0, 1), (7, 33), (49, 50), (0, 50)):
+        taken = columns_of(tensor, start, stop)
+        assert taken.dtype == dtype
+        assert np.array_equal(taken, array[:, start:stop].T)
+        assert np.array_equal(transposed(tensor).rows(start, stop), array[:, start:stop].T)
