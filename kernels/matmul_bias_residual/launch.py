@@ -166,7 +166,7 @@ def _split(
     is_dependent = is_tma and is_hopper(rows)
     partial = torch.empty((constants["SPLITS"], num_rows, num_out), dtype=torch.float32, device=rows.device)
     if is_tma:
-        _tma(rows, weight, None, None, partial, tile.replace(PDL=int(is_dependent)))
+        _tma(rows, weight, None, None, partial, tile.replace(PDL=int(is_dependent), LATE=0))
     else:
         blocks = (-(-num_out // constants["BLOCK_N"]), -(-num_rows // constants["BLOCK_M"]), constants["SPLITS"])
         matmul_split_kernel[blocks](

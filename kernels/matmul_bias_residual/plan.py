@@ -61,8 +61,11 @@ def takes_tma(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def is_copied_whole(*matrices: torch.Tensor) -> bool:
-    """Whether every matrix lies as a GPU's copies of whole tiles want it."""
-    return all(one.data_ptr() % 16 == 0 and one.stride(0) * one.element_size() % 16 == 0 for one in matrices)
+    """Whether every matrix lies as a GPU's copies of whole tiles want it; rows of an expanded one lie on each other."""
+    return all(
+        one.data_ptr() % 16 == 0 and one.stride(0) * one.element_size() % 16 == 0 and one.stride(0) >= one.shape[1]
+        for one in matrices
+    )
 
 
 def choose(x: torch.Tensor, num_rows: int, num_out: int, num_in: int, is_tma: bool = False) -> Launch:

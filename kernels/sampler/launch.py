@@ -1,5 +1,7 @@
 """Check the arguments of sampler, choose tiles, launch."""
 
+from typing import Any
+
 import torch
 
 from qcompile.kernels import arguments as check
@@ -12,6 +14,7 @@ from qcompile.kernels.placement import (
     is_hopper,
     on_its_device,
     power_of_two,
+    walks,
 )
 
 NAME = "sampler"
@@ -72,7 +75,7 @@ def launch(
     """
     validate(logits, top_k, temperature, uniform)
     check.launchable(NAME, logits)
-    if top_k == 1 and tiles is None and logits.device.type != "npu":
+    if top_k == 1 and tiles is None and logits.device.type != "npu" and not walks(len(logits)):
         return greedy(logits, *choose_greedy(logits))
     from qcompile.kernels.sampler.kernel import sampler_chunk_kernel, sampler_merge_kernel
 
@@ -106,16 +109,15 @@ def launch(
 
 
 def greedy(logits: torch.Tensor, parts: int, part: Launch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same for top_k = 1 on a GPU: every row in so many parts, and then the largest of them."""
+    """The same for top_k = 1 on a GPU, for rows that its second axis holds: each in so many parts, then the largest of them."""
     from qcompile.kernels.sampler.greedy import sampler_largest_kernel, sampler_part_kernel
 
-    batch, vocab = logits.shape
+    batch = len(logits)
     is_dependent = is_hopper(logits)
     values = torch.empty((batch, parts), dtype=torch.float32, device=logits.device)
     ids = torch.empty((batch, parts), dtype=torch.int32, device=logits.device)
-    sizes = compiled_in(logits, vocab, parts, logits.stride(0))
     sampler_part_kernel[parts, batch](
-        logits, values, ids, *sizes, **part.replace(PDL=int(is_dependent)).arguments(logits)
+        logits, values, ids, *part_sizes(logits, parts), **part.replace(PDL=int(is_dependent)).arguments(logits)
     )
     value = torch.empty((batch, 1), dtype=torch.float32, device=logits.device)
     chosen = torch.empty((batch, 1), dtype=torch.int32, device=logits.device)
@@ -126,6 +128,13 @@ def greedy(logits: torch.Tensor, parts: int, part: Launch) -> tuple[torch.Tensor
     )
     sampler_largest_kernel[batch,](values, ids, value, chosen, token, parts, **largest.arguments(logits))
     return value, chosen, token
+
+
+def part_sizes(logits: torch.Tensor, parts: int) -> tuple[Any, ...]:
+    """V, parts and row stride; rows that lie apart do so by the length of a prompt, for which nothing is compiled anew."""
+    batch, vocab = logits.shape
+    stride = logits.stride(0) if batch > 1 else vocab
+    return (*compiled_in(logits, vocab, parts), *(compiled_in(logits, vocab) if stride == vocab else (stride,)))
 
 
 def choose_greedy(logits: torch.Tensor) -> tuple[int, Launch]:

@@ -56,3 +56,15 @@ def test_sizes_are_constants_on_a_gpu_only() -> None:
     assert [one.value for one in constants] == [896, 1792]
     for device in ("npu", "cpu"):
         assert compiled_in(on(device), 896, 1792) == (896, 1792)
+
+
+@pytest.mark.parametrize(("batch", "stride", "compiled"), [(4, 300, True), (1, 2100, True), (4, 2100, False)])
+def test_how_far_rows_of_logits_lie_apart_compiles_nothing_anew(batch: int, stride: int, compiled: bool) -> None:
+    """The last of S logits of every sequence lie S rows apart."""
+    language = pytest.importorskip("triton.language")
+    logits = on("cuda")
+    logits.shape, logits.stride = (batch, 300), lambda axis: stride
+    *sizes, last = importlib.import_module("qcompile.kernels.sampler.launch").part_sizes(logits, 2)
+    assert [one.value for one in sizes] == [300, 2]
+    assert isinstance(last, language.constexpr) == compiled
+    assert getattr(last, "value", last) == (300 if compiled else 2100)

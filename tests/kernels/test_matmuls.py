@@ -76,6 +76,13 @@ def test_bias_and_residual_come_last_where_their_rows_can_be_copied() -> None:
         assert_close(got, want, torch.float32)
     assert is_copied_whole(apart(residual, 8))
     assert not is_copied_whole(apart(residual, 1))
+    assert not is_copied_whole(residual[:1].expand(50, 48))  # rows on each other
+
+
+def test_slices_of_k_have_no_late_bias() -> None:
+    x, weight, bias, residual = fresh(50, 80), fresh(48, 80), fresh(48), fresh(50, 48)
+    got = matmul(x, weight, bias, residual, tile=TMA.replace(LATE=1, SPLITS=2))
+    assert_close(got, matmul_reference(x, weight, bias, residual, torch.float64), torch.float32)
 
 
 @pytest.mark.parametrize(

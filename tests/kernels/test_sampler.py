@@ -60,6 +60,16 @@ def test_nan_counts_as_minus_infinity_in_a_greedy_choice() -> None:
     assert values.tolist() == [[-7.0], [float("inf")], [-float("inf")]]
 
 
+def test_more_rows_than_the_second_axis_of_a_grid_holds_go_through_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = fresh(3, 300)
+    wanted = launch(logits)
+    monkeypatch.setattr("qcompile.kernels.placement._SECOND_AXIS", 2)
+    monkeypatch.delattr("qcompile.kernels.sampler.launch.greedy")
+    assert all(torch.equal(*pair) for pair in zip(launch(logits), wanted, strict=True))
+    with pytest.raises(NameError, match="greedy"):
+        launch(logits[:2])
+
+
 def test_draws_follow_the_probabilities() -> None:
     logits = torch.log(torch.tensor([0.1, 0.2, 0.7])).expand(50, 3).contiguous()
     uniform = (torch.arange(50) + 0.5) / 50
