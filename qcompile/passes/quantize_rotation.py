@@ -29,7 +29,7 @@ from qcompile.passes.pack import is_projection
 from qcompile.passes.proof import Prover, Rewrite
 from qcompile.passes.quantize_projections import find_projections
 from qcompile.passes.rotated_weights import ReadingWeight, WritingWeight, rotated_rows
-from qcompile.passes.unit_norm import mark_rotated
+from qcompile.passes.unit_norm import is_rotated, mark_rotated
 from qcompile.quant.hadamard import Rotation, hadamard_rotation
 from qcompile.tensors import StreamedTensor
 
@@ -95,6 +95,8 @@ def _stream(graph: ir.Graph) -> _Stream | str:
                 return reason
     if not found.norms:
         return "the residual stream meets no RmsNorm; run the group fuse first"
+    if any(is_rotated(norm) for norm in found.norms):
+        return "the residual stream was rotated before"
     return found
 
 

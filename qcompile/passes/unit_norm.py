@@ -27,13 +27,18 @@ def mark_rotated(norm: ir.Node) -> None:
     norm.metadata_props[_MARK] = _ROTATED
 
 
+def is_rotated(norm: ir.Node) -> bool:
+    """Whether the residual stream that a norm reads was rotated, in this run or an earlier one."""
+    return norm.metadata_props.get(_MARK) == _ROTATED
+
+
 def is_unit_norm(x: ir.Value | None) -> bool:
     """Whether a value is what a norm with a gamma of ones makes of a rotated residual stream."""
     norm = x.producer() if x is not None else None
     if norm is None or norm.domain != DOMAIN or norm.op_type not in _GAMMAS or norm.outputs[0] is not x:
         return False
     gamma = norm.inputs[_GAMMAS[norm.op_type]]
-    if norm.metadata_props.get(_MARK) != _ROTATED or gamma is None or gamma.const_value is None:
+    if not is_rotated(norm) or gamma is None or gamma.const_value is None:
         return False
     return bool(np.all(gamma.const_value.numpy() == 1))
 

@@ -83,3 +83,13 @@ def test_a_wrong_rotation_is_not_proved(context, monkeypatch):
     assert result.rewrites == 0
     assert result.rejected[0].reason.startswith("rolled back")
     assert [n.name for n in context.model.graph] == names
+
+
+def test_a_stream_is_rotated_once_also_over_two_runs(exported, tmp_path):
+    """What compares hidden states turns back one rotation, and a second one gains nothing."""
+    optimize_tiny(exported["qwen2"], tmp_path / "rotated", "fuse", "rotate-residual", target="portable", verify="off")
+    report = optimize_tiny(tmp_path / "rotated", tmp_path / "out", "int8")
+    result = next(r for r in report.results if r.name == "rotate-residual")
+    assert [r.reason for r in result.rejected] == ["the residual stream was rotated before"]
+    assert result.rewrites == 0
+    assert report.ops_after == optimize_tiny(exported["qwen2"], tmp_path / "once", "fuse", "int8").ops_after
