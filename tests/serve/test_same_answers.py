@@ -8,8 +8,11 @@ from qcompile.quantize_options import LayerOptions, QuantizeOptions
 from qcompile.runtime import Completion, Engine, SamplingParams
 from tests.optimized import export_tiny, optimize_tiny
 
-# In blocks of more than 64 ONNX Runtime's 8-bit kernel adds in an order that depends on the number of rows.
-SMALL_BLOCKS = tuple(LayerOptions(name, group_size=64) for name in ("*down_proj*", "lm_head", "o_proj"))
+# In larger blocks ONNX Runtime's kernels add in an order that depends on the number of rows.
+SMALL_BLOCKS = {
+    "int8": tuple(LayerOptions(name, group_size=64) for name in ("*down_proj*", "lm_head", "o_proj")),
+    "int4": (LayerOptions("lm_head", group_size=32),),
+}
 WIDTHS = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
 PARAMS = SamplingParams(max_new_tokens=12, ignore_eos=True, logprobs=2)
 SYSTEM = "You are a helpful assistant who answers in one line. "
@@ -27,7 +30,7 @@ def numbers(completions: list[Completion]) -> list[object]:
 
 @pytest.mark.parametrize("scheme", ["", "int8", "int8-weight", "int4"])
 def test_batch_chunks_and_reuse_change_no_bit(wide: Path, tmp_path: Path, scheme: str) -> None:
-    options = QuantizeOptions(layers=SMALL_BLOCKS if scheme == "int8" else ())
+    options = QuantizeOptions(layers=SMALL_BLOCKS.get(scheme, ()))
     optimize_tiny(wide, tmp_path / "m", "fuse", *scheme.split(), quantize=options)
     with Engine(tmp_path / "m", threads=1, max_batch_size=1, reuse_prefixes=False) as engine:
         alone = numbers([engine.generate([prompt], PARAMS)[0] for prompt in PROMPTS])
