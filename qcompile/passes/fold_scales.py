@@ -149,7 +149,8 @@ class FoldScales(Pass):
             return "was folded before"
         schemes = [self._scheme(reader) for reader in place.readers]
         if any(scheme is not None and scheme.activations == "norm" for scheme in schemes):
-            return "its inputs are rounded by the step of a unit norm, which takes no scale; use int8-dynamic"
+            other = "int8-dynamic" if self.rounds_per_token else "int8-static"
+            return f"its inputs are rounded by the step of a unit norm, which takes no scale; use {other}"
         if any(scheme is None or not self.suits(scheme) for scheme in schemes):
             return f"what reads it is not rounded in a way that {self.name} helps"
         return None

@@ -197,6 +197,8 @@ def test_smooth_quant_leaves_unit_norms_alone_and_helps_where_there_are_none(con
     assert [r.reason for r in refused.rejected] == [
         "nothing to fold anywhere: its inputs are rounded by the step of a unit norm, which takes no scale; use int8-dynamic"
     ]
+    coarse = SmoothQuant(statistics=Outlier(5), defaults=QuantizeInt8Norm.defaults, rounds_per_token=False)
+    assert coarse(context).rejected[0].reason.endswith("use int8-static")
     assert SmoothQuant(statistics=Outlier(5), defaults=QuantizeInt8Dynamic.defaults)(context).matches == 4
 
 

@@ -87,7 +87,7 @@ class QuantizedLowering:
         if self.family != "910B":
             raise UnsupportedOpError(
                 f"'{linear.name}' is quantized per token (int8-dynamic); the {self.family} has no kernel for that: "
-                "quantize with --passes int8-static or int8-weight"
+                "quantize with --passes int8, int8-static or int8-weight"
             )
         rows, m = dims(linear.x)
         codes, step = self.graph.ops(
