@@ -13,7 +13,7 @@ A value that is not given is the pass's own. A pattern is a shell pattern over t
 weight's, and for some places `lm_head`, `embed_tokens`, `o_proj` (what follows attention) or `down_proj` (what follows the
 activation of a feed-forward). The last layer entry that matches wins. 8-bit weights have no zero points: bits = 8 without a
 word on symmetric ends what a more general entry said of it. So do int8 activations with the size of groups: their weights
-have one scale per output.
+have one scale per output. Other bits than a pass's own end its own size of groups.
 """
 
 from __future__ import annotations
@@ -164,6 +164,9 @@ class QuantizeOptions:
                 if given.get("activations", "float") != "float":
                     values.pop("group_size", None)  # said of weights that are multiplied by floats
                 values |= given
+        own_bits = [layer.bits for layer in defaults if layer.bits is not None and layer.matches(names)]
+        if own_bits and values["bits"] != own_bits[-1] and not self.asks_group_size(names):
+            values.pop("group_size", None)  # the pass said it of its own bits
         kind = (values["activations"], values["bits"])
         values.setdefault("group_size", _DEFAULT_GROUPS.get(kind, "channel"))
         values.setdefault("symmetric", kind != ("float", 4))

@@ -187,6 +187,23 @@ def test_groups_end_where_int8_activations_are_asked_for_without_a_word_on_them(
         scheme(QuantizeOptions(activations="dynamic", group_size=32))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "text", "general", "group"),
+    [
+        (QuantizeInt8Norm, "o_proj:bits=4", None, 32),
+        (QuantizeInt8Norm, "o_proj:bits=4,group_size=channel", None, "channel"),
+        (QuantizeInt8Norm, "down_proj:bits=4", None, 32),
+        (QuantizeInt4, "lm_head:bits=8", None, 128),
+        (QuantizeInt4, "lm_head:bits=8", 16, 16),
+        (QuantizeInt4, "lm_head:bits=4", None, 64),
+    ],
+)
+def test_groups_that_a_pass_has_for_its_own_bits_end_with_them(scheme, text, general, group):
+    layer = parse_layer(text)
+    options = QuantizeOptions(group_size=general, layers=(layer,))
+    assert options.scheme_for([layer.pattern], scheme.defaults).group_size == group
+
+
 def test_smooth_quant_leaves_unit_norms_alone_and_helps_where_there_are_none(context, untied):
     plain = SmoothQuant(statistics=Outlier(5), defaults=QuantizeInt8Norm.defaults)
     assert len(plain.explain(untied)) == 3  # both down_proj and the head read floats
