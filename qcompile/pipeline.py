@@ -160,6 +160,7 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     statistics = CalibratedStatistics(
         TextSource(graph_path.parent, manifest, options.quantize.calibration),
         with_hessians=options.quantize.needs_hessian or Awq in plan,
+        rounds_per_token=target.rounds_per_token,
         say=say,
     )
     statistics.text.check()

@@ -209,6 +209,7 @@ def decide(
     goal: Goal,
     given: Given | None = None,
     *,
+    rounds_per_token: bool = True,
     cache: Path | None = None,
     say: Say | None = None,
 ) -> Decision:
@@ -222,6 +223,7 @@ def decide(
         candidates: Schemes to choose from; to leave a tensor float is always a choice.
         goal: What to reach, what was given included.
         given: What the user said of single weights.
+        rounds_per_token: Whether the target has kernels for activations with a scale per token.
         cache: Directory of calibrations, for texts that the model writes.
         say: Called with (what, done, total).
 
@@ -232,7 +234,7 @@ def decide(
     if {t.name for t in tensors_of(model.graph)} <= {n for n, scheme in given.schemes.items() if scheme is None}:
         raise QuantError(_NOTHING_TO_CHOOSE)
     rows, source = _trial_rows(text, cache, say)
-    trials = Trials(model, rows, num_positions=_POSITIONS, say=say)
+    trials = Trials(model, rows, num_positions=_POSITIONS, rounds_per_token=rounds_per_token, say=say)
     fixed = {name: scheme and _without_statistics(scheme) for name, scheme in given.schemes.items()}
     tried = list(dict.fromkeys(map(_without_statistics, candidates)))
     sensitivity = measure_sensitivity(trials, tried, given=fixed, say=say)

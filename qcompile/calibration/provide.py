@@ -35,6 +35,7 @@ class CalibratedStatistics:
         text: Where the text comes from.
         settings: How to calibrate.
         with_hessians: Whether an algorithm needs second moments (`qcompile.quant.algorithms.NEEDS_HESSIAN`, AWQ).
+        rounds_per_token: Whether the target has kernels for activations with a scale per token.
         cache: Directory of calibrations; by default under qcompile's cache directory.
         say: Called with (what, done, total).
     """
@@ -45,12 +46,13 @@ class CalibratedStatistics:
         settings: CalibrationSettings | None = None,
         *,
         with_hessians: bool = True,
+        rounds_per_token: bool = True,
         cache: Path | None = None,
         say: Say | None = None,
     ) -> None:
         self.text = text
         self.settings = replace(settings or CalibrationSettings(), with_hessians=with_hessians)
-        self.cache, self.say = cache, say
+        self.rounds_per_token, self.cache, self.say = rounds_per_token, cache, say
         self.decision: Decision | None = None
         self._calibration: Calibration | None = None
 
@@ -95,7 +97,16 @@ class CalibratedStatistics:
         Raises:
             QuantError: The goal cannot be reached (the message says the best found), or the model cannot be run.
         """
-        self.decision = decide(model, self.text, candidates, goal, given, cache=self.cache, say=self.say)
+        self.decision = decide(
+            model,
+            self.text,
+            candidates,
+            goal,
+            given,
+            rounds_per_token=self.rounds_per_token,
+            cache=self.cache,
+            say=self.say,
+        )
         return self.decision
 
     def record(self) -> dict[str, Any]:

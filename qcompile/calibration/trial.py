@@ -17,7 +17,7 @@ from qcompile.calibration.blocks import Block
 from qcompile.calibration.runner import Array, BlockRunner, Row, Say, feeds_of
 from qcompile.errors import QuantError
 from qcompile.passes.quantize_projections import HEAD, Projection, find_projections
-from qcompile.passes.unit_norm import is_unit_norm
+from qcompile.passes.unit_norm import scheme_for_input
 from qcompile.quant.activations import INT8_MAX, UNIT_NORM_STEP, round_per_tensor, round_per_token
 from qcompile.quant.algorithms import NEEDS_HESSIAN, weight_quantizer
 from qcompile.quant.scheme import FloatArray, InputStatistics, WeightScheme, check_weight
@@ -110,6 +110,7 @@ class Trials:
         model: A float decoder graph; not to be changed while trials are made of it.
         rows: A few short rows: a trial costs up to one pass over them.
         num_positions: Positions whose distributions are compared, evenly spaced.
+        rounds_per_token: Whether the target has kernels for activations with a scale per token.
         say: Called with (what, done, total).
 
     Raises:
@@ -117,7 +118,13 @@ class Trials:
     """
 
     def __init__(
-        self, model: ir.Model, rows: Sequence[Row], *, num_positions: int = NUM_POSITIONS, say: Say | None = None
+        self,
+        model: ir.Model,
+        rows: Sequence[Row],
+        *,
+        num_positions: int = NUM_POSITIONS,
+        rounds_per_token: bool = True,
+        say: Say | None = None,
     ) -> None:
         self.tensors = tensors_of(model.graph)
         uses = [use for tensor in self.tensors for use in tensor.uses]
@@ -128,7 +135,7 @@ class Trials:
         self.head, self.hidden = head, hidden
         inputs = [use.node.inputs[0] for use in uses if not use.is_lookup]
         self.runner = BlockRunner(model, list(dict.fromkeys([*(v for v in inputs if v is not None), hidden])))
-        self.rows = rows
+        self.rows, self.rounds_per_token = rows, rounds_per_token
         self.inputs: dict[ir.Value, FloatArray] = {}
         self._states: list[list[dict[ir.Value, Array]]] = []
         total = sum(map(len, rows))
@@ -153,11 +160,18 @@ class Trials:
     def step_of(self, tensor: Tensor, scheme: LinearScheme) -> float | None:
         """Return the one step that inputs are rounded by; None for a step per token.
 
-        Static inputs: the largest value of these rows becomes code 127. ``norm``: the known step behind a unit norm.
+        Static inputs: the largest value of these rows becomes code 127. ``norm``: the known step behind a unit norm,
+        elsewhere what the pass makes of it.
         """
         value = tensor.reader.node.inputs[0]
         assert value is not None
-        return _step(value, self.inputs[value], scheme) if scheme.activations in {"static", "norm"} else None
+        return self._rounding_step(value, self.inputs[value], scheme)
+
+    def _rounding_step(self, value: ir.Value, x: FloatArray, scheme: LinearScheme) -> float | None:
+        done = scheme_for_input(scheme, value, rounds_per_token=self.rounds_per_token)
+        if done.activations == "norm":
+            return UNIT_NORM_STEP
+        return max(float(np.abs(x).max()), _SMALLEST) / float(INT8_MAX) if done.activations == "static" else None
 
     def quantized(self, tensor: Tensor, scheme: LinearScheme, statistics: InputStatistics | None) -> FloatArray:
         """Return [N, K]: what a tensor's codes stand for."""
@@ -247,7 +261,11 @@ class Trials:
         self, hidden: FloatArray, table: FloatArray | None, scheme: LinearScheme | None
     ) -> FloatArray:
         """Return the log probabilities [positions, V] of the head's inputs."""
-        x = hidden if scheme is None else rounded_inputs(hidden, scheme, _step(self.hidden, hidden, scheme))
+        x = (
+            hidden
+            if scheme is None
+            else rounded_inputs(hidden, scheme, self._rounding_step(self.hidden, hidden, scheme))
+        )
         logits = np.empty((len(x), self.head.num_outputs), np.float32)
         for start, stop in _ranges(self.head.num_outputs, _HEAD_ROWS):
             rows = self.head.rows(start, stop) if table is None else table[start:stop]
@@ -257,12 +275,6 @@ class Trials:
             part -= part.max(axis=1, keepdims=True)
             part -= np.log(np.exp(part).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
         return logits
-
-
-def _step(value: ir.Value, x: FloatArray, scheme: LinearScheme) -> float | None:
-    if scheme.activations == "norm":
-        return UNIT_NORM_STEP if is_unit_norm(value) else None
-    return max(float(np.abs(x).max()), _SMALLEST) / float(INT8_MAX)
 
 
 def _check_finite(taken: Mapping[ir.Value, Sequence[Array]], block: Block) -> None:

@@ -222,13 +222,33 @@ def test_smooth_quant_leaves_unit_norms_alone_and_helps_where_there_are_none(con
 def test_trials_round_as_the_pass_does(fused):
     context = PassContext(load_model(fused["qwen2"] / "model.onnx"), Prover())
     RotateResidual()(context)
-    trials = Trials(context.model, [np.arange(40) % 500, np.arange(30) % 400])
+    rows = [np.arange(40) % 500, np.arange(30) % 400]
+    trials = Trials(context.model, rows)
     scheme = QuantizeOptions().scheme_for(("",), QuantizeInt8Norm.defaults)
     steps = {t.name: trials.step_of(t, scheme) for t in trials.tensors if t.name != "lm_head"}
     assert steps == {name: UNIT_NORM_STEP if name in BEHIND_NORMS else None for name in steps}
+    coarse = Trials(context.model, rows, rounds_per_token=False)
+    for tensor in (t for t in coarse.tensors if t.name in steps):
+        largest = np.abs(coarse.inputs[tensor.reader.node.inputs[0]]).max()
+        assert coarse.step_of(tensor, scheme) == pytest.approx(steps[tensor.name] or largest / 127)
     x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
     np.testing.assert_array_equal(rounded_inputs(x, scheme, UNIT_NORM_STEP), round_per_tensor(x, UNIT_NORM_STEP))
     np.testing.assert_array_equal(rounded_inputs(x, scheme, None), round_per_token(x))
     # 255 codes: rounded at a tenth of a code's width of KL, and never nothing
     assert 0 < trials.compare(dict.fromkeys(BEHIND_NORMS, scheme)).mean < 5e-3
     assert unit_norm.scheme_for_input(scheme, None, rounds_per_token=True).activations == "dynamic"
+
+
+@pytest.mark.parametrize(("target", "per_token"), [("ascend310p3", False), ("ascend910b4", True), ("portable", True)])
+def test_trials_know_what_the_target_has(exported, tmp_path, monkeypatch, target, per_token):
+    monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "cache"))
+    seen = []
+
+    def trials(*arguments, **options):
+        seen.append(options["rounds_per_token"])
+        return Trials(*arguments, **options)
+
+    monkeypatch.setattr("qcompile.calibration.mixed_precision.Trials", trials)
+    options = {"quantize": QuantizeOptions(quality=0.05), "verify": "off", "dry_run": True}
+    optimize_tiny(exported["qwen2"], tmp_path / "out", "fuse", "int8", target=target, **options)
+    assert seen == [per_token]
