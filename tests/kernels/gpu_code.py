@@ -61,7 +61,13 @@ ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"num_warps": 8},
     ),
     "rope_cache_rows": ({"BLOCK_ROWS": 16, "HALF": 64, **_HEADS}, {"num_warps": 4}),
+    "sampler_part": (
+        {"BLOCK_VOCAB": 1024, "STAGES": 3, "PDL": 1, "n_vocab": 151_936, "n_parts": 149},
+        {"num_warps": 4},
+    ),
+    "sampler_largest": ({"BLOCK_PARTS": 256, "PDL": 1, "n_parts": 149}, {"num_warps": 1}),
 }
+TYPES_OF = {"sampler_part": ("sampler_chunk_kernel", "fp16"), "sampler_largest": ("sampler_merge_kernel", "fp32")}
 CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "add_rms_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0, **_ROW}, {"num_warps": 16}),
     "add_layer_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0, **_ROW}, {"num_warps": 16}),
@@ -99,8 +105,11 @@ def function_of(case: str) -> tuple[Any, dict[str, str]]:
         operator, module = {
             "quantize_in_pieces": ("quantize_per_token", "in_pieces"),
             "rope_cache_rows": ("rope_cache", "rows"),
+            "sampler_part": ("sampler", "greedy"),
+            "sampler_largest": ("sampler", "greedy"),
         }[case]
-    typed = table(operator, f"{operator}_kernel").typed_signature("fp16")
+    function, variant = TYPES_OF.get(case, (f"{operator}_kernel", "fp16"))
+    typed = table(operator, function).typed_signature(variant)
     if case in SPLIT:
         typed |= {"x": "tensordesc<fp16[128, 64]>", "weight": "tensordesc<fp16[256, 64]>"}
         typed |= {"residual": "*fp16", "out": "*fp16"}
@@ -170,5 +179,7 @@ if __name__ == "__main__":
     found["gemv_int8_rows, one row"] = facts("gemv_int8_rows", options={"num_stages": 5}, BLOCK_M=1, EVEN=1)
     pair = {"BLOCK_N": 128, "LATE": 1, "PDL": 0, "AFTER": 0}
     found["matmul_tma, two a multiprocessor"] = facts("matmul_tma", options={"num_warps": 4}, **pair)
+    found["decode_attention, whole"] = facts("decode_attention", BLOCK_T=32, IS_SPLIT=0)
+    found["swiglu, few rows"] = facts("swiglu", ONCE=1, n_cols=11008, row_stride=22016)
     found["gemv_int8, one tile at a time"] = facts("gemv_int8", STAGES=0)
     print(json.dumps(found))
