@@ -54,7 +54,7 @@ def launch(
     tile: Launch | None = None,
     splits: int | None = None,
 ) -> torch.Tensor:
-    """Out as in reference.py, computed by two kernels: one for every split of the KV length, one that merges them.
+    """Out as in reference.py, computed by a kernel for every split of the KV length and, if there are several, one that merges.
 
     Args:
         q: [B, H, d] float16, bfloat16 or float32.

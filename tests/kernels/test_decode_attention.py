@@ -8,6 +8,7 @@ from qcompile.kernels.placement import Launch
 from tests.kernels.numerics import DTYPES, assert_close, fresh, poisoned  # noqa: F401
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("poisoned")]
+SMALL = Launch({"BLOCK_G": 16, "BLOCK_T": 16, "D": 16})
 
 
 def ints(*values: int) -> torch.Tensor:
@@ -45,9 +46,10 @@ def test_the_tiles_chosen_for_it() -> None:
     assert_close(launch(q, k, v, starts, lengths, 0.125), want, torch.float32)
 
 
-def test_a_sequence_without_slots_gives_zeros() -> None:
+@pytest.mark.parametrize("splits", [1, 2])
+def test_a_sequence_without_slots_gives_zeros(splits: int) -> None:
     q, (k, v) = fresh(2, 4, 16), caches(2, 2, 8, 16, torch.float32)
-    out = launch(q, k, v, ints(0, 4), ints(0, 4), 0.25)
+    out = launch(q, k, v, ints(0, 4), ints(0, 4), 0.25, splits=splits)
     assert torch.equal(out, torch.zeros(2, 4, 16))
     assert torch.equal(reference(q, k, v, ints(0, 4), ints(0, 4), 0.25), torch.zeros(2, 4, 16))
 
@@ -59,17 +61,20 @@ def test_a_cache_with_other_strides() -> None:
     assert_close(launch(q, k, v, ints(0, 0), ints(8, 5), 0.25), want, torch.float32)
 
 
-def test_large_scores_do_not_overflow() -> None:
+@pytest.mark.parametrize("splits", [1, 2])
+def test_large_scores_do_not_overflow(splits: int) -> None:
     q, (k, v) = fresh(1, 2, 16) * 100, caches(1, 1, 20, 16, torch.float32)
     want = reference(q, k, v, ints(0), ints(20), 1.0, torch.float64)
-    assert (launch(q, k, v, ints(0), ints(20), 1.0).double() - want).abs().max() < 1e-3  # scores of 1000 have 6e-5 left
+    got = launch(q, k, v, ints(0), ints(20), 1.0, SMALL, splits)
+    assert (got.double() - want).abs().max() < 1e-3  # scores of 1000 have 6e-5 left
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # numpy's, in the interpreter
-def test_nan_in_a_slot_attended_to_is_seen() -> None:
+@pytest.mark.parametrize("splits", [1, 2])
+def test_nan_in_a_slot_attended_to_is_seen(splits: int) -> None:
     q, (k, v) = fresh(2, 2, 16), caches(2, 1, 20, 16, torch.float32)
     k[0, 0, 3, 0] = float("nan")
-    out = launch(q, k, v, ints(0, 0), ints(20, 20), 1.0)
+    out = launch(q, k, v, ints(0, 0), ints(20, 20), 1.0, SMALL, splits)
     assert bool(out[0].isnan().all())
     assert bool(torch.isfinite(out[1]).all())
 
