@@ -106,6 +106,8 @@ ADD_RMS_NORM = FusedOp(
     same_as_first(2),
 )
 
+GAMMA_INPUTS = {RMS_NORM.name: 1, ADD_RMS_NORM.name: 2}  # where the scale of a norm stands among its inputs
+
 LAYER_NORM = FusedOp(
     "LayerNorm",
     f"LayerNorm <epsilon> (x, gamma, beta) => (y) {{{_layer_norm_of('x')} }}",

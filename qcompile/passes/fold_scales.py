@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import QuantError
-from qcompile.functions import DOMAIN
+from qcompile.functions import DOMAIN, GAMMA_INPUTS
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
 from qcompile.passes.change import detach, finish_rewrites, node_label
 from qcompile.passes.folded_weights import ScaledWeight
@@ -38,7 +38,6 @@ from qcompile.quant.scheme import FloatArray, InputStatistics, WeightScheme
 from qcompile.quant.smooth import search_smoothing
 from qcompile.quantize_options import LayerOptions, LinearScheme, QuantizeOptions
 
-_NORMS = {"RmsNorm": 1, "AddRmsNorm": 2}
 _MOST_ERROR = 0.95
 # A product and a quotient by the same number, each rounded; half-precision weights are rounded to their type again.
 MAX_RELATIVE_ERROR = {ir.DataType.FLOAT: 2e-5, ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 1.6e-2}
@@ -234,14 +233,14 @@ def _places(graph: ir.Graph) -> list[_Place]:
     projections = {p.node: p for p in find_projections(graph) if not p.is_lookup}
     found = []
     for node in graph:
-        if node.domain != DOMAIN or node.op_type not in {*_NORMS, "SwiGlu"}:
+        if node.domain != DOMAIN or node.op_type not in {*GAMMA_INPUTS, "SwiGlu"}:
             continue
         users = [use.node for use in node.outputs[0].uses()]
         readers = tuple(projections[user] for user in users if user in projections)
         own = all(is_projection(p.node) and len(p.source.uses()) == 1 for p in readers)
         if not readers or not own or len(readers) != len(users) or node.outputs[0].is_graph_output():
             continue
-        place = _Place(node, readers) if node.op_type in _NORMS else _after_up(node, readers)
+        place = _Place(node, readers) if node.op_type in GAMMA_INPUTS else _after_up(node, readers)
         if place is not None and _is_constant(_before(place)):
             found.append(place)
     return found
@@ -266,7 +265,7 @@ def _after_up(node: ir.Node, readers: tuple[Projection, ...]) -> _Place | None:
 
 def _before(place: _Place) -> ir.Value | None:
     """Return the constant that is divided: gamma, or the weight of the up projection."""
-    return place.node.inputs[_NORMS[place.node.op_type]] if place.up is None else place.up.inputs[1]
+    return place.node.inputs[GAMMA_INPUTS[place.node.op_type]] if place.up is None else place.up.inputs[1]
 
 
 def _is_constant(value: ir.Value | None) -> bool:
@@ -336,7 +335,7 @@ def _replace(graph: ir.Graph, place: _Place, scale: FloatArray, suffix: str) -> 
     before = _before(place)
     assert before is not None
     if place.up is None:
-        index = _NORMS[place.node.op_type]
+        index = GAMMA_INPUTS[place.node.op_type]
         place.node.replace_input_with(index, _registered(graph, _divided(before, scale, f"{place.name}.{suffix}")))
     else:
         divided = _divided_columns(place, before, scale, f"{before.name}.divided")

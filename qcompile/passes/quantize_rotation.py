@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import QuantError
-from qcompile.functions import DOMAIN
+from qcompile.functions import DOMAIN, GAMMA_INPUTS
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
 from qcompile.passes.change import detach, finish_rewrites, named_constant, node_label
 from qcompile.passes.kernel_rewrite import first_columns, first_rows, matrix_shape
@@ -33,7 +33,6 @@ from qcompile.passes.unit_norm import is_rotated, mark_rotated
 from qcompile.quant.hadamard import Rotation, hadamard_rotation
 from qcompile.tensors import StreamedTensor
 
-_NORMS = {"RmsNorm", "AddRmsNorm"}
 # Sums of D terms in another order, twice; in half precision the rotated weights are rounded to their type again.
 MAX_RELATIVE_ERROR = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 1.6e-2}
 
@@ -102,7 +101,7 @@ def _stream(graph: ir.Graph) -> _Stream | str:
 
 def _follow(found: _Stream, stream: list[ir.Value], node: ir.Node) -> str:
     """Take one reader of the stream in; return why it cannot be, or nothing."""
-    if node.domain != DOMAIN or node.op_type not in _NORMS:
+    if node.domain != DOMAIN or node.op_type not in GAMMA_INPUTS:
         return f"'{node_label(node)}' ({node.op_type}) reads the residual stream; only RmsNorm can follow a rotation"
     if node.op_type == "AddRmsNorm":
         for value in node.inputs[:2]:
@@ -113,7 +112,7 @@ def _follow(found: _Stream, stream: list[ir.Value], node: ir.Node) -> str:
                 return f"'{value.name if value else ''}' is added to the residual stream and is no projection"
             found.writers.append(writer)
         stream.append(node.outputs[1])
-    gamma = node.inputs[2 if node.op_type == "AddRmsNorm" else 1]
+    gamma = node.inputs[GAMMA_INPUTS[node.op_type]]
     if gamma is None or gamma.const_value is None:
         return f"the gamma of '{node_label(node)}' is no constant"
     found.norms.append(node)

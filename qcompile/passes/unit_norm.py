@@ -15,10 +15,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.functions import DOMAIN
+from qcompile.functions import DOMAIN, GAMMA_INPUTS
 from qcompile.quantize_options import LinearScheme
 
-_GAMMAS = {"RmsNorm": 1, "AddRmsNorm": 2}
 _MARK, _ROTATED = "qcompile.residual", "rotated"
 
 
@@ -35,9 +34,9 @@ def is_rotated(norm: ir.Node) -> bool:
 def is_unit_norm(x: ir.Value | None) -> bool:
     """Whether a value is what a norm with a gamma of ones makes of a rotated residual stream."""
     norm = x.producer() if x is not None else None
-    if norm is None or norm.domain != DOMAIN or norm.op_type not in _GAMMAS or norm.outputs[0] is not x:
+    if norm is None or norm.domain != DOMAIN or norm.op_type not in GAMMA_INPUTS or norm.outputs[0] is not x:
         return False
-    gamma = norm.inputs[_GAMMAS[norm.op_type]]
+    gamma = norm.inputs[GAMMA_INPUTS[norm.op_type]]
     if not is_rotated(norm) or gamma is None or gamma.const_value is None:
         return False
     return bool(np.all(gamma.const_value.numpy() == 1))
