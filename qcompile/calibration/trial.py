@@ -261,11 +261,9 @@ class Trials:
         self, hidden: FloatArray, table: FloatArray | None, scheme: LinearScheme | None
     ) -> FloatArray:
         """Return the log probabilities [positions, V] of the head's inputs."""
-        x = (
-            hidden
-            if scheme is None
-            else rounded_inputs(hidden, scheme, self._rounding_step(self.hidden, hidden, scheme))
-        )
+        x = hidden
+        if scheme is not None:
+            x = rounded_inputs(hidden, scheme, self._rounding_step(self.hidden, hidden, scheme))
         logits = np.empty((len(x), self.head.num_outputs), np.float32)
         for start, stop in _ranges(self.head.num_outputs, _HEAD_ROWS):
             rows = self.head.rows(start, stop) if table is None else table[start:stop]
