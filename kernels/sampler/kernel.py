@@ -14,6 +14,16 @@ def take_largest(values, ids):
 
 
 @triton.jit
+def draw(top_values, top_ids, uniform, top_k, inverse_temperature, BLOCK_K: tl.constexpr):
+    """The first of top_k ids whose cumulated probability exceeds uniform; values fall."""
+    ranks = tl.arange(0, BLOCK_K)
+    weights = tl.where(ranks < top_k, tl.exp((top_values - tl.max(top_values, axis=0)) * inverse_temperature), 0.0)
+    passed = uniform * tl.sum(weights, axis=0)
+    drawn = tl.minimum(tl.sum((tl.cumsum(weights, axis=0) <= passed).to(tl.int32), axis=0), top_k - 1)
+    return tl.sum(tl.where(ranks == drawn, top_ids, 0), axis=0)
+
+
+@triton.jit
 def sampler_chunk_kernel(
     logits_ptr, value_ptr, id_ptr, n_rows, n_vocab, n_chunks, row_stride, top_k, BLOCK_VOCAB: tl.constexpr
 ):
@@ -67,8 +77,5 @@ def sampler_merge_kernel(
         out = tl.cast(row, tl.int64) * top_k + ranks
         tl.store(top_value_ptr + out, top_values, mask=ranks < top_k)
         tl.store(top_id_ptr + out, top_ids, mask=ranks < top_k)
-        weights = tl.where(ranks < top_k, tl.exp((top_values - tl.max(top_values, axis=0)) * inverse_temperature), 0.0)
-        passed = tl.load(uniform_ptr + row) * tl.sum(weights, axis=0)
-        drawn = tl.sum((tl.cumsum(weights, axis=0) <= passed).to(tl.int32), axis=0)
-        drawn = tl.minimum(drawn, top_k - 1)
-        tl.store(token_ptr + row, tl.sum(tl.where(ranks == drawn, top_ids, 0), axis=0))
+        token = draw(top_values, top_ids, tl.load(uniform_ptr + row), top_k, inverse_temperature, BLOCK_K)
+        tl.store(token_ptr + row, token)

@@ -22,7 +22,11 @@ MAX_K = 64
 _BLOCK_VOCAB = 4096
 _MAX_CANDIDATES = 4096
 _GREEDY_BLOCK = 1024
-_PARTS = 32  # of a row, at least
+_PARTS = 37  # of a row, at least: four blocks of Qwen's vocabulary each
+_SEGMENT_BLOCK = 1024
+_SEGMENTS = 2048  # of a row, at most: each of top_k turns goes over their best, and over the logits of top_k of them
+_SEGMENT_PARTS = (8, 64)  # of a row, at least and at most
+_SEGMENT_WARPS = 4
 
 
 def validate(logits: torch.Tensor, top_k: int, temperature: float, uniform: torch.Tensor | None) -> None:
@@ -77,20 +81,26 @@ def launch(
     check.launchable(NAME, logits)
     if top_k == 1 and tiles is None and logits.device.type != "npu" and not walks(len(logits)):
         return greedy(logits, *choose_greedy(logits))
+    if tiles is None and logits.device.type != "npu" and not walks(len(logits)):
+        return by_segments(logits, top_k, temperature, uniform, *choose_segments(logits))
+    return by_chunks(logits, top_k, temperature, uniform, *(tiles or choose(logits, top_k)))
+
+
+def by_chunks(
+    logits: torch.Tensor, top_k: int, temperature: float, uniform: torch.Tensor | None, chunk: Launch, merge: Launch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same on any device: the top_k of every chunk, then the top_k of those."""
     from qcompile.kernels.sampler.kernel import sampler_chunk_kernel, sampler_merge_kernel
 
     batch, vocab = logits.shape
-    chunk, merge = tiles or choose(logits, top_k)
     chunks = -(-vocab // chunk.constants["BLOCK_VOCAB"])
-    values = torch.empty((batch, chunks, top_k), dtype=torch.float32, device=logits.device)
-    ids = torch.empty((batch, chunks, top_k), dtype=torch.int32, device=logits.device)
+    values, ids = _pairs(logits, chunks, top_k)
     sampler_chunk_kernel[grid(logits, batch * chunks)](
         logits, values, ids, batch, vocab, chunks, logits.stride(0), top_k, **chunk.arguments(logits)
     )
     if uniform is None:
         uniform = torch.zeros(batch, dtype=torch.float32, device=logits.device)
-    top_values = torch.empty((batch, top_k), dtype=torch.float32, device=logits.device)
-    top_ids = torch.empty((batch, top_k), dtype=torch.int32, device=logits.device)
+    top_values, top_ids = _pairs(logits, top_k)
     token = torch.empty((batch,), dtype=torch.int32, device=logits.device)
     sampler_merge_kernel[grid(logits, batch)](
         values,
@@ -114,20 +124,64 @@ def greedy(logits: torch.Tensor, parts: int, part: Launch) -> tuple[torch.Tensor
 
     batch = len(logits)
     is_dependent = is_hopper(logits)
-    values = torch.empty((batch, parts), dtype=torch.float32, device=logits.device)
-    ids = torch.empty((batch, parts), dtype=torch.int32, device=logits.device)
+    values, ids = _pairs(logits, parts)
     sampler_part_kernel[parts, batch](
         logits, values, ids, *part_sizes(logits, parts), **part.replace(PDL=int(is_dependent)).arguments(logits)
     )
-    value = torch.empty((batch, 1), dtype=torch.float32, device=logits.device)
-    chosen = torch.empty((batch, 1), dtype=torch.int32, device=logits.device)
+    value, chosen = _pairs(logits, 1)
     token = torch.empty((batch,), dtype=torch.int32, device=logits.device)
-    largest = Launch(
-        {"BLOCK_PARTS": power_of_two(parts), "PDL": int(is_dependent)},
-        {"num_warps": 1} | ({"launch_pdl": True} if is_dependent else {}),
-    )
+    largest = _second({"BLOCK_PARTS": power_of_two(parts)}, 1, is_dependent)
     sampler_largest_kernel[batch,](values, ids, value, chosen, token, parts, **largest.arguments(logits))
     return value, chosen, token
+
+
+def by_segments(
+    logits: torch.Tensor, top_k: int, temperature: float, uniform: torch.Tensor | None, parts: int, segment: Launch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same for any top_k on a GPU: the best of every segment, then the top_k of the logits of the top_k segments."""
+    from qcompile.kernels.sampler.top_k import sampler_candidates_kernel, sampler_segment_kernel
+
+    batch, vocab = logits.shape
+    is_dependent = is_hopper(logits)
+    block, segments = segment.constants["BLOCK_VOCAB"], segment.constants["SEGMENTS"]
+    values, ids = _pairs(logits, parts * segments)
+    sizes = part_sizes(logits, parts)
+    sampler_segment_kernel[parts, batch](
+        logits, values, ids, *sizes, **segment.replace(PDL=int(is_dependent)).arguments(logits)
+    )
+    blocks = -(-vocab // block)
+    members = -(-blocks // parts) * (block // segments)
+    constants = {"BLOCK_VOCAB": block, "SEGMENTS": segments, "BLOCK_SEGMENTS": power_of_two(parts * segments)}
+    constants |= {"BLOCK_CANDIDATES": power_of_two(top_k * members), "BLOCK_K": power_of_two(top_k)}
+    constants["HAS_UNIFORM"] = int(uniform is not None)
+    top_values, top_ids = _pairs(logits, top_k)
+    token = torch.empty((batch,), dtype=torch.int32, device=logits.device)
+    sampler_candidates_kernel[batch,](
+        logits,
+        values,
+        ids,
+        logits if uniform is None else uniform,
+        top_values,
+        top_ids,
+        token,
+        *sizes,
+        top_k,
+        1.0 / temperature,
+        **_second(constants, _SEGMENT_WARPS, is_dependent).arguments(logits),
+    )
+    return top_values, top_ids, token
+
+
+def _pairs(logits: torch.Tensor, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for values and ids of every row."""
+    size, device = (len(logits), *shape), logits.device
+    return torch.empty(size, dtype=torch.float32, device=device), torch.empty(size, dtype=torch.int32, device=device)
+
+
+def _second(constants: dict[str, int], num_warps: int, is_dependent: bool) -> Launch:
+    """The tile of a kernel that goes on with what the one before wrote, perhaps launched while that one runs (PDL)."""
+    options = {"num_warps": num_warps} | ({"launch_pdl": True} if is_dependent else {})
+    return Launch(constants | {"PDL": int(is_dependent)}, options)
 
 
 def part_sizes(logits: torch.Tensor, parts: int) -> tuple[Any, ...]:
@@ -143,6 +197,16 @@ def choose_greedy(logits: torch.Tensor) -> tuple[int, Launch]:
     blocks = -(-vocab // _GREEDY_BLOCK)
     parts = min(blocks, max(_PARTS, 2 * gpu_processors(logits) // batch))
     return parts, Launch({"BLOCK_VOCAB": _GREEDY_BLOCK, "STAGES": 3}, {"num_warps": 4})
+
+
+def choose_segments(logits: torch.Tensor) -> tuple[int, Launch]:
+    """Parts of a row, and the tile of the first kernel: the more parts, the fewer segments each."""
+    batch, vocab = logits.shape
+    least, most = _SEGMENT_PARTS
+    filling = power_of_two(4 * gpu_processors(logits) // batch + 1) // 2  # programs for each multiprocessor: four
+    parts = min(-(-vocab // _SEGMENT_BLOCK), max(least, min(filling, most)))
+    segments = min(_SEGMENTS // power_of_two(parts), _SEGMENT_BLOCK // 4)
+    return parts, Launch({"BLOCK_VOCAB": _SEGMENT_BLOCK, "SEGMENTS": segments, "STAGES": 3}, {"num_warps": 4})
 
 
 def choose(logits: torch.Tensor, top_k: int) -> tuple[Launch, Launch]:

@@ -20,7 +20,7 @@ from qcompile.text_file import decode_utf8, read_bounded
 from qcompile.weights_writer import write_failure
 
 _LIMIT_BYTES = 16 << 20
-_DTYPES = ("fp16", "bf16")
+_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 _DECODE_MODELS = ("0.5B", "3B")
 _DECODE_BATCHES = (1, 16)
@@ -31,7 +31,7 @@ _ONLY_MEASURED = ("models", "phases", "compile_mode", "new_tokens", "resume", "m
 @click.argument("operators", nargs=-1, metavar="[OPERATOR...]")
 @click.option("--models", multiple=True, type=click.Choice(list(MODELS)), help="Sizes of Qwen2.5; all when not given.")
 @click.option("--phases", multiple=True, type=click.Choice(list(PHASES)), help="All when not given.")
-@click.option("--dtype", type=click.Choice(_DTYPES), default="fp16", show_default=True, help="Of activations.")
+@click.option("--dtype", type=click.Choice(tuple(_DTYPES)), default="fp16", show_default=True, help="Of activations.")
 @click.option(
     "--compile-mode",
     type=click.Choice(_COMPILE_MODES),
@@ -80,7 +80,7 @@ def _settings(options: dict[str, Any], device: Any) -> Iterator[Any]:
 
     from qcompile.kernels.bench.cases import Setting
 
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[options["dtype"]]
+    dtype = getattr(torch, _DTYPES[options["dtype"]])
     if options["dry_run"]:
         for phase in TINY_PHASES.values():
             yield Setting("tiny", TINY, phase, device, dtype)
@@ -140,7 +140,7 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
     from qcompile.kernels.bench.runner import measure_ceilings
 
     device = _gpu()
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[options["dtype"]]
+    dtype = getattr(torch, _DTYPES[options["dtype"]])
     ceilings = measure_ceilings(dtype)
     console = Console(highlight=False, stderr=options["as_json"])
     results: dict[str, Any] = {

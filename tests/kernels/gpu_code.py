@@ -65,9 +65,23 @@ ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"BLOCK_VOCAB": 1024, "STAGES": 3, "PDL": 1, "n_vocab": 151_936, "n_parts": 149},
         {"num_warps": 4},
     ),
+    "sampler_segment": (
+        {"BLOCK_VOCAB": 1024, "SEGMENTS": 256, "STAGES": 3, "PDL": 1, "n_vocab": 151_936, "n_parts": 8},
+        {"num_warps": 4},
+    ),
+    "sampler_candidates": (
+        {"BLOCK_VOCAB": 1024, "SEGMENTS": 256, "BLOCK_SEGMENTS": 2048, "BLOCK_CANDIDATES": 2048, "BLOCK_K": 32}
+        | {"HAS_UNIFORM": 1, "PDL": 1, "n_vocab": 151_936, "n_parts": 8},
+        {"num_warps": 4},
+    ),
     "sampler_largest": ({"BLOCK_PARTS": 256, "PDL": 1, "n_parts": 149}, {"num_warps": 1}),
 }
-TYPES_OF = {"sampler_part": ("sampler_chunk_kernel", "fp16"), "sampler_largest": ("sampler_merge_kernel", "fp32")}
+TYPES_OF = {
+    "sampler_part": ("sampler_chunk_kernel", "fp16"),
+    "sampler_segment": ("sampler_chunk_kernel", "fp16"),
+    "sampler_candidates": ("sampler_merge_kernel", "fp32"),
+    "sampler_largest": ("sampler_merge_kernel", "fp32"),
+}
 CASES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "add_rms_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0, **_ROW}, {"num_warps": 16}),
     "add_layer_norm": ({"BLOCK_ROWS": 1, "BLOCK_COLS": 4096, "WALK": 0, **_ROW}, {"num_warps": 16}),
@@ -107,6 +121,8 @@ def function_of(case: str) -> tuple[Any, dict[str, str]]:
             "rope_cache_rows": ("rope_cache", "rows"),
             "sampler_part": ("sampler", "greedy"),
             "sampler_largest": ("sampler", "greedy"),
+            "sampler_segment": ("sampler", "top_k"),
+            "sampler_candidates": ("sampler", "top_k"),
         }[case]
     function, variant = TYPES_OF.get(case, (f"{operator}_kernel", "fp16"))
     typed = table(operator, function).typed_signature(variant)
@@ -114,6 +130,8 @@ def function_of(case: str) -> tuple[Any, dict[str, str]]:
         typed |= {"x": "tensordesc<fp16[128, 64]>", "weight": "tensordesc<fp16[256, 64]>"}
         typed |= {"residual": "*fp16", "out": "*fp16"}
         typed["partial_ptr"] = "*i32" if operator == "matmul_int8" else "*fp32"
+    if case == "sampler_candidates":
+        typed |= {"logits_ptr": "*fp16", "row_stride": "i32"}
     return getattr(importlib.import_module(f"qcompile.kernels.{operator}.{module}"), f"{case}_kernel"), typed
 
 
@@ -166,6 +184,7 @@ def facts(operator: str, options: dict[str, int] | None = None, **changed: int) 
         "tma": len(re.findall(r"cp\.async\.bulk\.tensor", ptx)),
         "mma": ptx.count("mma.sync"),
         "wgmma": ptx.count("wgmma.mma_async"),
+        "redux": ptx.count("redux.sync"),
         "from_int": len(re.findall(r"cvt\.rn\.f\d+\.s", ptx)),
         "shared": kernel.metadata.shared,
         "stack": stack_bytes(kernel.asm["cubin"]),

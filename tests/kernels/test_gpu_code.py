@@ -21,7 +21,7 @@ ONE_ROW_INT8 = "gemv_int8_rows, one row"
 FEW_ROWS = ("gemv_int8", "gemv_int4", ONE_ROW_INT4, ONE_ROW_INT8, "matmul_one_row", *ON_MATRIX_UNITS)
 SWIGLU = ("swiglu", "swiglu, few rows")
 ATTENTION = ("decode_attention", "decode_attention, whole")
-MEMORY_BOUND = (*ROW_KERNELS, SWIGLU[1], *ROWS, *FEW_ROWS, *ATTENTION, "sampler_part")
+MEMORY_BOUND = (*ROW_KERNELS, SWIGLU[1], *ROWS, *FEW_ROWS, *ATTENTION, "sampler_part", "sampler_segment")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,12 @@ def test_products_of_few_rows_have_several_tiles_on_their_way(code: dict[str, di
 def test_a_greedy_choice_has_several_blocks_on_their_way(code: dict[str, dict[str, Any]]) -> None:
     assert code["sampler_part"]["async_16"] >= 2
     assert code["sampler_part"]["stack"] == code["sampler_largest"]["stack"] == 0
+
+
+def test_a_top_k_choice_reads_ahead_and_reduces_a_warp_in_one_instruction(code: dict[str, dict[str, Any]]) -> None:
+    assert code["sampler_segment"]["async_16"] >= 2
+    assert code["sampler_candidates"]["redux"] >= 4
+    assert code["sampler_segment"]["stack"] == code["sampler_candidates"]["stack"] == 0
 
 
 def test_without_stages_they_have_one(code: dict[str, dict[str, Any]]) -> None:

@@ -52,6 +52,31 @@ def test_of_equal_logits_the_smaller_id_wins_in_a_greedy_choice() -> None:
     assert launch(logits.zero_())[2].tolist() == [0]
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_first_of_many_equal_logits_lie_in_the_chosen_segments(batch: int) -> None:
+    """Few distinct values: twins within a segment, in other segments of a block, in other blocks and parts."""
+    generator = torch.Generator().manual_seed(batch)
+    logits = torch.randint(-2, 3, (batch, 20_000), generator=generator).float()
+    logits[logits == 0] *= -1.0  # -0 equals 0
+    logits[:, 1::7] = 0.0
+    values, ids, token = launch(logits, 30, 1.0, torch.full((batch,), 0.5))
+    wanted = reference(logits, 30, 1.0, torch.full((batch,), 0.5))
+    assert torch.equal(ids, wanted[1])
+    assert torch.equal(values, wanted[0])
+    assert torch.equal(token, wanted[2])
+    rare = torch.full((batch, 20_000), -1.0)
+    rare[:, [5, 6, 7, 1029, 19_999]] = torch.tensor([0.0, -0.0, 0.0, -0.0, 0.0])
+    assert launch(rare, 6)[1].tolist() == [[5, 6, 7, 1029, 19_999, 0]] * batch
+
+
+@pytest.mark.parametrize("shape", [(1, 151_936), (2, 1_024), (2, 1_025), (5, 64), (2, 40_000)])
+def test_every_top_k_of_rows_in_one_part_or_many(shape: tuple[int, int]) -> None:
+    logits = fresh(*shape)
+    for top_k in (2, 20, 64):
+        _, ids, _ = launch(logits, top_k)
+        assert torch.equal(ids, reference(logits, top_k, 1.0, None)[1])
+
+
 def test_nan_counts_as_minus_infinity_in_a_greedy_choice() -> None:
     logits = torch.full((3, 3000), float("nan"))
     logits[0, 2999], logits[1, 5] = -7.0, float("inf")
@@ -65,9 +90,13 @@ def test_more_rows_than_the_second_axis_of_a_grid_holds_go_through_chunks(monkey
     wanted = launch(logits)
     monkeypatch.setattr("qcompile.kernels.placement._SECOND_AXIS", 2)
     monkeypatch.delattr("qcompile.kernels.sampler.launch.greedy")
+    monkeypatch.delattr("qcompile.kernels.sampler.launch.by_segments")
     assert all(torch.equal(*pair) for pair in zip(launch(logits), wanted, strict=True))
+    launch(logits, 4)
     with pytest.raises(NameError, match="greedy"):
         launch(logits[:2])
+    with pytest.raises(NameError, match="by_segments"):
+        launch(logits[:2], 4)
 
 
 def test_draws_follow_the_probabilities() -> None:
