@@ -24,6 +24,7 @@ import numpy as np
 from qcompile.errors import VerifyError
 from qcompile.runtime.host import default_threads
 from qcompile.runtime.manifest import Manifest
+from qcompile.runtime.ort_options import session_options
 
 QUANTIZED_KERNELS = frozenset(
     {
@@ -118,8 +119,7 @@ def _look(directory: Path) -> LoadedModel:
     import onnxruntime
 
     manifest = Manifest.load(directory)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = default_threads(), 4
+    options = session_options(onnxruntime, default_threads())
     with tempfile.TemporaryDirectory() as scratch:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "profile")

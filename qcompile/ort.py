@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 
 from qcompile.errors import GraphError
+from qcompile.runtime.ort_options import session_options
 
 
 def open_session(model_bytes: bytes) -> Any:
@@ -17,11 +18,9 @@ def open_session(model_bytes: bytes) -> Any:
     Raises:
         GraphError: ONNX Runtime refuses the model.
     """
-    options = onnxruntime.SessionOptions()
+    options = session_options(onnxruntime, threads=2)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
     options.enable_cpu_mem_arena = False
-    options.intra_op_num_threads = 2
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +17,7 @@ from qcompile.artifact import load_model
 from qcompile.ascend.reference import WideWeights, reference_model
 from qcompile.runtime.errors import SessionError
 from qcompile.runtime.manifest import GraphEntry, Manifest
+from qcompile.runtime.ort_options import session_options
 from qcompile.runtime.session import Scores
 from qcompile.runtime.static_buckets import StaticBuckets
 from qcompile.weights_writer import save_models
@@ -133,8 +133,7 @@ class ReferenceSession:
     def _session(self, entry: GraphEntry) -> ort.InferenceSession:
         name = entry.file.name
         if name not in self._loaded:
-            options: Any = ort.SessionOptions()
-            options.intra_op_num_threads = self._threads
+            options = session_options(ort, self._threads)
             try:
                 path = str(Path(self._scratch.name) / name)
                 self._loaded[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from qcompile.runtime.ort_options import session_options
+
 Clock = Callable[[], float]
 _BUFFER_BYTES = 256 << 20
 _ROWS, _INNER, _COLUMNS = 512, 1536, 1536
@@ -96,9 +98,7 @@ def _matmul_session(is_integer: bool, threads: int, rng: np.random.Generator) ->
     node = ir.node(op, [x, w])
     node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(made)
     graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[w], opset_imports={"": 18}, name="rate")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
+    options = session_options(onnxruntime, threads)
     model_bytes = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     return onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
 

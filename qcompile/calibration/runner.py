@@ -24,6 +24,7 @@ from qcompile.calibration.rounded_inputs import with_rounded_inputs
 from qcompile.errors import QuantError
 from qcompile.passes.excerpt import HALF, model_of
 from qcompile.quant.mse import num_threads
+from qcompile.runtime.ort_options import session_options
 
 Array = npt.NDArray[Any]
 Row = npt.NDArray[np.int64]
@@ -33,10 +34,12 @@ Visitor = Callable[[int, ir.Value, Array], None]
 
 MEMORY_BYTES = 1 << 30
 _CONSTANT_ELEMENTS = 4096
+# Their products are exact on every CPU only where they are known when the session is made (session_options).
+_EXACT_AS_CONSTANTS = (ir.DataType.INT8,)
 
 
 class BlockSession:
-    """One block as an ONNX Runtime session; weights are fed with every call.
+    """One block as an ONNX Runtime session; weights are fed with every call, but for int8 ones, which are part of it.
 
     Args:
         block: Nodes and what they read and write.
@@ -61,9 +64,9 @@ class BlockSession:
         if rounded:
             model = with_rounded_inputs(model, {i: rounded[n] for i, n in enumerate(block.nodes) if n in rounded})
         key = hashlib.blake2b(model, digest_size=16).digest()
-        if key not in sessions:
-            sessions[key] = _open(model, block)
-        self.session = sessions[key]
+        self.session = sessions.get(key) or _open(model, block)
+        if not any(s.dtype in _EXACT_AS_CONSTANTS for s in stand_ins.values()):
+            sessions[key] = self.session
         self._names = {value: s.name or "" for value, s in stand_ins.items() if s.const_value is None}
 
     def weights(self) -> dict[ir.Value, Array]:
@@ -236,9 +239,10 @@ def _carried(memory_bytes: int) -> Iterator[_Carried]:
 
 
 def _stand_in(value: ir.Value, name: str, known: Array | None) -> ir.Value:
-    """Return a constant for small integers (shapes, axes), else an input of the same type."""
+    """Return a constant for small integers (shapes, axes) and int8 weights, else an input of the same type."""
     tensor = value.const_value
-    if tensor is not None and tensor.dtype.is_integer() and tensor.size <= _CONSTANT_ELEMENTS:
+    is_small = tensor is not None and tensor.dtype.is_integer() and tensor.size <= _CONSTANT_ELEMENTS
+    if tensor is not None and (is_small or tensor.dtype in _EXACT_AS_CONSTANTS):
         constant = ir.tensor(np.asarray(tensor.numpy()), name=name)
         shape = ir.Shape(tensor.shape.numpy())
         return ir.Value(name=name, type=ir.TensorType(constant.dtype), shape=shape, const_value=constant)
@@ -263,10 +267,9 @@ def _as_fed(array: Array) -> Array:
 
 
 def _open(model: bytes, block: Block) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 4
-    options.intra_op_num_threads = num_threads()
+    options = session_options(onnxruntime, num_threads())
+    # the least that makes such products exact
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -20,6 +20,7 @@ from qcompile.quality.models import OpenedModel
 from qcompile.quality.scoring_graph import ScoringGraph, scoring_graph
 from qcompile.quant.hadamard import Rotation
 from qcompile.runtime.ort_graph import BFLOAT16, FLOAT, FLOAT16, ElementType, one_line, view
+from qcompile.runtime.ort_options import session_options
 
 _PAST = "past_key_values."
 _INT8 = ElementType(3, np.int8)
@@ -212,10 +213,8 @@ class Scorer:
 
 
 def _load(graph: ScoringGraph, name: str, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options = session_options(onnxruntime, threads)
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     # two models take turns: one must not spin while the other computes
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.folder))

@@ -10,6 +10,7 @@ import numpy as np
 from .errors import SessionError
 from .huge_pages import huge_pages
 from .manifest import GraphIO, ModelShape
+from .ort_options import session_options
 
 _FIRST_WITH_CHUNKS = (1, 20)  # before 1.20 GroupQueryAttention ignores the past when S > 1
 
@@ -108,10 +109,8 @@ class OrtGraph:
         return self.ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16.onnx_type)
 
     def _load(self, threads: int, io: GraphIO) -> Any:
-        options = self.ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options = session_options(self.ort, threads)
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # failures reach us as exceptions; the log would only repeat them
         try:
             with huge_pages():
                 return self.ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])

@@ -6,6 +6,7 @@ import pytest
 from qcompile.calibration.blocks import split_blocks
 from qcompile.calibration.runner import BlockRunner, feeds_of
 from qcompile.errors import QuantError
+from qcompile.runtime.ort_options import session_options
 
 ROWS = [np.arange(7, dtype=np.int64) * 31 % 400, np.arange(12, dtype=np.int64) * 17 % 400]
 
@@ -31,7 +32,7 @@ def whole_graph(directory, names, row):
     model.graph.outputs.extend(known[n] for n in names if n not in present)
     path = directory / "asked.onnx"
     ir.save(model, path)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), session_options(onnxruntime), providers=["CPUExecutionProvider"])
     feeds = {v.name: a for v, a in feeds_of(model.graph, row)}
     try:
         return dict(zip(names, session.run(names, feeds), strict=True))

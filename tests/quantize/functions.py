@@ -9,8 +9,12 @@ import onnx_ir as ir
 import onnxruntime
 
 from qcompile.functions import DOMAIN, fused_op
+from qcompile.runtime.ort_options import session_options
 
 Array = np.ndarray
+
+
+_FED = ("x", "indices")  # the others are weights: only as such are int8 ones multiplied exactly on every CPU
 
 
 def call(name: str, inputs: Mapping[str, Array], **attributes: int) -> Array:
@@ -18,17 +22,22 @@ def call(name: str, inputs: Mapping[str, Array], **attributes: int) -> Array:
     values = []
     for key, array in inputs.items():
         kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-        values.append(ir.Value(name=key, type=kind, shape=ir.Shape(array.shape)))
+        weight = None if key in _FED else ir.tensor(array, name=key)
+        values.append(ir.Value(name=key, type=kind, shape=ir.Shape(array.shape), const_value=weight))
     node = ir.node(name, values, attributes, domain=DOMAIN)
     output = node.outputs[0]
     output.name = "y"
     scales = next((a.dtype for k, a in inputs.items() if k == "scales"), np.dtype(np.float32))
     output.type = ir.TensorType(ir.DataType.from_numpy(scales))
-    graph = ir.Graph(values, [output], nodes=[node], opset_imports={"": 18, DOMAIN: 1}, name="call")
+    fed = [value for value in values if value.name in _FED]
+    weights = [value for value in values if value.name not in _FED]
+    graph = ir.Graph(fed, [output], nodes=[node], initializers=weights, opset_imports={"": 18, DOMAIN: 1}, name="call")
     model = ir.Model(graph, ir_version=9)
     fused_op(name).register(model)
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, dict(inputs))[0])
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), session_options(onnxruntime), providers=["CPUExecutionProvider"]
+    )
+    return np.asarray(session.run(None, {key: array for key, array in inputs.items() if key in _FED})[0])
 
 
 def pack(codes: Array) -> Array:

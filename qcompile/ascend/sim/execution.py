@@ -21,6 +21,7 @@ from qcompile.ascend.reference import WideWeights, reference_model
 from qcompile.ascend.sim.gears import Variant, with_shapes
 from qcompile.ascend.sim.model_file import SimulatedFile
 from qcompile.errors import GraphError
+from qcompile.runtime.ort_options import session_options
 from qcompile.tensors import MappedTensor, pieces_of
 
 _NUMPY: dict[str, Any] = {
@@ -82,9 +83,7 @@ class Workshop:
         self._count += 1
         path = Path(self._scratch.name) / f"{self._count}.onnx"
         path.write_bytes(ir.to_proto(twin).SerializeToString())
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 4
+        options = session_options(ort, self._threads)
         options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of the weights per model
         try:
             return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
