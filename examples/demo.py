@@ -43,9 +43,19 @@ PROMPT = "Write a function that adds two numbers."
 console = Console(highlight=False)
 
 
+def program() -> str:
+    """Return how the shell calls this environment's qcompile: by name only where PATH leads to it."""
+    script = Path(sys.executable).with_name("qcompile")
+    found = shutil.which("qcompile")
+    if found is not None and Path(found).resolve() == script.resolve():
+        return "qcompile"
+    words = [_shown(script)] if script.is_file() else [_shown(Path(sys.executable)), "-m", "qcompile.cli.main"]
+    return shlex.join(words)
+
+
 def qcompile(*arguments: str | Path) -> None:
     """Show a qcompile command and run it, its output going to the terminal."""
-    console.print(Text(f"$ {shlex.join(['qcompile', *map(_shown, arguments)])}", style="bold"), soft_wrap=True)
+    console.print(Text(f"$ {program()} {shlex.join(map(_shown, arguments))}", style="bold"), soft_wrap=True)
     subprocess.run([sys.executable, "-m", "qcompile.cli.main", *map(str, arguments)], cwd=ROOT, check=True)
     console.print()
 
@@ -86,7 +96,8 @@ def show_problems(model: Path) -> None:
             console.print(Rule(title, align="left", style="dim"))
             console.print(Text(text))
         console.print()
-    console.print(f"{num_right} of {len(SHOWN)} correct; all 200: qcompile eval {_shown(model)} {_shown(PROBLEMS)}\n")
+    all_of_them = f"{program()} eval {_shown(model)} {_shown(PROBLEMS)}"
+    console.print(f"{num_right} of {len(SHOWN)} correct; all 200: {all_of_them}\n", soft_wrap=True)
 
 
 def table_of(models: dict[str, Path], fused: dict[str, int], agreement: dict[str, dict[str, Any]]) -> Table:

@@ -85,7 +85,7 @@ def find_graph(path: Path) -> tuple[Path, Manifest | None]:
         if all(entry.bucket is not None for entry in manifest.graphs):
             raise GraphError(
                 f"{path}: holds {len(manifest.graphs)} static graphs for {manifest.target}, no model to work on; give "
-                "the directory they were lowered from, or one of its .onnx files"
+                "the directory they were lowered from; `qcompile inspect` and `qcompile check` take its .onnx files"
             )
         role = "model" if any(entry.role == "model" for entry in manifest.graphs) else "decoder"
         return path / manifest.graph(role).file.name, manifest

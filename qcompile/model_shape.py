@@ -25,6 +25,23 @@ def is_decoder(graph: ir.Graph) -> bool:
     return has_cache and any(v.name == "logits" for v in graph.outputs)
 
 
+def refuse_lowered_for_ascend(model: ir.Model, path: Path, manifest: Manifest | None) -> None:
+    """Raise GraphError for a static graph that was lowered for an Ascend chip: it is an end, no model to work on.
+
+    Args:
+        model: The graph.
+        path: Its file, for the message.
+        manifest: What lies beside it, if anything does.
+    """
+    inputs, outputs = ({v.name for v in values} for values in (model.graph.inputs, model.graph.outputs))
+    if "past_lengths" in inputs and "next_token" in outputs:
+        target = manifest.target if manifest is not None else "an Ascend chip"
+        raise GraphError(
+            f"{path}: is a static graph lowered for {target}, and no pass takes those; give the directory that it was "
+            "lowered from, which `qcompile export` wrote, or which was optimized with --target portable"
+        )
+
+
 def model_io_of(graph: ir.Graph) -> GraphIO:
     """Return the interface of a graph that is no decoder; the dtype is that of its first float output or input."""
     dtypes = [v.dtype for v in (*graph.outputs, *graph.inputs) if v.dtype is not None]

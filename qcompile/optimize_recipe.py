@@ -23,6 +23,7 @@ from qcompile.ascend.buckets import BucketOptions, lengths
 from qcompile.ascend.lowering.lower import AscendOptions
 from qcompile.ascend.plugins import parse_plugins
 from qcompile.errors import PassError
+from qcompile.passes.registry import GROUPS
 from qcompile.pipeline import OptimizeOptions
 from qcompile.quantize_options import options_from
 
@@ -93,6 +94,10 @@ def _checked(key: str, value: Any, path: Path) -> Any:
     if key in _LISTS:
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
             raise PassError(f'{path}: {key} = {value!r}; wanted a list of names, such as ["fuse", "int8"]')
+        if key == "passes" and not any(name.strip() for name in value):
+            raise PassError(
+                f"{path}: passes = {value!r} names no pass; leave it out for fuse, or name some of {', '.join(GROUPS)}"
+            )
         return tuple(value)
     if key in _TEXTS and isinstance(value, str):
         return value

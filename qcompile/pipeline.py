@@ -32,7 +32,7 @@ from qcompile.calibration.text import BUILT_IN
 from qcompile.errors import PassError, UnsupportedOpError, VerifyError
 from qcompile.fusion_counts import expected_counts, missing_fusions
 from qcompile.loaded_model import LoadedModel, inspect_loaded
-from qcompile.model_shape import describe_any, is_decoder, model_io_of
+from qcompile.model_shape import describe_any, is_decoder, model_io_of, refuse_lowered_for_ascend
 from qcompile.passes import registry
 from qcompile.passes.base import Pass, PassContext, PassResult, Rejection, op_histogram
 from qcompile.passes.finite_weights import check_finite
@@ -146,6 +146,7 @@ def optimize(source: Path, output: Path, options: OptimizeOptions, report: Repor
     graph_path, manifest = find_graph(source)
     _check_request(options, output, graph_path)
     model = load_model(graph_path)
+    refuse_lowered_for_ascend(model, graph_path, manifest)
     target = _target(options, model)
     _check_ascend(options, target)
     plan = _schedule(model, target, options)

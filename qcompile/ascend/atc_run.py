@@ -6,9 +6,10 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -76,7 +77,8 @@ def _run(jobs: Sequence[Job], atc: Sequence[str], environ: Mapping[str, str], at
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                running.append(_start(waiting.pop(0), atc, environ))
+                with _held_signals():
+                    running.append(_start(waiting.pop(0), atc, environ))
                 say(running[-1].job.name, "started", 0.0)
             time.sleep(_POLL_SECONDS)
             for entry in list(running):
@@ -87,8 +89,7 @@ def _run(jobs: Sequence[Job], atc: Sequence[str], environ: Mapping[str, str], at
                 made[entry.job.name] = _finish(entry, atc)
                 say(entry.job.name, "done", time.monotonic() - entry.start)
     finally:
-        for entry in running:
-            _end(entry)
+        _end(running)
     return made
 
 
@@ -168,17 +169,45 @@ def _log_text(job: Job) -> str:
         return (head + stream.read(_MAX_LOG_BYTES)).decode("utf-8", "replace")
 
 
-def _end(entry: _Running) -> None:
-    """End a job and the compilers it started; its .om, if any, is incomplete and goes."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(entry.process.pid, number)
-            entry.process.wait(_GRACE_SECONDS)
-        except (ProcessLookupError, PermissionError):
-            break
-        except subprocess.TimeoutExpired:
-            continue
-        break
-    entry.stream.close()
-    for leftover in entry.job.folder.glob("*.om"):
-        leftover.unlink(missing_ok=True)
+def _end(running: Sequence[_Running]) -> None:
+    """End jobs and all that their compilers started; an .om, if any, is incomplete and goes.
+
+    A compiler may end before its children do, and who waits may send a second signal: what is left of a group is killed.
+    """
+    try:
+        for entry in running:
+            _signal_group(entry, signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for entry in running:
+            with suppress(subprocess.TimeoutExpired):
+                entry.process.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for entry in running:
+            _signal_group(entry, signal.SIGKILL)
+            entry.process.wait()
+            entry.stream.close()
+            for leftover in entry.job.folder.glob("*.om"):
+                leftover.unlink(missing_ok=True)
+
+
+def _signal_group(entry: _Running, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(entry.process.pid, number)
+
+
+@contextmanager
+def _held_signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait until a process that is being started is known to who ends it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for held in arrived:
+            signal.raise_signal(held)

@@ -9,8 +9,8 @@ second-level cache, vector arithmetic, idle time between engines, and the host's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from qcompile.ascend.atc_options import tensor_bytes
 from qcompile.ascend.chips import Chip
@@ -19,7 +19,6 @@ from qcompile.ascend.legality.view import GraphView, Node, Value
 LAUNCH_GAP_S = 1.86e-6
 _MACS_PER_CYCLE = 4096
 _INT8_FACTOR = 2
-_MAX_WEIGHT_ONLY_DIM = 65535
 _FREE = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Identity", "Constant", "Flatten", "Shape"})
 _PRODUCTS = frozenset({"MatMul", "Gemm", "BatchMatMul"})
 _QUANTIZED = frozenset({"QuantBatchMatMul", "NPUWeightQuantBatchMatmulV2", "WeightQuantBatchMatmulV2"})
@@ -27,8 +26,6 @@ _PICKS = frozenset({"Gather", "Slice", "Split", "GatherElements"})
 _FUSED_NORMS = frozenset({"NPURmsNorm", "NPURmsNormEpsilon"})
 _FLASH = frozenset({"NPUPromptFlashAttention", "NPUFusedInferAttentionScore"})
 _NORMS = frozenset({"NPURmsNorm", "NPURmsNormEpsilon", "NPUAddRmsNorm"})
-# int4 weights with one fp16 scale per 128 of them, against fp16.
-_INT4_SHARE = (0.5 + 2 / 128) / 2
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,12 @@ class Kernel:
         flops: Work of the matrix cores; 0 for everything else.
         moved_bytes: Activations and cache read and written.
         weight_bytes: Constants read.
-        columns: Larger side of a constant weight; 0 without one.
+        outputs: Rows N of a constant matrix, one per output of a product or token of a table; 0 without one.
+        inputs: What a row of it holds, M.
         is_int8: Whether the matrix cores work in int8.
-        follows_norm: Whether its input comes straight from a norm (a quantizer would be fused with that).
+        follows_norm: Whether its input comes straight from a norm.
+        has_bias: Whether a product takes in a bias.
+        stored_bytes: What lies on the device besides, such as a table of which a call reads a few rows.
     """
 
     name: str
@@ -51,9 +51,18 @@ class Kernel:
     flops: float
     moved_bytes: int
     weight_bytes: int = 0
-    columns: int = 0
+    outputs: int = 0
+    inputs: int = 0
     is_int8: bool = False
     follows_norm: bool = False
+    has_bias: bool = False
+    stored_bytes: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows that a product with a constant multiplies; 0 for anything else."""
+        weights = 2 * self.outputs * self.inputs
+        return round(self.flops / weights) if weights else 0
 
 
 @dataclass(frozen=True)
@@ -124,43 +133,14 @@ def estimate(kernels: Sequence[Kernel], chip: Chip) -> Estimate:
     return Estimate(time, best, len(kernels), share, launch_bound, weights, moved, flops)
 
 
-def with_int8(kernels: Iterable[Kernel]) -> list[Kernel]:
-    """Return the kernels with W8A8 projections, quantized per token: a quantizer is added where no norm takes it in."""
-    made = []
-    for kernel in kernels:
-        if kernel.op in _PRODUCTS and kernel.weight_bytes and not kernel.is_int8:
-            if not kernel.follows_norm:
-                made.append(Kernel(f"{kernel.name}.quantize", "NPUDynamicQuant", 0.0, kernel.moved_bytes * 3 // 4))
-            made.append(replace(kernel, op="QuantBatchMatMul", weight_bytes=kernel.weight_bytes // 2, is_int8=True))
-        else:
-            made.append(kernel)
-    return made
-
-
-def with_int4(kernels: Iterable[Kernel]) -> list[Kernel]:
-    """Return the kernels with weight-only int4 projections; those wider than 65535 are several, and a Concat."""
-    made = []
-    for kernel in kernels:
-        if kernel.op not in _PRODUCTS or not kernel.weight_bytes:
-            made.append(kernel)
-            continue
-        count = max(1, -(-kernel.columns // _MAX_WEIGHT_ONLY_DIM))
-        piece = replace(
-            kernel,
-            op="NPUWeightQuantBatchMatmulV2",
-            flops=kernel.flops / count,
-            moved_bytes=kernel.moved_bytes // count,
-            weight_bytes=int(kernel.weight_bytes * _INT4_SHARE / count),
-        )
-        made += [piece] * count
-        if count > 1:
-            made.append(Kernel(f"{kernel.name}.joined", "Concat", 0.0, 2 * kernel.moved_bytes))
-    return made
-
-
 def kernels_of(view: GraphView) -> list[Kernel]:
     """Return the launches of a static graph, after what GE's documents say it fuses by itself."""
     return [_kernel(node) for node in view.nodes if not _vanishes(node)]
+
+
+def constant_bytes(view: GraphView) -> int:
+    """Return what the constants of a graph take, each of them once."""
+    return sum(_size(value) for value in view.values.values() if value.tensor is not None)
 
 
 def _vanishes(node: Node) -> bool:
@@ -172,37 +152,54 @@ def _vanishes(node: Node) -> bool:
         perm = node.attributes.get("perm", ())
         swapped = len(perm) >= 2 and tuple(perm) == (*range(len(perm) - 2), len(perm) - 1, len(perm) - 2)
         return swapped and bool(readers) and all(reader.op in _PRODUCTS for reader in readers)
-    first, second = node.input(0), node.input(1)
+    first = node.input(0)
     maker = first.producer if first is not None else None
     if node.op == "Add":
-        is_bias = maker is not None and maker.op in _PRODUCTS and second is not None and second.tensor is not None
-        return is_bias or any(reader.op in _FUSED_NORMS for reader in readers)
+        return _is_bias(node) or any(reader.op in _FUSED_NORMS for reader in readers)
     if node.op == "NPUDynamicQuant" and maker is not None and maker.op in _FUSED_NORMS:
         source = maker.input(0)
         return source is not None and source.producer is not None and source.producer.op == "Add"
     return False
 
 
+def _is_bias(node: Node) -> bool:
+    """Whether a node is an Add that the product in front of it takes in."""
+    first, second = node.input(0), node.input(1)
+    maker = first.producer if first is not None else None
+    is_behind_product = node.op == "Add" and maker is not None and maker.op in _PRODUCTS
+    return is_behind_product and second is not None and second.tensor is not None
+
+
 def _kernel(node: Node) -> Kernel:
-    outputs = sum(_size(value) for value in node.outputs)
+    made = sum(_size(value) for value in node.outputs)
     constants = [v for v in node.inputs if v is not None and v.tensor is not None]
     moved = sum(_size(value) for value in node.inputs if value is not None and value.tensor is None)
     weights = sum(_size(value) for value in constants)
     if node.op in _PICKS:  # only what is picked is read
-        moved, weights = outputs, 0
+        moved, weights = made, 0
     first = node.input(0)
     maker = first.producer if first is not None else None
-    sides = [d for v in constants if v.shape is not None and len(v.shape) == 2 for d in v.shape if d is not None]
+    outputs, inputs = _matrix(node, constants)
     return Kernel(
         name=node.name,
         op=node.op,
         flops=_flops(node),
-        moved_bytes=moved + outputs,
+        moved_bytes=moved + made,
         weight_bytes=weights,
-        columns=max(sides, default=0),
+        outputs=outputs,
+        inputs=inputs,
         is_int8=first is not None and first.dtype == "i8",
         follows_norm=maker is not None and maker.op in _NORMS,
+        has_bias=node.op in _PRODUCTS and any(_is_bias(reader) for v in node.outputs if v for reader in v.readers),
     )
+
+
+def _matrix(node: Node, constants: Sequence[Value]) -> tuple[int, int]:
+    """Return N and M of the matrix that a node multiplies by or looks up in, or zeros."""
+    weight = next((v for v in constants if v.shape is not None and len(v.shape) == 2), None)
+    rows, columns = (int(dim or 0) for dim in weight.shape or (0, 0)) if weight is not None else (0, 0)
+    is_by_row = node.op == "Gather" or (node.op == "Gemm" and node.integer("transB", 0) == 1)
+    return (rows, columns) if is_by_row else (columns, rows)
 
 
 def _size(value: Value | None) -> int:

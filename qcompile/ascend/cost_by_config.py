@@ -103,7 +103,8 @@ def config_kernels(sizes: Sizes, bucket: Bucket, *, per_layer: int = 0, all_logi
     hidden = rows * sizes.hidden * _HALF
     layer += [Kernel("extra", "Elementwise", 0.0, 2 * hidden)] * max(0, per_layer - len(layer))
     last = rows if all_logits else bucket.batch
-    start = [Kernel("embed_tokens", "Gather", 0.0, 2 * hidden)] + [Kernel("mask", "Mask", 0.0, hidden)] * 8
+    table = Kernel("embed_tokens", "Gather", 0.0, 2 * hidden, outputs=sizes.vocab, inputs=sizes.hidden)
+    start = [table] + [Kernel("mask", "Mask", 0.0, hidden)] * 8
     end = [
         Kernel("norm", "NPURmsNorm", 0.0, 2 * hidden),
         _product("lm_head", last, sizes.hidden, sizes.vocab),
@@ -124,7 +125,7 @@ def _layer(sizes: Sizes, bucket: Bucket) -> list[Kernel]:
     qkv_columns = (sizes.heads + 2 * sizes.kv_heads) * sizes.head
     made = [
         Kernel("norm", "NPURmsNorm", 0.0, 4 * hidden),
-        _product("qkv", rows, sizes.hidden, qkv_columns, follows_norm=True),
+        _product("qkv", rows, sizes.hidden, qkv_columns, follows_norm=True, has_bias=not sizes.has_head_norms),
         Kernel("split", "Split", 0.0, 2 * (q + 2 * kv)),
         Kernel("rotary", "NPURotaryMul", 0.0, 2 * (q + kv)),
         Kernel("split", "Split", 0.0, 2 * (q + kv)),
@@ -148,9 +149,6 @@ def _layer(sizes: Sizes, bucket: Bucket) -> list[Kernel]:
     return made
 
 
-def _product(name: str, rows: int, inner: int, columns: int, *, follows_norm: bool = False) -> Kernel:
-    moved = rows * (inner + columns) * _HALF
-    weights = inner * columns * _HALF
-    return Kernel(
-        name, "MatMul", 2.0 * rows * inner * columns, moved, weights, max(inner, columns), False, follows_norm
-    )
+def _product(name: str, rows: int, m: int, n: int, *, follows_norm: bool = False, has_bias: bool = False) -> Kernel:
+    moved, flops = rows * (m + n) * _HALF, 2.0 * rows * m * n
+    return Kernel(name, "MatMul", flops, moved, m * n * _HALF, n, m, follows_norm=follows_norm, has_bias=has_bias)

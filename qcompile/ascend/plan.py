@@ -15,14 +15,14 @@ from qcompile.ascend.cost import (
     Estimate,
     Kernel,
     Range,
+    constant_bytes,
     estimate,
     kernel_time,
     kernels_of,
     matrix_rate,
-    with_int4,
-    with_int8,
 )
 from qcompile.ascend.cost_by_config import SDPA_EXPORT, Sizes, config_kernels
+from qcompile.ascend.cost_by_scheme import with_int4, with_int8
 from qcompile.ascend.legality.onnx_file import read_onnx
 from qcompile.ascend.legality.view import GraphView
 from qcompile.errors import GraphError
@@ -31,12 +31,10 @@ from qcompile.runtime.manifest import MANIFEST_NAME, GraphEntry, Manifest
 _LAYER = re.compile(r"(?:^|[./])layers[./](\d+)[./]")
 _WORKSPACE_FACTOR = 3
 _ATC_BASE_BYTES, _ATC_WEIGHT_FACTOR = 2 << 30, 3
-# Bytes per weight with their scales: one fp16 scale per column, or per 128 weights.
-_INT8_BYTES, _INT4_BYTES = 1.004, 0.516
 BEFORE, AFTER, INT8, INT4, BUILT = (
     "before fusion",
     "after fusion",
-    "int8 (W8A8 per token)",
+    "int8 (W8A8 behind norms)",
     "int4 (weights only)",
     "as built",
 )
@@ -162,10 +160,10 @@ def plan_model(directory: Path, chip: Chip, options: BucketOptions, export: Path
     shown: dict[str, list[tuple[Kernel, Range]]] = {}
     largest = 0
     for bucket in buckets:
-        kernels = (
-            kernels_of(GraphView(read_onnx(lowered[bucket]))) if bucket in lowered else config_kernels(sizes, bucket)
-        )
-        rows += _forms(bucket, kernels, sizes, chip, per_layer)
+        view = GraphView(read_onnx(lowered[bucket])) if bucket in lowered else None
+        kernels = config_kernels(sizes, bucket) if view is None else kernels_of(view)
+        stored = 2 * sizes.parameters if view is None else constant_bytes(view)
+        rows += _forms(bucket, kernels, stored, sizes, chip, per_layer)
         shown[bucket.name] = [(k, kernel_time(k, chip)) for k in kernels if _layer_of(k) == 0]
         largest = max(largest, rows[-1].memory.weights, *(row.memory.weights for row in rows))
     atc = _ATC_BASE_BYTES + _ATC_WEIGHT_FACTOR * largest
@@ -227,17 +225,16 @@ def export_kernels_per_layer(path: Path, sizes: Sizes, bucket: Bucket) -> int:
     return max(1, round(len(kernels_of(GraphView(file, shapes))) / sizes.layers))
 
 
-def _forms(bucket: Bucket, kernels: list[Kernel], sizes: Sizes, chip: Chip, per_layer: int) -> list[Row]:
-    half = 2 * sizes.parameters
+def _forms(bucket: Bucket, kernels: list[Kernel], stored: int, sizes: Sizes, chip: Chip, per_layer: int) -> list[Row]:
+    """Return the rows of a bucket; `stored` are the bytes of its weights as they are."""
     if _is_quantized(kernels):
-        return [_row(bucket, BUILT, kernels, sizes, chip, sum(k.weight_bytes for k in kernels))]
+        return [_row(bucket, BUILT, kernels, sizes, chip, stored)]
     before = config_kernels(sizes, bucket, per_layer=per_layer, all_logits=bucket.role != DECODE)
-    forms = [(BEFORE, before, half), (AFTER, kernels, half)]
-    if chip.family != "310B":
-        projections, table = sizes.layers * sizes.layer_weights, sizes.vocab * sizes.hidden
-        int8 = int(_INT8_BYTES * (projections + 2 * table))
-        forms.append((INT8, with_int8(kernels), int8))
-        forms.append((INT4, with_int4(kernels), int(_INT4_BYTES * (projections + table)) + 2 * table))
+    forms = [(BEFORE, before, 2 * sizes.parameters), (AFTER, kernels, stored)]
+    for form, quantized in ((INT8, with_int8), (INT4, with_int4)):
+        listed = quantized(kernels, sizes, chip.family)
+        if _is_quantized(listed):  # else the chip has no kernels for it
+            forms.append((form, listed, sum(k.weight_bytes + k.stored_bytes for k in listed)))
     return [_row(bucket, form, listed, sizes, chip, weights) for form, listed, weights in forms]
 
 

@@ -40,7 +40,7 @@ class ReferenceSession:
             )
         self.directory, self.shape, self._threads = directory, manifest.model, threads
         self.buckets = StaticBuckets(manifest)
-        self.vocab_size = manifest.model.vocab_size
+        self.vocab_size = self.num_candidates = manifest.model.vocab_size
         self.can_extend = True
         self.max_chunk, self.max_capacity = self.buckets.max_chunk, self.buckets.max_capacity
         self.num_slots = self.capacity = 0

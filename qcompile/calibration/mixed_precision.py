@@ -11,7 +11,7 @@ Which layers are hard comes out of the measurement; no layer is named here.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,29 @@ import onnx_ir as ir
 
 from qcompile.calibration.calibrate import CalibrationSettings
 from qcompile.calibration.runner import Row, Say
-from qcompile.calibration.sensitivity import FLOAT, Sensitivity, choose, label_of, measure_sensitivity
+from qcompile.calibration.sensitivity import (
+    FLOAT,
+    Candidates,
+    Sensitivity,
+    candidates_of,
+    choose,
+    label_of,
+    measure_sensitivity,
+)
 from qcompile.calibration.text import BUILT_IN
 from qcompile.calibration.text_source import TextSource
 from qcompile.calibration.trial import Trials, tensors_of
 from qcompile.errors import QuantError
 from qcompile.quant.algorithms import NEEDS_HESSIAN
 from qcompile.quant.allocation import Allocation
-from qcompile.quantize_options import GROUP_SIZES, LayerOptions, LinearScheme, QuantizeOptions
+from qcompile.quantize_options import GROUP_SIZES, LinearScheme, QuantizeOptions
 from qcompile.report.chart_file import ChartFile, Table
 
 # Few rows and short ones: a hundred tensors are each a run of the model.
 TRIAL_SETTINGS = CalibrationSettings(num_tokens=384, row_length=96, with_hessians=False)
 _POSITIONS = 128
 _SHARE_OF_ROWS = 8
-_INT8_GROUP, _INT8_BLOCK = 128, 32
+_INT8_GROUP = 128
 _INT4_GROUPS = (32, 16, 64, 128)
 _MOST_BYTES = 2.0**62
 _NOTHING_TO_CHOOSE = "every layer is kept float: there is nothing to choose"
@@ -175,37 +183,34 @@ class Decision:
 
 
 def candidate_schemes(
-    options: QuantizeOptions, defaults: Sequence[LayerOptions], widths: Collection[int], smallest_group: int
+    own: LinearScheme, num_inputs: int, smallest_group: int, *, is_group_asked: bool = False
 ) -> list[LinearScheme]:
-    """Return the schemes that a pass has to choose from: its own, and those a step finer or coarser.
+    """Return what one weight is chosen from: what the pass makes of it, and blocks a step finer or coarser.
 
     Args:
-        options: What the user asked for.
-        defaults: The pass's own values.
-        widths: Inputs of the tensors; each that a group size divides gets an int8 scheme that fits it.
+        own: What the pass makes of it, with its algorithm.
+        num_inputs: Of the weight; only blocks that divide them are offered.
         smallest_group: Smallest block that the target's kernels take.
-
-    Raises:
-        QuantError: Every layer is kept float.
+        is_group_asked: Whether the user gave the size of its 4-bit groups, which is then the only one.
     """
-    own = options.scheme_for(("",), defaults)
-    if own is None:
-        raise QuantError(_NOTHING_TO_CHOOSE)
-    is_int8_in_blocks = own.bits == 8 and own.activations == "float"
-    most = _INT8_BLOCK if is_int8_in_blocks else _INT8_GROUP
-    # each width has the largest groups that divide it: one odd width must not spoil those of the others
-    fitting = {width: [size for size in GROUP_SIZES if size <= most and width % size == 0] for width in widths}
-    groups = sorted({max(sizes) for sizes in fitting.values() if sizes}, reverse=True)
-    is_free = own.bits == 4 and not options.asks_group_size(("",))
-    int4_groups = [group for group in _INT4_GROUPS if group >= smallest_group]
-    found = [replace(own, group_size=group) for group in int4_groups] if is_free else [own]
-    return list(dict.fromkeys([*found, *(LinearScheme(8, group, True, "float", own.algorithm) for group in groups)]))
+    fitting = [size for size in GROUP_SIZES if num_inputs % size == 0]
+    if own.bits == 4:
+        groups = [group for group in _INT4_GROUPS if group >= smallest_group and group in fitting]
+        found = [own] if is_group_asked else [own, *(replace(own, group_size=group) for group in groups)]
+        finer = [size for size in fitting if smallest_group <= size <= _INT8_GROUP]
+    else:
+        found = [own]
+        below = _INT8_GROUP + 1 if own.group_size == "channel" else min(own.group_size, _INT8_GROUP + 1)
+        finer = [size for size in fitting if smallest_group <= size < below]
+    if finer:
+        found.append(LinearScheme(8, max(finer), True, "float", own.algorithm))
+    return list(dict.fromkeys(found))
 
 
 def decide(
     model: ir.Model,
     text: TextSource,
-    candidates: Sequence[LinearScheme],
+    candidates: Candidates,
     goal: Goal,
     given: Given | None = None,
     *,
@@ -220,7 +225,8 @@ def decide(
     Args:
         model: The graph that the pass is about to change.
         text: Where the tokens come from.
-        candidates: Schemes to choose from; to leave a tensor float is always a choice.
+        candidates: Schemes to choose from, for all tensors alike or by `Tensor.name`; to leave a tensor float is always a
+            choice.
         goal: What to reach, what was given included.
         given: What the user said of single weights.
         rounds_per_token: Whether the target has kernels for activations with a scale per token.
@@ -236,13 +242,17 @@ def decide(
     rows, source = _trial_rows(text, cache, say)
     trials = Trials(model, rows, num_positions=_POSITIONS, rounds_per_token=rounds_per_token, say=say)
     fixed = {name: scheme and _without_statistics(scheme) for name, scheme in given.schemes.items()}
-    tried = list(dict.fromkeys(map(_without_statistics, candidates)))
+    offered = candidates_of(trials.tensors, candidates)
+    tried = {name: list(dict.fromkeys(map(_without_statistics, own))) for name, own in offered.items()}
     sensitivity = measure_sensitivity(trials, tried, given=fixed, say=say)
     everything = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     other_bytes = everything - sum(sensitivity.float_bytes.values()) + given.other_bytes
     budget = None if goal.size_mb is None else int(min(goal.size_mb * 1e6, _MOST_BYTES)) - other_bytes
     allocation = choose(sensitivity, trials, quality=goal.quality, size_bytes=budget, other_bytes=other_bytes, say=say)
-    own = {label_of(_without_statistics(s)): s for s in (*filter(None, given.schemes.values()), *candidates)}
+    listed = (*filter(None, given.schemes.values()), *(scheme for own in offered.values() for scheme in own))
+    # of two that are tried alike, the one with statistics: the pass knows that a lookup has none
+    ranked = sorted(listed, key=lambda scheme: scheme.algorithm in NEEDS_HESSIAN)
+    own = {label_of(_without_statistics(scheme)): scheme for scheme in ranked}
     return Decision(goal, replace(sensitivity, schemes=own), allocation, other_bytes, source)
 
 

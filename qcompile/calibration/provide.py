@@ -8,7 +8,6 @@ statistics.record()                               for the manifest
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ import onnx_ir as ir
 from qcompile.calibration.calibrate import CalibrationSettings, calibrate
 from qcompile.calibration.mixed_precision import Decision, Given, Goal, decide
 from qcompile.calibration.runner import Say
+from qcompile.calibration.sensitivity import Candidates
 from qcompile.calibration.store import Calibration
 from qcompile.calibration.text_source import TextSource
 from qcompile.errors import QuantError
 from qcompile.passes.quantize_projections import Projection, find_projections
 from qcompile.quant.scheme import InputStatistics
-from qcompile.quantize_options import LinearScheme
 
 __all__ = ["CalibratedStatistics", "TextSource"]
 
@@ -89,9 +88,7 @@ class CalibratedStatistics:
             raise QuantError(f"{projection.name}: the model has not been calibrated")
         return self._calibration.statistics(value.name or "")
 
-    def decide(
-        self, model: ir.Model, candidates: Sequence[LinearScheme], goal: Goal, given: Given | None = None
-    ) -> Decision:
+    def decide(self, model: ir.Model, candidates: Candidates, goal: Goal, given: Given | None = None) -> Decision:
         """Choose a scheme for every tensor of a float model, and keep the decision for the report.
 
         Raises:

@@ -25,12 +25,13 @@ from qcompile.calibration.runner import Say
 from qcompile.calibration.trial import Tensor, Trials, rounded_inputs
 from qcompile.errors import QuantError
 from qcompile.quant.allocation import Allocation, Choice, fit_size, reach_quality
-from qcompile.quant.scheme import InputStatistics
+from qcompile.quant.scheme import FloatArray, InputStatistics
 from qcompile.quantize_options import LayerOptions, LinearScheme
 from qcompile.report.chart_file import Table
 from qcompile.report.plots import Bar, bar_plot
 
 FLOAT = "float"
+Candidates = Sequence[LinearScheme] | Mapping[str, Sequence[LinearScheme]]
 _ERROR_TOKENS = 128
 _SHOWN = 30
 
@@ -145,9 +146,16 @@ class Sensitivity:
         }
 
 
+def candidates_of(tensors: Sequence[Tensor], candidates: Candidates) -> dict[str, Sequence[LinearScheme]]:
+    """Return the candidates of each tensor by its name."""
+    if isinstance(candidates, Mapping):
+        return {tensor.name: candidates.get(tensor.name, ()) for tensor in tensors}
+    return {tensor.name: candidates for tensor in tensors}
+
+
 def measure_sensitivity(
     trials: Trials,
-    schemes: Sequence[LinearScheme],
+    schemes: Candidates,
     *,
     given: Mapping[str, LinearScheme | None] | None = None,
     statistics: Mapping[str, InputStatistics] | None = None,
@@ -158,7 +166,7 @@ def measure_sensitivity(
 
     Args:
         trials: The float model.
-        schemes: Those to choose from.
+        schemes: Those to choose from, for all tensors alike or by name.
         given: Tensors that have a scheme already; those with None stay float and are left out.
         statistics: Of the inputs, by tensor name, for algorithms that use them; else those of the trials' few rows.
         num_checks: Estimates to measure as well.
@@ -167,16 +175,17 @@ def measure_sensitivity(
     Raises:
         QuantError: There are no schemes, two are the same, or none fits any tensor.
     """
-    labels = [label_of(scheme) for scheme in schemes]
-    if not schemes or len(set(labels)) != len(labels):
+    offered = {n: [label_of(scheme) for scheme in own] for n, own in candidates_of(trials.tensors, schemes).items()}
+    if not schemes or any(len(set(labels)) != len(labels) for labels in offered.values()):
         raise QuantError("sensitivity: give different schemes to choose from, one at least")
     report = say or (lambda what, done, total: None)
     given = given or {}
-    known = {**{label_of(s): s for s in given.values() if s is not None}, **dict(zip(labels, schemes, strict=True))}
-    run = _Measuring(trials, _coarsest_first(known), labels, given, statistics or {})
+    listed = [scheme for own in candidates_of(trials.tensors, schemes).values() for scheme in own]
+    known = {label_of(scheme): scheme for scheme in (*filter(None, given.values()), *listed)}
+    run = _Measuring(trials, _coarsest_first(known), offered, given, statistics or {})
     findings, tensors = {}, [tensor for tensor in trials.tensors if run.fitting(tensor)]
     if not tensors:
-        raise QuantError(f"sensitivity: none of {', '.join(labels)} fits any weight; give --group-size channel")
+        raise QuantError(f"sensitivity: none of {', '.join(known)} fits any weight; give --group-size channel")
     for number, tensor in enumerate(tensors):
         findings[tensor.name] = run.findings(tensor)
         report("measuring each tensor", number + 1, len(tensors))
@@ -273,7 +282,7 @@ class _Measuring:
         self,
         trials: Trials,
         schemes: Mapping[str, LinearScheme],
-        offered: Collection[str],
+        offered: Mapping[str, Collection[str]],
         given: Mapping[str, LinearScheme | None],
         statistics: Mapping[str, InputStatistics],
     ) -> None:
@@ -288,15 +297,20 @@ class _Measuring:
 
     def findings(self, tensor: Tensor) -> tuple[Finding, ...]:
         first, *others = self.fitting(tensor)
-        measured = self._measured(tensor, first)
-        found = [measured]
         is_linear = not any(use.is_lookup for use in tensor.uses)
-        worst = self._output_error(tensor, self.schemes[first]) if is_linear and others else 0.0
+        if not is_linear or not others:
+            return tuple(self._measured(tensor, label) for label in (first, *others))
+        original = self.trials.original(tensor)
+        restored = self._restored(tensor, first, original)
+        measured = self._measured(tensor, first, restored)
+        found = [measured]
+        worst = self._output_error(tensor, self.schemes[first], original, restored)
         for label in others:
             if worst <= 0:
                 found.append(self._measured(tensor, label))
                 continue
-            share = self._output_error(tensor, self.schemes[label]) / worst
+            restored = self._restored(tensor, label, original)
+            share = self._output_error(tensor, self.schemes[label], original, restored) / worst
             size_bytes = tensor.size_bytes(self.schemes[label])
             found.append(Finding(tensor.name, label, size_bytes, measured.divergence * share, is_measured=False))
         return tuple(found)
@@ -310,7 +324,7 @@ class _Measuring:
         return [
             label
             for label, s in self.schemes.items()
-            if label in self.offered
+            if label in self.offered[tensor.name]
             and (s.group_size == "channel" or tensor.shape[1] % s.group_size == 0)
             and not (is_looked_up and s.activations != "float")
         ]
@@ -327,19 +341,21 @@ class _Measuring:
             new = replace(self._measured(self.tensors[old.tensor], old.label), estimate=old.divergence)
             findings[old.tensor] = tuple(new if f is old else f for f in findings[old.tensor])
 
-    def _measured(self, tensor: Tensor, label: str) -> Finding:
+    def _restored(self, tensor: Tensor, label: str, original: FloatArray) -> FloatArray:
+        return self.trials.quantized(tensor, self.schemes[label], self.statistics.get(tensor.name), original)
+
+    def _measured(self, tensor: Tensor, label: str, restored: FloatArray | None = None) -> Finding:
         scheme = self.schemes[label]
-        divergence = self.trials.compare({tensor.name: scheme}, self.statistics)
+        known = None if restored is None else {tensor.name: restored}
+        divergence = self.trials.compare({tensor.name: scheme}, self.statistics, known)
         return Finding(tensor.name, label, tensor.size_bytes(scheme), divergence.mean, is_measured=True)
 
-    def _output_error(self, tensor: Tensor, scheme: LinearScheme) -> float:
+    def _output_error(self, tensor: Tensor, scheme: LinearScheme, original: FloatArray, restored: FloatArray) -> float:
         """Return the squared error of the outputs of a Linear on some tokens."""
         value = tensor.reader.node.inputs[0]
         assert value is not None
         x = self.trials.inputs[value]
         x = x[np.unique(np.linspace(0, len(x) - 1, min(_ERROR_TOKENS, len(x))).astype(int))]
-        restored = self.trials.quantized(tensor, scheme, self.statistics.get(tensor.name))
-        original = np.asarray(tensor.uses[0].rows(0, tensor.shape[0]), np.float32)
         if scheme.activations == "float":
             return float((((restored - original) @ x.T) ** 2).sum(dtype=np.float64))
         seen = rounded_inputs(x, scheme, self.trials.step_of(tensor, scheme))

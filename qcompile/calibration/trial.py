@@ -143,6 +143,7 @@ class Trials:
         self._block_of = self._blocks_of_uses(uses)
         self._run_float(say or (lambda what, done, total: None))
         self._reference = self._log_probabilities(self.inputs[hidden][self._positions], None, None)
+        self._probabilities = np.exp(self._reference)
 
     @property
     def num_positions(self) -> int:
@@ -173,9 +174,19 @@ class Trials:
             return UNIT_NORM_STEP
         return max(float(np.abs(x).max()), _SMALLEST) / float(INT8_MAX) if done.activations == "static" else None
 
-    def quantized(self, tensor: Tensor, scheme: LinearScheme, statistics: InputStatistics | None) -> FloatArray:
-        """Return [N, K]: what a tensor's codes stand for."""
-        weight = check_weight(tensor.uses[0].rows(0, tensor.shape[0]), tensor.name)
+    def original(self, tensor: Tensor) -> FloatArray:
+        """Return a tensor as it is, [N, K]."""
+        return check_weight(tensor.uses[0].rows(0, tensor.shape[0]), tensor.name)
+
+    def quantized(
+        self,
+        tensor: Tensor,
+        scheme: LinearScheme,
+        statistics: InputStatistics | None,
+        original: FloatArray | None = None,
+    ) -> FloatArray:
+        """Return [N, K]: what a tensor's codes stand for; `original` saves reading it again."""
+        weight = self.original(tensor) if original is None else original
         algorithm = scheme.algorithm
         if algorithm in NEEDS_HESSIAN:
             statistics = statistics or self.statistics(tensor)
@@ -186,22 +197,24 @@ class Trials:
         self,
         changes: Mapping[str, LinearScheme],
         statistics: Mapping[str, InputStatistics] | None = None,
+        restored: Mapping[str, FloatArray] | None = None,
     ) -> Divergence:
         """Run the model with some tensors quantized.
 
         Args:
             changes: Tensor name to scheme; every other tensor stays float.
             statistics: About the inputs of the tensors; those of these few rows where there is none.
+            restored: What `quantized` returned for some of them, which then is not computed again.
         """
-        known = statistics or {}
+        done = _Restored(self, statistics or {}, restored or {})
         changed = [(t, changes[t.name]) for t in self.tensors if t.name in changes]
         uses = {use.node: (t, scheme) for t, scheme in changed for use in t.uses}
         first = min((self._block_of[n] for n in uses if n in self._block_of), default=len(self.runner.blocks))
-        hidden = self._hidden_from(first, uses, known)
+        hidden = self._hidden_from(first, uses, done)
         head = uses.get(self.head.node)
-        table = None if head is None else self.quantized(head[0], head[1], known.get(head[0].name))
+        table = None if head is None else done(*head)
         trial = self._log_probabilities(hidden[self._positions], table, head[1] if head else None)
-        return _divergence(self._reference, trial)
+        return _divergence(self._reference, self._probabilities, trial)
 
     def _blocks_of_uses(self, uses: Sequence[Projection]) -> dict[ir.Node, int]:
         nodes = {use.node for use in uses}
@@ -235,7 +248,7 @@ class Trials:
         self,
         first: int,
         uses: Mapping[ir.Node, tuple[Tensor, LinearScheme]],
-        statistics: Mapping[str, InputStatistics],
+        done: _Restored,
     ) -> FloatArray:
         """Return the head's inputs [T, D], with the blocks from `first` on run again."""
         if first >= len(self.runner.blocks):
@@ -249,7 +262,7 @@ class Trials:
             session = self.runner.session(index, states[0], rounded)
             weights = session.weights()
             for node, (tensor, scheme) in own.items():
-                restored = self.quantized(tensor, scheme, statistics.get(tensor.name))
+                restored = done(tensor, scheme)
                 use = next(u for u in tensor.uses if u.node is node)
                 direct = node.inputs[1] is use.source and not use.is_lookup
                 weights[use.source] = np.ascontiguousarray(restored.T) if direct else restored
@@ -286,11 +299,26 @@ def _check_finite(taken: Mapping[ir.Value, Sequence[Array]], block: Block) -> No
                 )
 
 
-def _divergence(reference: FloatArray, trial: FloatArray) -> Divergence:
+@dataclass(frozen=True)
+class _Restored:
+    """What quantized tensors stand for: what is known already, the rest computed when it is asked for."""
+
+    trials: Trials
+    statistics: Mapping[str, InputStatistics]
+    known: Mapping[str, FloatArray]
+
+    def __call__(self, tensor: Tensor, scheme: LinearScheme) -> FloatArray:
+        if tensor.name in self.known:
+            return self.known[tensor.name]
+        return self.trials.quantized(tensor, scheme, self.statistics.get(tensor.name))
+
+
+def _divergence(reference: FloatArray, probabilities: FloatArray, trial: FloatArray) -> Divergence:
+    """Compare log probabilities [T, V]; terms in float32, as they are, and their sums in float64."""
     parts, same = [], 0
     for start, stop in _ranges(len(reference), _LOGIT_POSITIONS):
-        p, q = reference[start:stop].astype(np.float64), trial[start:stop].astype(np.float64)
-        parts.append((np.exp(p) * (p - q)).sum(axis=1))
+        p, q = reference[start:stop], trial[start:stop]
+        parts.append((probabilities[start:stop] * (p - q)).sum(axis=1, dtype=np.float64))
         same += int((p.argmax(axis=1) == q.argmax(axis=1)).sum())
     kl = np.maximum(np.concatenate(parts), 0.0)
     if not np.isfinite(kl).all():

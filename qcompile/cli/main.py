@@ -89,7 +89,7 @@ def cli(debug: bool) -> None:
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    """SIGTERM unwinds like an error, so that what was being written is removed."""
+    """SIGTERM and SIGHUP unwind like an error: what was being written is removed, what was started is ended."""
     del frame
     click.echo(_INTERRUPTED, err=True)
     raise SystemExit(128 + number)
@@ -98,6 +98,9 @@ def _terminate(number: int, frame: object) -> NoReturn:
 def main() -> None:
     """Entry point of the `qcompile` script."""
     signal.signal(signal.SIGTERM, _terminate)
+    hangup = getattr(signal, "SIGHUP", None)  # a terminal was closed; nohup ignores it
+    if hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL:
+        signal.signal(hangup, _terminate)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

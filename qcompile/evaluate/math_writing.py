@@ -7,11 +7,11 @@ from decimal import Decimal
 _NARROW: dict[int, int | str] = {
     code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)
 }  # not NFKC, which makes 52 of 5²
-_NARROW |= {
-    ord("–"): "-",
-    ord("−"): "-",
-    ord("·"): "⋅",
-}  # en dash and minus sign; the dot that math-verify multiplies by
+# Hyphen, non-breaking and small hyphen, en dash, minus sign. Not the em dash and what is as long: they part clauses, and
+# for math-verify `—5` is no number either.
+HYPHENS = "\u2010\u2011\ufe63"
+_NARROW |= dict.fromkeys(map(ord, f"{HYPHENS}–−"), "-")
+_NARROW[ord("·")] = "⋅"  # the dot that math-verify multiplies by
 _EMPTY = re.compile(r"\\varnothing(?![A-Za-z])")
 _ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?|[A-Za-z])|\{([^{}]*)\}|\(([^()]*)\))")
 _LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")

@@ -4,10 +4,13 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from qcompile.evaluate.math_writing import HYPHENS
+
 _QUOTES = "\"'`“”‘’「」『』"
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _NUMBER = re.compile(r"[+-]?([1-9]\d{0,2}(,\d{3})+|0|[1-9]\d{0,39})(\.\d{1,40})?")  # 007 is a code, no 7
 _RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_ONE_MARK = str.maketrans({"、": ",", **dict.fromkeys(f"{HYPHENS}−", "-")})
 _EXCLAMATION = re.compile(r"(?:[^\W\d_]{2}|[\u3400-\u9fff])!$")  # behind a digit or a letter alone it is a factorial
 
 
@@ -34,7 +37,7 @@ def is_same_short_answer(given: str, expected: str) -> bool:
 def normalise_short_answer(text: str) -> str:
     """The form in which two short answers are compared."""
     text = _one_width(text).casefold().strip()
-    text = re.sub(r"\s+", " ", text.replace("、", ",").replace("−", "-"))
+    text = re.sub(r"\s+", " ", text.translate(_ONE_MARK))
     previous = None
     while text != previous:  # each round only shortens the text
         previous = text

@@ -69,7 +69,8 @@ def export_checkpoint(
         checkpoint = open_checkpoint(source, tie=tie)
         model = build_model(checkpoint, DTYPES[dtype], tie=tie)
         notes = [*checkpoint.notes, *_unused(checkpoint, model.graph.initializers)]
-        embeddings = "tied" if checkpoint.ties_head and tie else "separate"
+        is_tied = checkpoint.ties_head and tie
+        embeddings = "tied" if is_tied else "separate"
         saved = artifact.save_graph(model, progress=progress)
         for name, content in checkpoint.files.items():
             artifact.add_file(name, content)
@@ -77,7 +78,7 @@ def export_checkpoint(
             target="portable",
             shape=checkpoint.config.shape(),
             source=checkpoint.description | {"dtype": dtype, "embeddings": embeddings, "notes": notes},
-            config=checkpoint.config.to_dict(),
+            config=checkpoint.config.to_dict() | {"tie_word_embeddings": is_tied},  # as built, whatever the file says
         )
         manifest = artifact.commit(provenance)
     return ExportResult(

@@ -14,6 +14,7 @@ from qcompile.package.check_layout import DEPENDENCIES, REQUIREMENTS
 from qcompile.package.findings import PIP, Finding
 from qcompile.package.platforms import JUDGE, WheelPlatform
 from qcompile.package.requirement_lines import requirement_lines
+from qcompile.package.requirement_options import line_finding
 from qcompile.package.wheels import Wheel, fits, missing_requirements, read_wheel
 from qcompile.runtime.manifest import sha256_of
 
@@ -31,7 +32,7 @@ def read_requirements(root: Path) -> tuple[list[Requirement], list[Finding]]:
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
-            findings.append(Finding(where, f"'{text[:80]}' is no requirement", "write name==version", PIP))
+            findings.append(line_finding(where, text))
             continue
         if requirement.url:
             cure = f"write {requirement.name}==VERSION and put its wheel into {DEPENDENCIES}/"

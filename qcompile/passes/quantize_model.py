@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.calibration.mixed_precision import Decision, Given, Goal, candidate_schemes
+from qcompile.calibration.sensitivity import Candidates
 from qcompile.calibration.trial import tensors_of
 from qcompile.errors import QuantError
 from qcompile.functions import DOMAIN, DOMAIN_VERSION
@@ -44,9 +45,7 @@ class Statistics(Protocol):
     def record(self) -> dict[str, Any]:
         """Return where it comes from, for the manifest."""
 
-    def decide(
-        self, model: ir.Model, candidates: Sequence[LinearScheme], goal: Goal, given: Given | None = None
-    ) -> Decision:
+    def decide(self, model: ir.Model, candidates: Candidates, goal: Goal, given: Given | None = None) -> Decision:
         """Choose a scheme for every tensor of a float model."""
 
 
@@ -106,7 +105,7 @@ class QuantizeModel(Pass):
         unused = self.options.unused_patterns(p.names for p in projections)
         if unused:
             raise QuantError(f"no layer is called '{unused[0]}'; there are, for example: {_examples(projections)}")
-        self._choose_schemes(context.model, projections, result)
+        self._choose_schemes(context.model, result)
         tables: dict[tuple[ir.Value, LinearScheme], _Codes] = {}
         tensors = []
         decided = self._decide(projections, result)
@@ -143,9 +142,10 @@ class QuantizeModel(Pass):
         decided: Sequence[tuple[Projection, LinearScheme]],
         result: PassResult,
     ) -> None:
-        """Say which weights stay float although nobody asked for it; refuse if that is all of them."""
+        """Say which weights stay float although nobody asked for it; refuse if none is left, asked for or not."""
         unfit = [rejection for rejection in result.rejected if rejection.reason not in _AS_ASKED]
         if not unfit:
+            self._refuse_all_kept(decided, result)
             return
         # two codes of 4 bits share a byte, even where a row is one group
         scheme = "--passes int8-weight " if any(p.num_inputs % 2 for p in projections) else ""
@@ -155,18 +155,38 @@ class QuantizeModel(Pass):
             raise QuantError(f"{self.name}: no weight can be quantized: {first}; {cure}")
         result.detail["left_float"] = f"{len(unfit)} of {len(projections)} weights stay float, such as {first}; {cure}"
 
-    def _choose_schemes(self, model: ir.Model, projections: Sequence[Projection], result: PassResult) -> None:
+    def _refuse_all_kept(self, decided: Sequence[tuple[Projection, LinearScheme]], result: PassResult) -> None:
+        """Refuse patterns that keep everything float; what a quality or a size chose has its own note."""
+        reasons = {rejection.reason for rejection in result.rejected}
+        if reasons and not decided and reasons <= {_KEPT, _TIED}:
+            raise QuantError(
+                f"{self.name}: keep_float is {', '.join(map(repr, self.asked.keep_float))}: all {len(result.rejected)} "
+                f"weights would stay float; name fewer layers with --keep-float, or leave {self.name} out of --passes"
+            )
+
+    def _choose_schemes(self, model: ir.Model, result: PassResult) -> None:
         """Let a quality or a size decide, where one was given."""
         if self.options.quality is None and self.options.size is None:
             return
         goal = Goal(self.options.quality, self.options.size)
         if self.statistics is None:
             raise QuantError(f"{self.name}: {goal.describe()}: choosing needs calibration text, and there is none")
-        widths = {p.num_inputs for p in projections}
-        candidates = candidate_schemes(self.options, self.defaults, widths, self.smallest_group)
-        decision = self.statistics.decide(model, candidates, goal, self._given(model))
+        decision = self.statistics.decide(model, self._candidates(model), goal, self._given(model))
         self.options = decision.apply(self.options)
         result.detail["mixed_precision"] = {"summary": decision.summary(), **decision.record()}
+
+    def _candidates(self, model: ir.Model) -> dict[str, list[LinearScheme]]:
+        """Return what each weight is chosen from, by name: what this pass makes of it comes first."""
+        found = {}
+        for tensor in tensors_of(model.graph):
+            done = {use.node: scheme for use, scheme in self._decide(tensor.uses, PassResult(self.name))}
+            own = done.get(tensor.reader.node)
+            if own is not None:
+                asked = self.options.asks_group_size(tensor.reader.names)
+                found[tensor.name] = candidate_schemes(
+                    own, tensor.reader.num_inputs, self.smallest_group, is_group_asked=asked
+                )
+        return found
 
     def _given(self, model: ir.Model) -> Given:
         """Return what the options say of single weights, as it will be done: a size and a quality are of them too."""

@@ -33,6 +33,11 @@ class AclPort:
     size_bytes: int
     acl_type: int
 
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.size_bytes // np.dtype(_DTYPES[self.acl_type]).itemsize
+
     def array(self, raw: np.ndarray) -> np.ndarray:
         """Return bytes as elements; floating-point numbers as float32."""
         elements = raw[: self.size_bytes].view(_DTYPES[self.acl_type])

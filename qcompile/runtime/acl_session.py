@@ -93,6 +93,7 @@ class AclSession:
             self._open.callback(model.close)
         self._steps = {model.entry.file.name: ModelStep(model) for model in models}
         steps = list(self._steps.values())
+        self.num_candidates = min(step.num_candidates for step in steps)
         self._parts = len(parts_of(manifest.graphs[0].io.inputs)[0])
         self._entry_bytes = steps[0].entry_bytes(self._num_heads)
         input_bytes, output_bytes = (max(getattr(s, name) for s in steps) for name in ("input_bytes", "output_bytes"))

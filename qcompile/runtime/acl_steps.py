@@ -59,6 +59,12 @@ class ModelStep:
         self.pitch = padded(ports[self.present[0]].size_bytes)
         self.output_bytes = self.host_bytes + len(self.present) * self.pitch
 
+    @property
+    def num_candidates(self) -> int:
+        """Tokens that a row of scores has at most."""
+        names = [name for name in ("logits", "top_logits") if name in self.model.ports]
+        return self.model.ports[names[0]].size // self.model.batch if names else 1
+
     def entry_bytes(self, num_heads: int) -> int:
         """Bytes of one head's entry in the cache."""
         return self.model.ports[self.past[0]].size_bytes // (self.model.batch * num_heads * self.model.kv_len)

@@ -25,7 +25,7 @@ from .host import MAX_THREADS
 from .kv_cache import KVCache
 from .manifest import Manifest
 from .open_session import open_session
-from .prompt import Params, Prompt, as_prompts, check_prompt, one_each
+from .prompt import Params, Prompt, as_prompts, check_prompt, check_sampling, one_each
 from .sampling import Choice, SamplingParams, choose_tokens
 from .scheduler import Chunk, Scheduler
 from .sequence import Sequence
@@ -87,6 +87,7 @@ class Engine:
         except RequestError:
             self._session.close()
             raise
+        self.num_candidates = self._session.num_candidates
         self._cache = KVCache(self._session, max_batch_size, self.max_model_len, reuse_prefixes)
         chunk = min(prefill_chunk, self._session.max_chunk)
         self._prefill_budget = chunk
@@ -150,9 +151,11 @@ class Engine:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def sampling_params(self, **options: Any) -> SamplingParams:
-        """Return sampling as the model's generation_config.json advises; `options` win."""
+        """Return sampling as the model's generation_config.json advises, as far as the graphs go; `options` win."""
         where = str(self.path / "generation_config.json")
-        return SamplingParams.from_generation_config(self.generation_config, where, **options)
+        params = SamplingParams.from_generation_config(self.generation_config, where, **options)
+        is_beyond = "top_k" not in options and params.top_k > self.num_candidates > 1
+        return params.with_options(top_k=self.num_candidates) if is_beyond else params
 
     def add_request(self, prompt: Prompt, params: Optional[SamplingParams] = None) -> int:
         """Queue one request from any thread; `step` serves it. Returns its number.
@@ -225,6 +228,7 @@ class Engine:
     def _sequence(self, index: int, prompt: Prompt, params: SamplingParams) -> Sequence:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         checked = check_prompt(ids, self.manifest.model.vocab_size, self.max_model_len, index)
+        check_sampling(params, self.num_candidates)
         ends = (*(() if params.ignore_eos else self.end_ids), *params.stop_token_ids)
         return Sequence(next(self._numbers), index, checked, params, ends, self.max_model_len, self.tokenizer)
 

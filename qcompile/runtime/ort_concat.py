@@ -38,7 +38,7 @@ class ConcatCacheSession:
 
     def __init__(self, graph: OrtGraph) -> None:
         self.graph = graph
-        self.vocab_size = graph.shape.vocab_size
+        self.vocab_size = self.num_candidates = graph.shape.vocab_size
         self.can_extend = True
         scores_all = "last_token_index" not in graph.inputs
         row_bytes = self.vocab_size * graph.logits_type.dtype.itemsize

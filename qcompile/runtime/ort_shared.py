@@ -32,7 +32,7 @@ class SharedCacheSession:
 
     def __init__(self, graph: OrtGraph) -> None:
         self.graph = graph
-        self.vocab_size = graph.shape.vocab_size
+        self.vocab_size = self.num_candidates = graph.shape.vocab_size
         self.can_extend = graph.can_extend
         self.max_chunk = self.max_capacity = UNBOUNDED
         self.num_slots = 0
@@ -72,7 +72,7 @@ class SharedCacheSession:
             raise SessionError(
                 f"{longest} entries in {first_slot + n} slots, reserved {self.capacity}, {self.num_slots}"
             )
-        logits = self._step(first_slot, n, s).run(input_ids, past)
+        logits = self._step(first_slot, n, s).run(input_ids, past, longest)
         for slot, length in enumerate(past, first_slot):
             self._used[slot] = max(self._used[slot], length + s)
         return Scores(self.graph.logits_type.to_float32(logits)) if need_scores else None
@@ -158,10 +158,9 @@ class _BoundStep:
         else:
             self.binding.bind_output("logits", "cpu")
 
-    def run(self, input_ids: np.ndarray, past: Sequence[int]) -> np.ndarray:
-        """Run one step and return the logits [n, V] behind the last token of every row."""
+    def run(self, input_ids: np.ndarray, past: Sequence[int], total: int) -> np.ndarray:
+        """Run one step and return the logits [n, V] behind the last token of every row; `total` is max(past) + S."""
         s = input_ids.shape[1]
-        total = max(past) + s
         self.feeds["input_ids"][...] = input_ids
         self.feeds["seqlens_k"][...] = [length + s - 1 for length in past]
         self.feeds["total_sequence_length"][...] = total

@@ -41,6 +41,23 @@ def one_each(params: Params, count: int) -> List[SamplingParams]:
     return given
 
 
+def check_sampling(params: SamplingParams, num_candidates: int) -> None:
+    """Refuse a top_k that a graph has too few tokens for, where it returns the scores of some.
+
+    Args:
+        params: What was asked for.
+        num_candidates: Tokens that a row has scores of; 1 for a graph that is greedy, which says so by itself.
+
+    Raises:
+        RequestError: It has fewer.
+    """
+    if not params.is_greedy and params.top_k > num_candidates > 1:
+        raise RequestError(
+            f"top_k {params.top_k}: the graphs return their {num_candidates} most likely tokens; give at most "
+            f"{num_candidates}, or lower the model again with a larger --top-k, or with --keep-logits"
+        )
+
+
 def check_prompt(ids: Any, vocab_size: int, max_tokens: int, index: int) -> List[int]:
     """Return a prompt's ids after checking them; messages count prompts from 1.
 

@@ -34,6 +34,7 @@ class Session(Protocol):
 
     Attributes:
         vocab_size: V.
+        num_candidates: Tokens C that a row has scores of: V, or fewer where the graph chooses them.
         num_slots: Rows of the KV cache (0 before `reserve`).
         capacity: Entries of each row.
         max_capacity: The most entries a row can be given; a graph of fixed shapes has a limit of its own.
@@ -43,6 +44,7 @@ class Session(Protocol):
     """
 
     vocab_size: int
+    num_candidates: int
     num_slots: int
     capacity: int
     max_capacity: int

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from qcompile.runtime import SamplingParams
 from qcompile.runtime.errors import RequestError, TokenizerError
+from qcompile.runtime.prompt import check_sampling
 from qcompile.serve.api_error import ApiError, json_response
 from qcompile.serve.event_stream import EventStream, events
 from qcompile.serve.generation import Generation, Service
@@ -121,7 +122,7 @@ def _sampling(service: Service, request: GenerationRequest) -> SamplingParams:
         options.setdefault("temperature", 0.0)
     _check_scores(engine, request, options)
     try:
-        return engine.sampling_params(
+        params = engine.sampling_params(
             **options,
             max_new_tokens=request.most_tokens or engine.max_model_len,
             seed=None if request.seed is None else request.seed % (1 << 64),
@@ -131,6 +132,11 @@ def _sampling(service: Service, request: GenerationRequest) -> SamplingParams:
         )
     except RequestError as error:
         raise ApiError(400, str(error), "invalid_value") from None
+    try:
+        check_sampling(params, engine.num_candidates)
+    except RequestError as error:
+        raise ApiError(400, str(error), "not_available", "top_k") from None
+    return params
 
 
 def _check_scores(engine: Engine, request: GenerationRequest, options: dict[str, Any]) -> None:

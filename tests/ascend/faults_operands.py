@@ -51,7 +51,33 @@ def shortened(model: onnx.ModelProto) -> None:
     tensor.raw_data = tensor.raw_data[:-2]
 
 
+def reshaped(*sizes: int, attributes: str = ""):
+    body = f"y = Reshape {attributes} (x, shape)"
+    return lambda: constants(parsed(body, outputs="float16[rows,columns] y"), shape=np.array(sizes, np.int64))
+
+
+def in_a_circle(model: onnx.ModelProto) -> None:
+    node_of(model, "Sigmoid").input[0] = "b"
+
+
+def upside_down(model: onnx.ModelProto) -> None:
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def gated() -> onnx.ModelProto:
+    return parsed("a = Sigmoid (x) b = Mul (x, a) y = Relu (b)", values="float16[1,8,64] a, float16[1,8,64] b")
+
+
 OPERAND_FAULTS = [
+    Fault("Reshape to fewer elements", reshaped(8, 32), "reshape-count", "E14001"),
+    Fault("Reshape that -1 cannot fill", reshaped(-1, 48), "reshape-count", "E14001"),
+    Fault("Reshape with two -1", reshaped(-1, -1), "reshape-count", "E14001"),
+    Fault("Reshape that copies a dimension too many", reshaped(1, 8, 64, 0), "reshape-count", "E14001"),
+    Fault("Reshape to nothing", reshaped(0, 64, attributes="<allowzero = 1>"), "reshape-count", "E14001"),
+    Fault("nodes before what they read", changed(gated, upside_down), "node-order", "E19999"),
+    Fault("nodes in a circle", changed(gated, in_a_circle), "graph-cycle", "E19999"),
     Fault("a weight with too few bytes", changed(norm_model, shortened), "weight-size", "E19999"),
     Fault("fp16 plus an fp32 constant", lambda: constants(parsed("y = Add (x, b)"), b=ones(64, dtype=np.float32)),
           "operand-types-differ", "EZ3002"),

@@ -19,6 +19,19 @@ from tests.ascend.graphs import (
 )
 
 QUANT_FAULTS = [
+    Fault(
+        "16-bit activations",
+        changed(ascend_quant, attribute("AscendQuant", dst_type="INT16")),
+        "quant-dst-type",
+        "EZ3002",
+    ),
+    Fault(
+        "4-bit activations on 310P",
+        changed(ascend_quant, attribute("AscendQuant", dst_type="INT4")),
+        "quant-dst-type",
+        "EZ3002",
+        "310p3",
+    ),
     # quantized operators
     Fault(
         "lm_head too wide",

@@ -12,12 +12,21 @@ from qcompile.ascend.legality.check import check_model
 from qcompile.ascend.legality.finding import Effect
 from qcompile.cli.check import command
 from qcompile.errors import AtcError, GraphError
-from tests.ascend.faults import Fault, changed, input_dim
+from tests.ascend.faults import Fault, attribute, changed, input_dim
 from tests.ascend.faults_model import MODEL_FAULTS
 from tests.ascend.faults_nodes import NODE_FAULTS
 from tests.ascend.faults_operands import OPERAND_FAULTS
 from tests.ascend.faults_quant import QUANT_FAULTS
-from tests.ascend.graphs import CLEAN, attention_layer, constants, flash_attention, norm_model, parsed, saved
+from tests.ascend.graphs import (
+    CLEAN,
+    ascend_quant,
+    attention_layer,
+    constants,
+    flash_attention,
+    norm_model,
+    parsed,
+    saved,
+)
 
 FAULTS = [*MODEL_FAULTS, *NODE_FAULTS, *OPERAND_FAULTS, *QUANT_FAULTS]
 
@@ -55,6 +64,34 @@ def test_no_fault_is_found_where_there_is_none(tmp_path):
     path = saved(constants(model, w=np.ones((64, 64), np.float16)), tmp_path)
     for name in chips():
         assert report_on(path, name).findings == (), name
+
+
+@pytest.mark.parametrize("sizes", [(8, 64), (0, 0, 64), (-1,), (0, -1), (512, 1), (2, -1, 4)])
+def test_a_reshape_of_as_many_elements_is_none(sizes, tmp_path):
+    model = parsed("y = Reshape (x, shape)", outputs="float16[rows,columns] y")
+    report = report_on(saved(constants(model, shape=np.array(sizes, np.int64)), tmp_path))
+    assert "reshape-count" not in [finding.rule for finding in report.findings]
+
+
+def test_what_is_said_of_sizes_order_and_destination(tmp_path):
+    seen = {}
+    for fault in FAULTS:
+        if fault.rule in {"reshape-count", "node-order", "quant-dst-type"}:
+            report = report_on(saved(fault.build(), tmp_path), fault.chip, fault.cann, fault.options)
+            seen[fault.name] = [(f.node, f.seen, f.certain) for f in report.findings if f.rule == fault.rule]
+    assert seen["Reshape to fewer elements"] == [("Reshape_0", "[1,8,64] as [8,32]: 512 elements as 256", True)]
+    assert seen["nodes before what they read"] == [
+        ("Relu_0", "the input 'b', made by 'Mul_1' further down", False),
+        ("Mul_1", "the input 'a', made by 'Sigmoid_2' further down", False),
+    ]
+    assert [certain for _, _, certain in seen["16-bit activations"]] == [True]
+    assert [certain for _, _, certain in seen["4-bit activations on 310P"]] == [False]
+
+
+def test_4_bit_activations_are_what_the_910b_has(tmp_path):
+    model = changed(ascend_quant, attribute("AscendQuant", dst_type="INT4"))()
+    rules = [finding.rule for finding in report_on(saved(model, tmp_path)).findings]
+    assert "quant-dst-type" not in rules
 
 
 @pytest.mark.parametrize(("bytes_there", "is_found"), [(128, False), (200, False), (127, True)])

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections import Counter
+from dataclasses import replace
 
 import onnx_ir as ir
 import pytest
@@ -16,10 +18,9 @@ from qcompile.ascend.cost import (
     kernel_time,
     kernels_of,
     matrix_rate,
-    with_int4,
-    with_int8,
 )
 from qcompile.ascend.cost_by_config import EAGER_EXPORT, SDPA_EXPORT, Sizes, config_kernels
+from qcompile.ascend.cost_by_scheme import with_int4, with_int8
 from qcompile.ascend.legality.onnx_file import read_onnx
 from qcompile.ascend.legality.view import GraphView
 from qcompile.ascend.lowering.kernels import count_kernels
@@ -119,16 +120,34 @@ def test_the_kernel_count_of_the_published_export():
     assert len(kernels) == pytest.approx(1664, rel=0.01)
 
 
-def test_int8_halves_and_int4_quarters_the_weights():
+def test_int8_and_int4_weigh_what_the_passes_store():
     kernels = config_kernels(QWEN25, Bucket("decode", 4, 1, 1024))
-    whole = sum(k.weight_bytes for k in kernels)
-    int8, int4 = with_int8(kernels), with_int4(kernels)
-    assert sum(k.weight_bytes for k in int8) == whole // 2
-    # o_proj, down_proj and lm_head get a quantizer of their own, the others have a norm in front
-    assert len(int8) - len(kernels) == 2 * 24 + 1
-    assert sum(k.weight_bytes for k in int4) == pytest.approx(whole * 0.258, rel=0.01)
-    # the vocabulary is wider than the kernel takes: three of them, and a Concat
-    assert len(int4) - len(kernels) == 3
+    d, f, v, n = QWEN25.hidden, QWEN25.ffn, QWEN25.vocab, QWEN25.layers
+    qkv, o, gate_up, down, head = d * 1152, d * d, 2 * d * f, d * f, d * v
+    int8, int4 = with_int8(kernels, QWEN25, "910B"), with_int4(kernels, QWEN25, "910B")
+    scales = n * (8 * (1152 + 2 * f) + 2 * d + 2 * down // 256) + 2 * head // 128
+    rotation = 2 * 2 * (28**2 + 32**2)
+    assert sum(k.weight_bytes for k in int8) == pytest.approx(
+        n * (qkv + o + gate_up + down) + head + scales + rotation, abs=3
+    )
+    # qkv and gate_up have a quantizer each, qkv a bias of its own; the tied head is in pieces behind a rotation
+    assert len(int8) - len(kernels) == 3 * n + 3 + 7 + 3
+    assert Counter(k.op for k in int8 if k.is_int8) == {"QuantBatchMatMul": 2 * n}
+    # a scale and an offset per group
+    wanted = n * (qkv + o + gate_up + down) * (1 / 2 + 4 / 32) + head * (1 / 2 + 4 / 64)
+    assert sum(k.weight_bytes for k in int4) == pytest.approx(wanted, abs=3)
+    assert len(int4) - len(kernels) == n + 3
+
+
+def test_forms_that_a_chip_has_no_kernels_for():
+    kernels = config_kernels(QWEN25, Bucket("decode", 1, 1, 64))
+    assert with_int4(kernels, QWEN25, "310P") == kernels
+    small = Counter(k.op for k in with_int8(kernels, QWEN25, "310B"))
+    assert small["AscendQuant"] == small["AscendDequant"] == 2 * QWEN25.layers
+    assert "NPUWeightQuantBatchMatmulV2" not in small
+    unturned = replace(QWEN25, hidden=10007)  # a prime: no Hadamard matrix
+    kernels = config_kernels(unturned, Bucket("decode", 1, 1, 64))
+    assert with_int8(kernels, unturned, "910B") == kernels
 
 
 def test_forms_get_faster_and_smaller(directory):
@@ -153,7 +172,7 @@ def test_the_command(directory, tmp_path):
     assert "estimate" in result.stdout
     assert "NPURotaryMul" in result.stdout
     page = (tmp_path / "plan.html").read_text(encoding="utf-8")
-    assert "int8 (W8A8 per token)" in page
+    assert "int8 (W8A8 behind norms)" in page
     assert "estimated" in page
     record = json.loads(run(directory, "--target", "910b4", "--json").stdout)
     assert record["estimate"] is True
@@ -182,7 +201,8 @@ def test_what_does_not_fit_is_said(directory):
     result = run(directory, "--target", "ascend310b4", "--batch", "32", "--kv-len", "32768")
     assert result.exit_code == 0
     assert "does not fit" in result.stdout
-    assert INT8 not in result.stdout  # no such kernels on this chip
+    assert INT8 in result.stdout
+    assert INT4 not in result.stdout  # no such kernels on this chip
 
 
 def test_odd_input(directory, tmp_path):

@@ -202,6 +202,20 @@ def test_a_lowered_directory_is_no_source(lowered: Path, tmp_path: Path) -> None
         lower_tiny(lowered, tmp_path / "out")
 
 
+@pytest.mark.parametrize("target", ["ort", "portable", "ascend910b4"])
+def test_a_lowered_graph_is_no_source(lowered: Path, tmp_path: Path, target: str) -> None:
+    graph = next(lowered.glob("decode_*.onnx"))
+    with pytest.raises(
+        GraphError, match=r"decode_.*\.onnx: is a static graph lowered for ascend910b4, and no pass takes"
+    ):
+        optimize_tiny(graph, tmp_path / "out", target=target)
+    for name in (graph.name, "weights.data"):
+        (tmp_path / name).symlink_to(lowered / name)
+    with pytest.raises(GraphError, match="static graph lowered for an Ascend chip"):
+        optimize_tiny(tmp_path / graph.name, tmp_path / "out", target=target)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_weight_beyond_half_precision_is_named(tmp_path: Path) -> None:
     fused = fuse_tiny(tmp_path)
     model = onnx.load(fused / "model.onnx")

@@ -75,6 +75,23 @@ def test_sampling_draws_from_the_candidates(compiled_pair: Pair) -> None:
     assert_clean(machine)
 
 
+def test_a_top_k_beyond_the_candidates_is_refused_and_advice_is_not(compiled_om: Path) -> None:
+    """Asked for by name it is an error before anything runs; what the model's makers advise goes as far as it can."""
+    with simulated_acl() as machine, Engine(compiled_om) as engine:
+        assert engine.num_candidates == 64
+        for params in (SamplingParams(temperature=1.0, top_k=65), engine.sampling_params(top_k=65)):
+            with pytest.raises(
+                RequestError, match=r"top_k 65: the graphs return their 64 .* with a larger --top-k, or with --keep"
+            ):
+                engine.generate([[5, 6]], params)
+        engine.generate([[5, 6]], SamplingParams(top_k=100, max_new_tokens=1))  # greedy
+        engine.generation_config["top_k"] = 100
+        advised = engine.sampling_params(max_new_tokens=2, seed=1)
+        assert advised.top_k == 64
+        assert engine.generate([[5, 6]], advised)[0].error is None
+    assert_clean(machine)
+
+
 def test_logprobs_need_the_scores_of_all_tokens(compiled_om: Path) -> None:
     with (
         simulated_acl(),

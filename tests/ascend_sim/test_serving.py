@@ -38,5 +38,10 @@ def test_answers_are_those_of_the_engine(compiled_om: Path) -> None:
             refused = served.http.post("/v1/completions", json={**sampled, "logprobs": 1})
             assert refused.status_code == 400
             assert "--keep-logits" in refused.json()["error"]["message"]
+            refused = served.http.post("/v1/completions", json={**sampled, "top_k": 100})
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == "top_k"
+            assert refused.json()["error"]["message"].startswith("top_k 100: the graphs return their 64 most likely")
+            assert served.http.post("/v1/completions", json={**sampled, "top_k": 64}).status_code == 200
     assert machine.reports == []
     assert list(machine.device.live()) == []

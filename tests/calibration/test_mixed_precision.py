@@ -6,14 +6,17 @@ from dataclasses import replace
 import pytest
 
 from qcompile.artifact import load_model
-from qcompile.calibration.mixed_precision import Given, Goal, candidate_schemes, decide
+from qcompile.calibration.mixed_precision import Decision, Given, Goal, candidate_schemes, decide
 from qcompile.calibration.provide import CalibratedStatistics
-from qcompile.calibration.sensitivity import FLOAT, label_of, measure_sensitivity
+from qcompile.calibration.sensitivity import FLOAT, Finding, Sensitivity, label_of, measure_sensitivity
 from qcompile.calibration.trial import Trials, tensors_of
 from qcompile.errors import QuantError
 from qcompile.passes.base import PassContext, PassResult
 from qcompile.passes.narrow_scales import NarrowScales
 from qcompile.passes.quantize_int4 import QuantizeInt4
+from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Norm
+from qcompile.passes.quantize_rotation import RotateResidual
+from qcompile.quant.allocation import Allocation, Choice
 from qcompile.quantize_options import LayerOptions, LinearScheme, QuantizeOptions
 from tests.calibration.test_provide import source
 from tests.calibration.test_sensitivity import INT4, ROWS, W8A8, kl_of, logits_of
@@ -152,6 +155,17 @@ def test_the_choice_names_the_algorithm_that_will_run(models, directories, tmp_p
     assert label_of(gptq) in decision.page().html()
 
 
+@pytest.mark.parametrize("gptq_first", [True, False])
+def test_a_lookup_without_statistics_does_not_take_them_from_the_others(models, directories, tmp_path, gptq_first):
+    """Both are tried with scales of least error, and so have one name."""
+    mse, gptq = (replace(INT4, algorithm=algorithm) for algorithm in ("mse", "gptq"))
+    names = [tensor.name for tensor in tensors_of(models["fused"].graph)]
+    odd = names[-1] if gptq_first else names[0]
+    candidates = {name: [mse if name == odd else gptq] for name in names}
+    decision = decide(models["fused"], source(directories), candidates, Goal(quality=5.0), cache=tmp_path)
+    assert {layer.algorithm for layer in decision.apply(QuantizeOptions()).layers} == {"gptq"}
+
+
 @pytest.mark.parametrize(
     ("options", "smallest_group", "groups"),
     [
@@ -162,8 +176,48 @@ def test_the_choice_names_the_algorithm_that_will_run(models, directories, tmp_p
     ],
 )
 def test_only_blocks_that_the_target_takes_are_offered_unless_asked_for(options, smallest_group, groups):
-    found = candidate_schemes(options, QuantizeInt4.defaults, {256}, smallest_group)
+    own = options.scheme_for(("layers.0.attn.qkv_proj",), QuantizeInt4.defaults)
+    found = candidate_schemes(own, 256, smallest_group, is_group_asked=options.asks_group_size(("",)))
     assert {scheme.group_size for scheme in found if scheme.bits == 4} == groups
+
+
+class Asked:
+    """Statistics that keep what they are asked to choose from, and choose what the pass does by itself."""
+
+    def __init__(self):
+        self.candidates = {}
+
+    def decide(self, model, candidates, goal, given=None):
+        self.candidates = candidates
+        chosen = {t.name: candidates[t.name][0] for t in tensors_of(model.graph)}
+        findings = {
+            name: (Finding(name, label_of(scheme), 1, 0.0, is_measured=True),) for name, scheme in chosen.items()
+        }
+        names = {t.name: t.reader.names for t in tensors_of(model.graph)}
+        schemes = {label_of(scheme): scheme for scheme in chosen.values()}
+        sensitivity = Sensitivity(schemes, findings, dict.fromkeys(names, 1), names, 1, 1)
+        allocation = Allocation({name: Choice(label_of(s), 1, 0.0) for name, s in chosen.items()}, 0.0)
+        return Decision(goal, sensitivity, allocation, 0, "builtin")
+
+
+@pytest.mark.parametrize("scheme", [QuantizeInt4, QuantizeInt8, QuantizeInt8Norm, QuantizeInt8Dynamic])
+def test_what_is_chosen_from_is_what_the_pass_writes(directories, tmp_path, scheme):
+    """Each place has its own: covering scales for down_proj in 4 bits, whole channels for o_proj behind int8."""
+    written = []
+    for statistics, options in ((None, QuantizeOptions()), (Asked(), QuantizeOptions(size=1.0))):
+        model = load_model(directories["fused"] / "model.onnx")
+        RotateResidual()(PassContext(model))
+        written.append(scheme(options, statistics)(PassContext(model)).detail["quantized"])
+    assert written[0] == written[1]
+    offered = {name: [label_of(one) for one in own] for name, own in statistics.candidates.items()}
+    assert len(offered) == len(tensors_of(load_model(directories["fused"] / "model.onnx").graph))
+    if scheme is QuantizeInt4:
+        assert offered["layers.0.mlp.down_proj"] == ["int4 g32 asym rtn", "int4 g16 asym rtn", "int8 g32 rtn"]
+        assert offered["layers.0.attn.o_proj"][0] == "int4 g32 asym mse"
+    if scheme is QuantizeInt8Norm:
+        assert offered["layers.0.attn.o_proj"][0] == "int8 rtn"
+        assert offered["layers.0.attn.qkv_proj"][0] == "int8 a8 norm rtn"
+        assert offered["layers.0.mlp.down_proj"][0].startswith("int8 g")
 
 
 def test_a_short_text_is_worth_a_note(models, directories, tmp_path):

@@ -230,6 +230,7 @@ def test_the_finer_copy_is_kept_for_both(tmp_path: Path, embedding: str, head: s
     finer = {HEAD: head, EMBEDDING: embedding}[kept]
     assert f"the {finer} copy is used for both" in result.notes[0]
     assert result.manifest.source["embeddings"] == "tied"
+    assert result.manifest.config["tie_word_embeddings"] is True
     initializers = load_model(tmp_path / "out" / "model.onnx").graph.initializers
     assert HEAD not in initializers
     stored = initializers[EMBEDDING].const_value
@@ -244,6 +245,7 @@ def test_no_tie_keeps_both(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", gguf_config(), kinds={"embed_tokens.weight": "Q5_0"}, head=matrix)
     result = export_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path / "out", tie=False)
     assert result.notes == ()
+    assert result.manifest.config["tie_word_embeddings"] is False
     initializers = load_model(tmp_path / "out" / "model.onnx").graph.initializers
     head, embedding = initializers[HEAD].const_value, initializers[EMBEDDING].const_value
     assert head is not None

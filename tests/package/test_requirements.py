@@ -48,6 +48,34 @@ MISTAKES = [
 ]
 
 
+OPTIONS = [  # line, what the judge would say, a word of the message, the cure
+    ("-c constraints.txt", "", "limits versions and installs nothing", "write the versions into requirements.txt"),
+    ("--constraint=constraints.txt", "", "limits versions", "take the line out"),
+    ("-e ./src", PIP, "installs from a source folder", "build its wheel, put that into dependencies/"),
+    ("--editable .", PIP, "installs from a source folder", "build its wheel"),
+    ("--index-url https://example.org/simple", "", "the judge looks in dependencies/ alone", "take the line out"),
+    ("-f dependencies", "", "the judge looks in dependencies/ alone", "take the line out"),
+    ("--no-index", "", "the judge looks in dependencies/ alone", "take the line out"),
+    ("--only-binary :all:", "", "is an option of pip", "take the line out"),
+    ("--platform linux", PIP, "pip takes no --platform in a requirements file", "take the line out"),
+    ("tinydep==1.0 --config-settings=a=b", PIP, "has --config-settings behind", "take --config-settings out"),
+    ("./dependencies/tinydep-1.0-py3-none-any.whl", PIP, "names a place, not a version", "write name==VERSION"),
+    ("https://example.org/tinydep-1.0-py3-none-any.whl", PIP, "names a place, not a version", "write name==VERSION"),
+]
+
+
+@pytest.mark.parametrize(("line", "judge", "message", "cure"), OPTIONS, ids=[row[0] for row in OPTIONS])
+def test_an_option_of_pip_is_said_for_what_it_is(
+    tmp_path: Path, line: str, judge: str, message: str, cure: str
+) -> None:
+    spoil = requirements("tinydep==1.0", line, constraints="tinydep==1.0\n")
+    (found,) = [f for f in checked(tmp_path, spoil, is_static=True).findings if f.file == "requirements.txt:2"]
+    assert found.judge == judge
+    assert message in found.message
+    assert f"'{line}'" in found.message
+    assert cure in found.cure
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -4,9 +4,7 @@ import pytest
 
 from qcompile.calibration.mixed_precision import candidate_schemes
 from qcompile.errors import QuantError, VerifyError
-from qcompile.passes.quantize_int4 import QuantizeInt4
-from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic
-from qcompile.quantize_options import GROUP_SIZES, QuantizeOptions
+from qcompile.quantize_options import GROUP_SIZES, LinearScheme, QuantizeOptions
 from tests.optimized import export_tiny, optimize_tiny
 
 
@@ -77,14 +75,19 @@ def test_nothing_can_be_chosen_where_nothing_fits(odd, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "widths", "groups"),
+    ("own", "width", "groups"),
     [
-        (QuantizeInt4, {896, 4864}, [(4, 32), (4, 16), (4, 64), (4, 128), (8, 128)]),
-        (QuantizeInt4, {896, 80, 200}, [(4, 32), (4, 16), (4, 64), (4, 128), (8, 128), (8, 16)]),
-        (QuantizeInt8, {896, 80, 200}, [(8, 32), (8, 16)]),
-        (QuantizeInt8Dynamic, {896, 80, 200}, [(8, "channel"), (8, 128), (8, 16)]),
+        (LinearScheme(4, 32, False, "float", "mse"), 896, [(4, 32), (4, 16), (4, 64), (4, 128), (8, 128)]),
+        (LinearScheme(4, 64, False, "float", "mse"), 4864, [(4, 64), (4, 32), (4, 16), (4, 128), (8, 128)]),
+        (LinearScheme(4, 16, False, "float", "mse"), 80, [(4, 16), (8, 16)]),
+        (LinearScheme(8, 32, True, "float", "rtn"), 896, [(8, 32), (8, 16)]),
+        (LinearScheme(8, 256, True, "float", "rtn"), 4864, [(8, 256), (8, 128)]),
+        (LinearScheme(8, "channel", True, "float", "rtn"), 896, [(8, "channel"), (8, 128)]),
+        (LinearScheme(8, "channel", True, "dynamic", "rtn"), 80, [(8, "channel"), (8, 16)]),
+        (LinearScheme(8, "channel", True, "dynamic", "rtn"), 200, [(8, "channel")]),
     ],
 )
-def test_every_width_gets_the_largest_groups_that_divide_it(scheme, widths, groups):
-    found = candidate_schemes(QuantizeOptions(), scheme.defaults, widths, GROUP_SIZES[0])
+def test_every_width_gets_the_largest_groups_that_divide_it(own, width, groups):
+    found = candidate_schemes(own, width, GROUP_SIZES[0])
     assert [(s.bits, s.group_size) for s in found] == groups
+    assert {s.algorithm for s in found} == {own.algorithm}

@@ -114,6 +114,8 @@ def test_the_command_line_overrides_a_recipe(exported, tmp_path):
     ("text", "message"),
     [
         ("passes = 'int8'", "passes = 'int8'; wanted a list of names"),
+        ("passes = []", "passes = [] names no pass; leave it out for fuse, or name some of clean"),
+        ("passes = [' ']", "passes = [' '] names no pass"),
         ("pases = ['int8']", "unknown key 'pases'"),
         ("strict = 1", "wanted true or false"),
         ("[quantize]\nbits = '4'", "bits = '4'; wanted a number"),

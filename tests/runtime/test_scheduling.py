@@ -19,7 +19,7 @@ VOCAB = 512
 class RecordingSession:
     """A Session whose cache is the tokens themselves; the next token is a function of all of them."""
 
-    vocab_size = VOCAB
+    vocab_size = num_candidates = VOCAB
     max_chunk = 64
     max_capacity = UNBOUNDED
 

@@ -1,9 +1,9 @@
-"""Rules about what a node is given: values that exist, operands of one type, inner dimensions that agree."""
+"""Rules about what a node is given: values that exist and were made before it, operands of one type, sizes that agree."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
@@ -95,6 +95,54 @@ def _stated_bytes(
     return min(rest, needed)  # without a length, what follows may belong to others
 
 
+def order_of_nodes(context: Context) -> Iterator[Finding]:
+    """ONNX wants every node behind those whose outputs it reads."""
+    nodes = [node for node in context.view.nodes if not node.in_subgraph]
+    circle = _in_a_circle(nodes)
+    if circle is not None:
+        yield about(
+            circle,
+            "graph-cycle",
+            "E19999",
+            seen="nodes that read each other's outputs in a circle",
+            wanted="a graph without one",
+            cure="export the graph again",
+        )
+        return
+    place = {node: index for index, node in enumerate(nodes)}
+    for node in nodes:
+        given = [(v, v.producer) for v in node.inputs if v is not None and v.producer is not None]
+        late = next(((v, maker) for v, maker in given if place.get(maker, -1) > place[node]), None)
+        if late is not None:
+            yield about(
+                node,
+                "node-order",
+                "E19999",
+                certain=False,
+                seen=f"the input '{late[0].name}', made by '{late[1].name}' further down",
+                wanted="nodes behind those that they read, as ONNX has it",
+                cure="sort the nodes before saving (`qcompile optimize` and onnx-graphsurgeon's toposort() do)",
+            )
+
+
+def _in_a_circle(nodes: Sequence[Node]) -> Node | None:
+    """Return a node of a circle, or of what is behind one; None where there is none."""
+    known = set(nodes)
+    waits = {node: {v.producer for v in node.inputs if v is not None and v.producer in known} for node in nodes}
+    ready = [node for node, producers in waits.items() if not producers]
+    num_left = len(nodes)
+    while ready:
+        done = ready.pop()
+        num_left -= 1
+        for reader in {reader for value in done.outputs if value is not None for reader in value.readers}:
+            producers = waits.get(reader)
+            if producers is not None and done in producers:
+                producers.discard(done)
+                if not producers:
+                    ready.append(reader)
+    return next((node for node, producers in waits.items() if producers), None) if num_left else None
+
+
 def _exists(value: Value) -> bool:
     return value.producer is not None or value.is_input or value.tensor is not None
 
@@ -148,5 +196,37 @@ def inner_dimension(context: Context, node: Node) -> Iterator[Finding]:
         )
 
 
-OPERAND_RULES: tuple[NodeRule, ...] = (made_once, one_type, inner_dimension)
-OPERAND_MODEL_RULES: tuple[ModelRule, ...] = (outputs_exist, weight_sizes)
+def reshape_count(context: Context, node: Node) -> Iterator[Finding]:
+    """Reshape: as many elements behind it as in front, where both are known."""
+    data, wanted = node.input(0), context.view.constant(node.input(1))
+    if node.op != "Reshape" or node.proto.domain not in {"", "ai.onnx"} or data is None or wanted is None:
+        return
+    if not data.is_static or data.shape is None or wanted.ndim != 1:
+        return
+    sizes = [int(size) for size in wanted]
+    why = _why_no_reshape(tuple(int(dim or 0) for dim in data.shape), sizes, bool(node.integer("allowzero", 0)))
+    if why:
+        yield about(
+            node,
+            "reshape-count",
+            "E14001",
+            seen=f"{shape_text(data.shape)} as [{','.join(map(str, sizes))}]: {why}",
+            wanted="as many elements as the input has, one -1 at most",
+            cure="correct the shape constant; -1 stands for what is left of one dimension",
+        )
+
+
+def _why_no_reshape(shape: tuple[int, ...], sizes: Sequence[int], allows_zero: bool) -> str:
+    if sizes.count(-1) > 1 or min(sizes, default=0) < -1:
+        return "more than one -1" if sizes.count(-1) > 1 else f"a size of {min(sizes)}"
+    if not allows_zero and any(size == 0 and index >= len(shape) for index, size in enumerate(sizes)):
+        return "a 0 copies a dimension that the input does not have"
+    filled = [shape[index] if size == 0 and not allows_zero else size for index, size in enumerate(sizes)]
+    count, rest = math.prod(shape), math.prod(size for size in filled if size != -1)
+    if -1 in filled:
+        return "" if rest and count % rest == 0 else f"{count} elements are no multiple of {rest}"
+    return "" if count == rest else f"{count} elements as {rest}"
+
+
+OPERAND_RULES: tuple[NodeRule, ...] = (made_once, one_type, inner_dimension, reshape_count)
+OPERAND_MODEL_RULES: tuple[ModelRule, ...] = (outputs_exist, weight_sizes, order_of_nodes)

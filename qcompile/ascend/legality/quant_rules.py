@@ -176,6 +176,7 @@ def ascend_quant(context: Context, node: Node) -> Iterator[Finding]:
         yield about(
             node, "quant-scale", "E14001", seen=f"scale {scale}", wanted="a positive number", cure="recalibrate"
         )
+    yield from _quant_destination(context, node)
     readers = [reader for value in node.outputs if value is not None for reader in value.readers]
     if isinstance(offset, float) and offset and any(reader.op in {"MatMul", "Gemm"} for reader in readers):
         yield about(
@@ -187,6 +188,22 @@ def ascend_quant(context: Context, node: Node) -> Iterator[Finding]:
             seen=f"offset {offset:g} before a MatMul",
             wanted="0: the fused MatMul does not take the offset back",
             cure="quantize activations symmetrically, or subtract zero_point * sum(w) after AscendDequant",
+        )
+
+
+def _quant_destination(context: Context, node: Node) -> Iterator[Finding]:
+    """CANN's kernel tables: i8 everywhere, i4 on the 910B besides; i16 is a word of the operator that no kernel has."""
+    given = node.attributes.get("dst_type", "INT8")
+    made = ("INT8", "INT4") if context.chip.family == "910B" else ("INT8",)
+    if given not in made:
+        yield about(
+            node,
+            "quant-dst-type",
+            "EZ3002",
+            certain=given == "INT16",  # of int4 on the smaller chips nothing is known either way
+            seen=f"dst_type {given} on {context.chip.name}",
+            wanted=" or ".join(made),
+            cure="quantize to 8 bits: leave dst_type out, and round weights and scale accordingly",
         )
 
 

@@ -25,9 +25,10 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "Shape": ("i64",), "Size": ("i64",), "NonZero": ("i64",), "ArgMax": ("i64",), "ArgMin": ("i64",),
     "Equal": ("bool",), "Less": ("bool",), "LessOrEqual": ("bool",), "Greater": ("bool",), "GreaterOrEqual": ("bool",),
     "And": ("bool",), "Or": ("bool",), "Not": ("bool",), "Xor": ("bool",), "IsNaN": ("bool",), "IsInf": ("bool",),
-    "AscendQuant": ("i8",), "NPUAscendQuantV2": ("i8",), "NPUDynamicQuant": ("i8", "f32"),
+    "NPUAscendQuantV2": ("i8",), "NPUDynamicQuant": ("i8", "f32"),
     "NPUDynamicQuantV2": ("i8", "f32", "f32"),
 }  # fmt: skip
+_DESTINATIONS = {"INT8": "i8", "INT4": "i4", "INT16": "i16"}
 # GE's numbering in the dtype attribute of quantized operators.
 GE_DTYPES: dict[int, str] = {0: "f32", 1: "f16", 2: "i8", 3: "i32", 27: "bf16"}
 
@@ -36,6 +37,8 @@ def output_dtype(op: str, index: int, inputs: Sequence[str | None], attributes: 
     """Return the type of one output of a node, or None when it cannot be told."""
     if op in _FIXED:
         return _FIXED[op][index] if index < len(_FIXED[op]) else None
+    if op == "AscendQuant":
+        return _DESTINATIONS.get(str(attributes.get("dst_type", "INT8")))
     if op == "Cast":
         to = attributes.get("to")
         return DTYPES.get(to) if isinstance(to, int) else None
