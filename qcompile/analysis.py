@@ -22,6 +22,7 @@ import onnx_ir as ir
 from qcompile import single_op
 from qcompile.cases import Case, DimBinding, cases_for, input_array, input_shape
 from qcompile.functions import DOMAIN, FUSED_OPS
+from qcompile.tensors import StreamedTensor
 
 # Computed values above this many elements are tracked as shapes only; initializers above MAX_READ_ELEMENTS are not read.
 MAX_KNOWN_ELEMENTS = 1 << 20
@@ -189,7 +190,9 @@ def _constant_spec(value: ir.Value) -> Spec | None:
     if tensor is None:
         return None
     shape = tuple(int(d) for d in tensor.shape.numpy())
-    small = math.prod(shape) <= MAX_READ_ELEMENTS and tensor.dtype not in _OPAQUE_DTYPES
+    # what is computed while the model is saved is not computed before
+    small = math.prod(shape) <= MAX_READ_ELEMENTS and not isinstance(tensor, StreamedTensor)
+    small = small and tensor.dtype not in _OPAQUE_DTYPES
     return Spec(tensor.dtype, shape, tensor.numpy() if small else None)
 
 

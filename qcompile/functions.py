@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from qcompile.errors import PassError
 from qcompile.fused_op import DOMAIN, DOMAIN_VERSION, MIN_OPSET, FusedOp, TensorType, same_as_first
+from qcompile.packed_functions import PACKED_OPS
 from qcompile.quantized_functions import QUANTIZED_OPS
 
 __all__ = [
@@ -285,6 +286,7 @@ FUSED_OPS: dict[str, FusedOp] = {
         ROTARY_EMBEDDING,
         ATTENTION,
         *QUANTIZED_OPS,
+        *PACKED_OPS,
     )
 }
 

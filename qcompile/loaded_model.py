@@ -23,6 +23,7 @@ import numpy as np
 
 from qcompile.errors import VerifyError
 from qcompile.runtime.host import default_threads
+from qcompile.runtime.huge_pages import release_free_memory
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.ort_options import session_options
 
@@ -125,6 +126,7 @@ def _look(directory: Path) -> LoadedModel:
         options.profile_file_prefix = str(Path(scratch) / "profile")
         path = directory / manifest.graph().file.name
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        release_free_memory()
         inputs = session.get_inputs()
         session.run(["logits"], {value.name: _feed(value, manifest) for value in inputs})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

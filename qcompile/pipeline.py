@@ -41,6 +41,7 @@ from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.proof import Prover
 from qcompile.passes.quantize_int8 import QuantizeInt8Norm, QuantizeInt8Static
 from qcompile.passes.quantize_kv8 import QuantizeKv8
+from qcompile.passes.quantize_lossless import QuantizeLossless
 from qcompile.passes.quantize_model import QuantizeModel
 from qcompile.passes.quantize_rotation import RotateResidual
 from qcompile.passes.schedule import schedule
@@ -259,6 +260,8 @@ def _instance(
     if issubclass(pass_class, FoldScales):
         defaults = (step.defaults for step in plan if issubclass(step, QuantizeModel))
         return pass_class(quantize, statistics, next(defaults, None), rounds_per_token=target.rounds_per_token)
+    if pass_class is QuantizeLossless:
+        return QuantizeLossless(quantize)
     if pass_class is QuantizeKv8:
         return QuantizeKv8(statistics)
     return pass_class()

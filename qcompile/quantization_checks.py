@@ -11,10 +11,13 @@ from qcompile.calibration.text import BUILT_IN
 from qcompile.errors import PassError, UnsupportedOpError
 from qcompile.passes import registry
 from qcompile.passes.base import Pass
+from qcompile.passes.fold_scales import FoldScales
 from qcompile.passes.lower_kv8_to_ort import LowerKv8ToOrt
 from qcompile.passes.quantize_int8 import QuantizeInt8Dynamic
 from qcompile.passes.quantize_kv8 import QuantizeKv8
+from qcompile.passes.quantize_lossless import QuantizeLossless
 from qcompile.passes.quantize_model import QuantizeModel
+from qcompile.passes.quantize_rotation import RotateResidual
 from qcompile.quantize_options import QuantizeOptions
 from qcompile.target import Target
 
@@ -56,8 +59,26 @@ def check_quantization(
         )
     if QuantizeKv8 in plan and LowerKv8ToOrt not in plan:
         raise UnsupportedOpError("kv8: the target has no int8 KV cache; use --target ort, or leave kv8 out of --passes")
-    if not schemes:
+    if QuantizeLossless in plan:
+        _check_lossless(plan, options, target)
+    elif not schemes:
         _check_without_scheme(options, has_kv8=QuantizeKv8 in plan)
+
+
+def _check_lossless(plan: Sequence[type[Pass]], options: QuantizeOptions, target: Target) -> None:
+    """Refuse what would move weights off their grids first, or round them again."""
+    others = [step.name for step in plan if issubclass(step, (QuantizeModel, RotateResidual, FoldScales))]
+    if others:
+        raise PassError(
+            f"lossless keeps the codes that weights have, and {others[0]} changes weights: name one of them"
+        )
+    if target.chip is not None:
+        raise UnsupportedOpError(
+            f"lossless: {target.name} has no operators that unpack codes when a model is loaded; "
+            "use --target ort or portable, or --passes int8"
+        )
+    if replace(options, keep_float=(), calibration=BUILT_IN) != QuantizeOptions():
+        raise PassError("lossless takes --keep-float alone: bits and groups are those that the weights have")
 
 
 def _check_without_scheme(options: QuantizeOptions, *, has_kv8: bool) -> None:

@@ -14,7 +14,8 @@ is stored for each row, and an Expand of that constant, which ONNX Runtime folds
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +25,8 @@ from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
 from qcompile.passes.change import finish_rewrites, named_constant, node_label
 from qcompile.passes.kernel_rewrite import MICROSOFT, Kernel, first_rows, lower, matrix_shape
 from qcompile.passes.narrow_scales import widen_scales
+from qcompile.passes.packed_codes import computed_tensor
+from qcompile.passes.unpack_at_load import unsigned_blocks
 from qcompile.quantized_functions import BLOCKED_LINEARS, EMBEDDINGS
 from qcompile.tensors import Array, StreamedTensor
 from qcompile.weights import rows_of
@@ -44,6 +47,12 @@ class LowerQuantizedBlocksToOrt(Pass):
     def call(self, context: PassContext, result: PassResult) -> None:
         """Lower each, proved with a limit for int8 activations; keep the function where the proof fails."""
         widen_scales(context.model.graph)
+        with computed_constants(context.model.graph):
+            self._lower_all(context, result)
+        if result.rewrites:
+            finish_rewrites(context)
+
+    def _lower_all(self, context: PassContext, result: PassResult) -> None:
         cut: dict[ir.Value, int] = {}
         for node in list(context.model.graph):
             if node.domain != DOMAIN or node.op_type not in BLOCKED_LINEARS | EMBEDDINGS:
@@ -62,8 +71,22 @@ class LowerQuantizedBlocksToOrt(Pass):
                 lower(context, result, node, _matmul, first_rows, MAX_RELATIVE_ERROR)
         for scales, block in cut.items():
             _expand_at_load(context.model.graph, scales, block)
-        if result.rewrites:
-            finish_rewrites(context)
+
+
+@contextmanager
+def computed_constants(graph: ir.Graph) -> Iterator[None]:
+    """Let codes and scales that are made of constants count as such: their tensors are computed when they are read."""
+    known: list[ir.Value] = []
+    for node in graph:
+        if node.domain == DOMAIN and node.op_type in BLOCKED_LINEARS | EMBEDDINGS:
+            known += (v for v in node.inputs[1:] if v is not None and v.const_value is None)
+    for value in dict.fromkeys(known):
+        value.const_value = computed_tensor(value)
+    try:
+        yield
+    finally:
+        for value in known:
+            value.const_value = None
 
 
 def _expand_at_load(graph: ir.Graph, scales: ir.Value, block: int) -> None:
@@ -157,7 +180,11 @@ def _stored(node: ir.Node, graph: ir.Graph) -> tuple[ir.Value, ir.Value, ir.Valu
     """Return codes [N, G, block bytes], scales [N, G] and zero points as the kernels want them, shared by all users."""
     block, repeats = _kernel_block(node), _repeats(node)
     assert block is not None
-    codes = _shared(graph, _input(node, 1), f".blocks{block}", _block_rows(node, block))
+    stored = _input(node, 1)
+    if stored.producer() is not None:
+        codes = unsigned_blocks(graph, stored, block * _bits(node) // 8, f"{stored.name}.blocks{block}")
+    else:
+        codes = _shared(graph, stored, f".blocks{block}", _block_rows(node, block))
     scales = _input(node, 2)
     _move_to_end(graph, scales)
     if repeats > 1:

@@ -49,6 +49,7 @@ from qcompile.passes.normalize_opset import NormalizeOpset
 from qcompile.passes.quantize_int4 import QuantizeInt4
 from qcompile.passes.quantize_int8 import QuantizeInt8, QuantizeInt8Dynamic, QuantizeInt8Norm, QuantizeInt8Static
 from qcompile.passes.quantize_kv8 import QuantizeKv8
+from qcompile.passes.quantize_lossless import QuantizeLossless
 from qcompile.passes.quantize_rotation import RotateResidual
 from qcompile.passes.root_shapes import RootShapes
 from qcompile.passes.select_last_token import SelectLastToken
@@ -86,6 +87,7 @@ FUSE: tuple[type[Pass], ...] = (
 )
 QUANTIZE: tuple[type[Pass], ...] = (
     QuantizeKv8,
+    QuantizeLossless,
     RotateResidual,
     SmoothQuant,
     Awq,

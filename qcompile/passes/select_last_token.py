@@ -50,11 +50,27 @@ class SelectLastToken(Pass):
         restored.outputs[0].type = hidden.type
         graph.insert_before(projection, [rows, selected, restored])
         projection.replace_input_with(0, restored.outputs[0])
+        for node, position in _beside(projection, hidden, logits):
+            node.replace_input_with(position, restored.outputs[0])
         if logits.shape is not None:
             logits.shape = ir.Shape([logits.shape[0], 1, logits.shape[2]])
         result.rewrites = 1
         finish_rewrites(context)
         context.forget_analysis()
+
+
+def _beside(projection: ir.Node, hidden: ir.Value, logits: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Return what else reads the hidden states on the way to the logits alone: the sums for the offsets of lossless codes."""
+    ahead = {logits.producer()}
+    stack = [logits.producer()]
+    while stack:
+        node = stack.pop()
+        for value in node.inputs if node is not None and node is not projection else ():
+            before = value.producer() if value is not None and value is not hidden else None
+            if before is not None and before not in ahead:
+                ahead.add(before)
+                stack.append(before)
+    return [(node, position) for node, position in hidden.uses() if node in ahead and node is not projection]
 
 
 def _projection(logits: ir.Value) -> ir.Node | None:

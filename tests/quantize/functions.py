@@ -17,8 +17,8 @@ Array = np.ndarray
 _FED = ("x", "indices")  # the others are weights: only as such are int8 ones multiplied exactly on every CPU
 
 
-def call(name: str, inputs: Mapping[str, Array], **attributes: int) -> Array:
-    """Return the output of an operator whose inputs are given in order."""
+def call(name: str, inputs: Mapping[str, Array], *, result: type | None = None, **attributes: int) -> Array:
+    """Return the output of an operator whose inputs are given in order, of the scales' type unless one is given."""
     values = []
     for key, array in inputs.items():
         kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
@@ -28,7 +28,7 @@ def call(name: str, inputs: Mapping[str, Array], **attributes: int) -> Array:
     output = node.outputs[0]
     output.name = "y"
     scales = next((a.dtype for k, a in inputs.items() if k == "scales"), np.dtype(np.float32))
-    output.type = ir.TensorType(ir.DataType.from_numpy(scales))
+    output.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(result) if result is not None else scales))
     fed = [value for value in values if value.name in _FED]
     weights = [value for value in values if value.name not in _FED]
     graph = ir.Graph(fed, [output], nodes=[node], initializers=weights, opset_imports={"": 18, DOMAIN: 1}, name="call")

@@ -63,3 +63,16 @@ def test_what_is_loaded_runs_quantized(int8: tuple[Path, Measured]) -> None:
     loaded = int8[1].record["loaded"]
     assert loaded["dequantized"] == []
     assert loaded["quantized"] == 98
+
+
+def test_lossless_codes_of_a_q4_k_m_are_no_larger_than_the_file_and_nearer_than_llama_cpp(
+    work: Path, exported: tuple[Path, Measured]
+) -> None:
+    arguments = ("optimize", exported[0], "--passes", "fuse,lossless", "--strict", "-o", work / "lossless")
+    record = qcompile(work, "optimize-fuse-lossless", *arguments).record
+    assert record["size_bytes"] <= 397.8e6
+    assert record["loaded"]["dequantized"] == []
+    assert not {"BitShift", "BitwiseOr"} & record["loaded"]["kernels"].keys()
+    assert (
+        quality(work, exported[0], work / "lossless")["mean_kl"] <= 0.0015
+    )  # 0.00052 on the reference text; llama.cpp 0.0043
