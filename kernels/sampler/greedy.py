@@ -6,6 +6,20 @@ import triton.language as tl
 from qcompile.kernels.sampler.kernel import NONE, take_largest
 
 
+@triton.jit
+def largest_by_lane(row_ptr, part, n_vocab, n_parts, BLOCK_VOCAB: tl.constexpr, STAGES: tl.constexpr):
+    """The largest logit of every lane over the blocks of a part of a row, and the first id that has it; NaN exceeds nothing."""
+    lanes, n_blocks = tl.arange(0, BLOCK_VOCAB), tl.cdiv(n_vocab, BLOCK_VOCAB)
+    begin, end = part * n_blocks // n_parts * BLOCK_VOCAB, (part + 1) * n_blocks // n_parts * BLOCK_VOCAB
+    largest, chosen = tl.full((BLOCK_VOCAB,), -float("inf"), dtype=tl.float32), begin + lanes
+    for start in tl.range(begin, end, BLOCK_VOCAB, num_stages=STAGES):
+        ids = start + lanes
+        values = tl.load(row_ptr + ids, mask=ids < n_vocab, other=-float("inf")).to(tl.float32)
+        is_larger = values > largest
+        largest, chosen = tl.where(is_larger, values, largest), tl.where(is_larger, ids, chosen)
+    return largest, chosen
+
+
 # fmt: off
 @triton.jit
 def sampler_part_kernel(
@@ -20,15 +34,8 @@ def sampler_part_kernel(
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    part, row, lanes = tl.program_id(0), tl.cast(tl.program_id(1), tl.int64), tl.arange(0, BLOCK_VOCAB)
-    n_blocks = tl.cdiv(n_vocab, BLOCK_VOCAB)
-    begin, end = part * n_blocks // n_parts * BLOCK_VOCAB, (part + 1) * n_blocks // n_parts * BLOCK_VOCAB
-    largest, chosen = tl.full((BLOCK_VOCAB,), -float("inf"), dtype=tl.float32), begin + lanes
-    for start in tl.range(begin, end, BLOCK_VOCAB, num_stages=STAGES):
-        ids = start + lanes
-        values = tl.load(logits_ptr + row * row_stride + ids, mask=ids < n_vocab, other=-float("inf")).to(tl.float32)
-        is_larger = values > largest
-        largest, chosen = tl.where(is_larger, values, largest), tl.where(is_larger, ids, chosen)
+    part, row = tl.program_id(0), tl.cast(tl.program_id(1), tl.int64)
+    largest, chosen = largest_by_lane(logits_ptr + row * row_stride, part, n_vocab, n_parts, BLOCK_VOCAB, STAGES)
     value, token = take_largest(largest, chosen)
     tl.store(value_ptr + row * n_parts + part, value)
     tl.store(id_ptr + row * n_parts + part, token)

@@ -8,6 +8,7 @@ best of those top_k. So the second kernel looks at the best of the segments, and
 import triton
 import triton.language as tl
 
+from qcompile.kernels.sampler.greedy import largest_by_lane
 from qcompile.kernels.sampler.kernel import NONE, draw, take_largest
 
 
@@ -24,15 +25,8 @@ def sampler_segment_kernel(
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    part, row, lanes = tl.program_id(0), tl.cast(tl.program_id(1), tl.int64), tl.arange(0, BLOCK_VOCAB)
-    n_blocks = tl.cdiv(n_vocab, BLOCK_VOCAB)
-    begin, end = part * n_blocks // n_parts * BLOCK_VOCAB, (part + 1) * n_blocks // n_parts * BLOCK_VOCAB
-    largest, chosen = tl.full((BLOCK_VOCAB,), -float("inf"), dtype=tl.float32), begin + lanes
-    for start in tl.range(begin, end, BLOCK_VOCAB, num_stages=STAGES):
-        ids = start + lanes
-        values = tl.load(logits_ptr + row * row_stride + ids, mask=ids < n_vocab, other=-float("inf")).to(tl.float32)
-        is_larger = values > largest
-        largest, chosen = tl.where(is_larger, values, largest), tl.where(is_larger, ids, chosen)
+    part, row = tl.program_id(0), tl.cast(tl.program_id(1), tl.int64)
+    largest, chosen = largest_by_lane(logits_ptr + row * row_stride, part, n_vocab, n_parts, BLOCK_VOCAB, STAGES)
     WIDTH: tl.constexpr = BLOCK_VOCAB // SEGMENTS
     by_segment, its_ids = tl.reshape(largest, (SEGMENTS, WIDTH)), tl.reshape(chosen, (SEGMENTS, WIDTH))
     best = tl.max(by_segment, axis=1)

@@ -67,8 +67,10 @@ def store(graph: ir.Graph, projection: Projection, segments: list[Segment]) -> G
         stored = StoredSegment(projection, segment, two_to_a_byte=bits == 4)
         own = name if len(segments) == 1 else f"{name}.{segment.start}"
         values = {kind: _initializer(graph, tensor) for kind, tensor in stored.tensors(own).items()}
-        of_segment = nodes.affine if segment.grid.kind.is_affine else nodes.symmetric
-        operands = of_segment(values, segment.grid.bits, own, for_kernel=bits)
+        if segment.grid.kind.is_affine:
+            operands = nodes.affine(values, segment.grid.bits, own, for_kernel=bits)
+        else:
+            operands = nodes.symmetric(values, segment.grid.bits, own)
         rows.append(nodes.for_blocks(operands, segment.grid.kind.block // block))
     joined = nodes.joined([row.codes for row in rows], f"{name}.codes")
     scales = nodes.joined([row.scales for row in rows], f"{name}.scales")
@@ -99,7 +101,7 @@ class _Nodes:
         self.graph = graph
         self.made: list[ir.Node] = []
 
-    def symmetric(self, values: dict[str, ir.Value], bits: int, name: str, *, for_kernel: int) -> _Operands:
+    def symmetric(self, values: dict[str, ir.Value], bits: int, name: str) -> _Operands:
         """Return the operands of rows without offsets."""
         return _Operands(self.unpacked(values, bits, name), self.numbers(values, "scales", name))
 
