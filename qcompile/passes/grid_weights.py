@@ -20,6 +20,7 @@ from qcompile.passes.quantize_projections import Projection
 from qcompile.quant.grid import TOLERANCE, Floats, Kind, fit_blocks
 from qcompile.quant.grid_nested import NESTED
 from qcompile.quant.grid_rows import CHUNK, KINDS, Grid, GridRows, NestedNumbers, Storage, rows_on_grid
+from qcompile.quant.packing import packed_pairs
 from qcompile.quant.scheme import check_weight
 from qcompile.tensors import Array, NarrowableTensor, StreamedTensor
 
@@ -195,7 +196,7 @@ class StoredSegment:
         if bits == 8:
             parts["codes"] = _Part(ir.DataType.INT8, width, lambda rows: rows.codes)
         elif two_to_a_byte:
-            parts["codes"] = _Part(ir.DataType.UINT8, width // 2, lambda rows: _pairs(_unsigned(rows.codes, 4)))
+            parts["codes"] = _Part(ir.DataType.UINT8, width // 2, lambda rows: packed_pairs(_unsigned(rows.codes, 4)))
         else:
             parts["nibbles"] = _Part(ir.DataType.UINT8, width // 2, lambda rows: _nibbles(_unsigned(rows.codes, bits)))
         if bits in {5, 6}:
@@ -260,11 +261,6 @@ def _number_parts(
 
 def _unsigned(codes: Array, bits: int) -> Array:
     return (codes.astype(np.int16) + np.int16(1 << (bits - 1))).astype(np.uint8)
-
-
-def _pairs(codes: Array) -> Array:
-    """Return two neighbours in a byte, the first one low."""
-    return np.asarray(codes[:, ::2] | (codes[:, 1::2] << np.uint8(4)))
 
 
 def _nibbles(codes: Array) -> Array:

@@ -27,6 +27,7 @@ from qcompile.passes.kernel_rewrite import MICROSOFT, Kernel, first_rows, lower,
 from qcompile.passes.narrow_scales import widen_scales
 from qcompile.passes.packed_codes import computed_tensor
 from qcompile.passes.unpack_at_load import unsigned_blocks
+from qcompile.quant.packing import packed_pairs
 from qcompile.quantized_functions import BLOCKED_LINEARS, EMBEDDINGS
 from qcompile.tensors import Array, StreamedTensor
 from qcompile.weights import rows_of
@@ -238,9 +239,7 @@ def _zero_points(node: ir.Node, repeats: int) -> StreamedTensor:
     def rows(start: int, stop: int) -> Array:
         stored = rows_of(tensor, start, stop)
         pairs = np.stack([stored & np.uint8(15), stored >> np.uint8(4)], axis=2)
-        codes = np.repeat(pairs.reshape(stop - start, -1)[:, :num_groups], repeats, axis=1)
-        even = np.pad(codes, ((0, 0), (0, width % 2)))
-        return np.ascontiguousarray(even[:, ::2] | (even[:, 1::2] << np.uint8(4)))
+        return packed_pairs(np.repeat(pairs.reshape(stop - start, -1)[:, :num_groups], repeats, axis=1))
 
     return _like(tensor, rows, ir.DataType.UINT8, [num_outputs, -(-width // 2)])
 

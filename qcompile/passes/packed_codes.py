@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from qcompile.functions import DOMAIN
 from qcompile.packed_functions import BLOCK_SCALES, PACK_INT4, REPEAT_SCALES, SHIFT_CODES, UNPACKING, ZERO_POINTS
+from qcompile.quant.packing import packed_pairs
 from qcompile.tensors import Array, RowFunction, StreamedTensor
 from qcompile.weights import rows_of
 
@@ -71,12 +72,6 @@ def shifted(codes: Array, z: Array, middle: int) -> Array:
     """Return codes + middle - z, int8 [N, M]."""
     steps = np.repeat((middle - z).astype(np.int8), codes.shape[1] // z.shape[1], axis=1)
     return np.asarray(codes + steps)
-
-
-def packed_pairs(z: Array) -> Array:
-    """Return zero points two to a byte, uint8 [N, ceil(G / 2)]."""
-    even = np.pad(z, ((0, 0), (0, z.shape[1] % 2))).astype(np.uint8)
-    return np.asarray(even[:, ::2] | (even[:, 1::2] << np.uint8(4)))
 
 
 def unpacked(nibbles: Array, rest: Array | None = None, *, bits: int) -> Array:

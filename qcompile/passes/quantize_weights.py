@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.quant.packing import packed_pairs
 from qcompile.quant.rtn import covering_scales, grouped
 from qcompile.quant.scheme import QuantizedWeight, Quantizer, WeightScheme, check_weight
 from qcompile.tensors import Array, NarrowableTensor, StreamedTensor
@@ -203,14 +204,9 @@ def _int8(part: QuantizedWeight) -> Array:
 
 def _packed_codes(part: QuantizedWeight) -> Array:
     """Two codes to a byte, the first one low; signed ones are stored plus 8."""
-    return _packed(part.codes if part.zero_points is not None else (part.codes + np.int8(8)).view(np.uint8))
+    return packed_pairs(part.codes if part.zero_points is not None else (part.codes + np.int8(8)).view(np.uint8))
 
 
 def _packed_zero_points(part: QuantizedWeight) -> Array:
     assert part.zero_points is not None
-    return _packed(np.pad(part.zero_points, ((0, 0), (0, part.zero_points.shape[1] % 2))))
-
-
-def _packed(codes: Array) -> Array:
-    pairs = codes.astype(np.uint8, copy=False)
-    return np.asarray(pairs[:, ::2] | (pairs[:, 1::2] << np.uint8(4)))
+    return packed_pairs(part.zero_points)

@@ -16,8 +16,9 @@ from qcompile.passes.base import PassContext, op_histogram
 from qcompile.passes.change import finish_rewrites
 from qcompile.passes.grid_weights import _nibbles, _rest, _unsigned
 from qcompile.passes.lower_quantized_blocks_to_ort import LowerQuantizedBlocksToOrt
-from qcompile.passes.packed_codes import computed_tensor, packed_pairs, shifted, unpacked, zero_points
+from qcompile.passes.packed_codes import computed_tensor, shifted, unpacked, zero_points
 from qcompile.passes.quantize_lossless import QuantizeLossless
+from qcompile.quant.packing import packed_pairs
 from qcompile.quantize_options import QuantizeOptions
 from qcompile.quantized_functions import BLOCKED_LINEARS
 from qcompile.verify import compare_directories
