@@ -25,6 +25,7 @@ import onnxruntime
 from qcompile.benchmark.floor import matrix_rates, memory_rates
 from qcompile.runtime.host import default_threads
 from qcompile.runtime.manifest import Manifest
+from qcompile.runtime.ort_options import session_options
 
 PRODUCTS = {"MatMulNBits", "MatMulIntegerToFloat", "MatMulInteger", "MatMul", "Gemm", "FusedMatMul"}
 _TYPES = {
@@ -70,8 +71,7 @@ def main() -> int:
 def profile(directory: Path, threads: int, rows: int, new: int, past: int) -> dict[str, Any]:
     """Return milliseconds per operator of one call: the least of several for each node."""
     manifest = Manifest.load(directory)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
+    options = session_options(onnxruntime, threads)
     with tempfile.TemporaryDirectory() as scratch:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "profile")
