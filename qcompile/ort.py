@@ -9,11 +9,12 @@ import numpy as np
 import onnxruntime
 
 from qcompile.errors import GraphError
+from qcompile.exact_products import with_exact_products
 from qcompile.runtime.ort_options import session_options
 
 
 def open_session(model_bytes: bytes) -> Any:
-    """Load a small model for exact evaluation: no graph optimizers, one thread pool, no logging.
+    """Load a small model for exact evaluation: no graph optimizers, integer products exact, one thread pool, no logging.
 
     Raises:
         GraphError: ONNX Runtime refuses the model.
@@ -23,7 +24,9 @@ def open_session(model_bytes: bytes) -> Any:
     options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            with_exact_products(model_bytes), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime raises classes of its own that share no public base
         raise GraphError(f"ONNX Runtime cannot load a subgraph: {_first_line(error)}") from error
 

@@ -285,6 +285,57 @@ def test_a_row_of_zeros_has_a_step():
     check("LinearW8A8", [x, weight, scales], [np.zeros((1, 2, 2))])
 
 
+def equal(name: str, inputs: Arrays, wanted: np.ndarray, **attributes: int) -> None:
+    for evaluator, seen in evaluate(name, inputs, attributes).items():
+        np.testing.assert_array_equal(seen[0], wanted, evaluator, strict=True)
+
+
+@FEW
+@given(SEEDS, SIZES, st.integers(1, 4), st.sampled_from([4, 5, 6]))
+def test_unpacked_codes(seed, rows, eighths, bits):
+    rng, half = np.random.default_rng(seed), 4 * eighths
+    nibbles = rng.integers(0, 256, (rows, half)).astype(np.uint8)
+    low = np.concatenate([nibbles & 15, nibbles >> 4], axis=1).astype(np.int64)
+    if bits == 4:
+        equal("UnpackInt4", [nibbles], (low - 8).astype(np.int8))
+        return
+    rest = rng.integers(0, 256, (rows, 2 * half * (bits - 4) // 8)).astype(np.uint8)
+    flat = np.unpackbits(rest, axis=1, bitorder="little").reshape(rows, 2 * half, bits - 4)
+    high = (flat * 2 ** np.arange(bits - 4)).sum(-1)
+    equal(f"UnpackInt{bits}", [nibbles, rest], (low + 16 * high - 2 ** (bits - 1)).astype(np.int8))
+
+
+@FEW
+@given(SEEDS, SIZES, SIZES, st.integers(1, 4))
+def test_scales_of_blocks(seed, rows, steps, times):
+    rng = np.random.default_rng(seed)
+    codes, by_step = (
+        rng.integers(-128, 128, (rows, steps * times)).astype(np.int8),
+        normal(seed, np.float32, rows, steps),
+    )
+    scales = codes.astype(np.float32) * np.repeat(by_step, times, axis=1)
+    equal("BlockScales", [codes, by_step], scales)
+    equal("RepeatScales", [scales], np.repeat(scales, times, axis=1), times=times)
+
+
+@FEW
+@given(SEEDS, SIZES, SIZES, st.sampled_from([7, 15, 31]))
+def test_zero_points(seed, rows, blocks, largest):
+    rng = np.random.default_rng(seed)
+    scales = (rng.random((rows, blocks)) * 0.1 + 0.001).astype(np.float32)
+    scales[:, :1] = 0  # a block of one value
+    minima = (rng.uniform(-2, largest + 2, (rows, blocks)) * 0.05).astype(np.float32)
+    z = np.clip(np.round(minima / np.where(scales == 0, np.float32(1), scales)), 0, largest)
+    equal("ZeroPoints", [scales, minima], z, largest=largest)
+    middle = (largest + 1) // 2
+    codes = rng.integers(-middle, middle, (rows, 16 * blocks)).astype(np.int8)
+    shifted = codes + middle - np.repeat(z, 16, axis=1).astype(np.int64)
+    equal("ShiftCodes", [codes, z], shifted.astype(np.int8), middle=middle)
+    few = np.minimum(z, 15)
+    even = np.pad(few, ((0, 0), (0, blocks % 2))).astype(np.uint8)
+    equal("PackInt4", [few], even[:, ::2] + 16 * even[:, 1::2])
+
+
 TESTED: dict[str, Callable[..., None]] = {
     **dict.fromkeys(("RmsNorm", "AddRmsNorm", "LayerNorm", "AddLayerNorm"), test_norms),
     **dict.fromkeys(("SwiGlu", "Gelu", "GeluTanh"), test_activations),
@@ -292,6 +343,9 @@ TESTED: dict[str, Callable[..., None]] = {
         (f"{op}{w}" for op in ("Linear", "Embedding") for w in ("W8", "W4", "W4Asymmetric")), test_weights_in_blocks
     ),
     **dict.fromkeys(("LinearW8A8", "LinearW8A8Static"), test_int8_products),
+    **dict.fromkeys(("UnpackInt4", "UnpackInt5", "UnpackInt6"), test_unpacked_codes),
+    **dict.fromkeys(("BlockScales", "RepeatScales"), test_scales_of_blocks),
+    **dict.fromkeys(("ZeroPoints", "ShiftCodes", "PackInt4"), test_zero_points),
     "Linear": test_linear,
     "RotaryEmbedding": test_rotary_embedding,
     "Attention": test_attention,
