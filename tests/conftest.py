@@ -14,6 +14,9 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
-# A suite that a shell started in the background ignores SIGINT, and so would the processes that tests start to interrupt.
+# A suite that a shell started in the background ignores SIGINT, one under nohup SIGHUP, and so would the processes that
+# tests start to interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
