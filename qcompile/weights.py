@@ -11,10 +11,12 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import ShapeError
-from qcompile.tensors import Array, MappedTensor, StreamedTensor
+from qcompile.tensors import Array, MappedTensor, RowFunction, StreamedTensor
 
 # Of a matrix that is mapped to take some columns, all pages may count as resident, in each thread that does so.
 _LARGE_BYTES = 256 << 20
+# Rows of a whole tensor are computed in pieces that are small beside it: what derives them may need some copies.
+_PIECE_BYTES = 8 << 20
 
 
 def rows_of(tensor: ir.TensorProtocol, start: int, stop: int) -> Array:
@@ -22,6 +24,22 @@ def rows_of(tensor: ir.TensorProtocol, start: int, stop: int) -> Array:
     if isinstance(tensor, StreamedTensor) and start % tensor.row_multiple == 0:
         return tensor.rows(start, stop)
     return np.asarray(tensor.numpy()[start:stop])
+
+
+def derived_rows(
+    tensor: ir.TensorProtocol, rows: RowFunction, dtype: ir.DataType, shape: Sequence[int]
+) -> StreamedTensor:
+    """Return a tensor derived row by row from another, in the same pieces where that one has pieces.
+
+    Args:
+        tensor: What `rows` reads.
+        rows: Function from (start, stop) to the derived rows, as `StreamedTensor` takes it.
+        dtype: Of the result.
+        shape: Of the result; its first dimension is that of `tensor`.
+    """
+    multiple = getattr(tensor, "row_multiple", 1)
+    piece_bytes = getattr(tensor, "piece_bytes", _PIECE_BYTES)
+    return StreamedTensor(rows, dtype, ir.Shape(shape), row_multiple=multiple, piece_bytes=piece_bytes)
 
 
 def transposed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -107,6 +107,12 @@ def named_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return graph.initializers[name]
 
 
+def static_dims(value: ir.Value) -> list[int]:
+    """Return the dimensions of a value that has no symbolic one."""
+    assert value.shape is not None
+    return [int(d) for d in value.shape.numpy()]
+
+
 def _refusal(context: PassContext, result: PassResult, change: Change) -> str:
     """Return why a change must not be applied; empty when its shapes, precision and numbers are those of before."""
     analysis, rewrite = context.analysis, change.rewrite

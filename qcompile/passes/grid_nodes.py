@@ -20,7 +20,7 @@ import onnx_ir as ir
 from qcompile.functions import DOMAIN, DOMAIN_VERSION
 from qcompile.packed_functions import BLOCK_SCALES, PACK_INT4, REPEAT_SCALES, SHIFT_CODES, UNPACKING, ZERO_POINTS
 from qcompile.passes.base import PassContext
-from qcompile.passes.change import named_constant
+from qcompile.passes.change import named_constant, static_dims
 from qcompile.passes.grid_weights import Segment, StoredSegment
 from qcompile.passes.quantize_projections import Projection
 from qcompile.tensors import StreamedTensor
@@ -129,7 +129,7 @@ class _Nodes:
         if "codes" in values:
             return values["codes"]
         inputs = [values["nibbles"], *([values["rest"]] if "rest" in values else [])]
-        num_rows, width = _dims(inputs[0])
+        num_rows, width = static_dims(inputs[0])
         node = ir.node(UNPACKING[bits].name, inputs, domain=DOMAIN)
         return self._add(node, f"{name}.unpacked", ir.DataType.INT8, [num_rows, 2 * width])
 
@@ -139,47 +139,51 @@ class _Nodes:
             return values[kind]
         codes, steps = values[f"{kind}.codes"], values[f"{kind}.steps"]
         node = ir.node(BLOCK_SCALES.name, [codes, steps], domain=DOMAIN)
-        return self._add(node, f"{name}.{kind}.products", ir.DataType.FLOAT, _dims(codes))
+        return self._add(node, f"{name}.{kind}.products", ir.DataType.FLOAT, static_dims(codes))
 
     def repeated(self, numbers: ir.Value, times: int) -> ir.Value:
         """Return numbers [N, G] once for each of the blocks that a block is cut into for the kernel."""
         if times == 1:
             return numbers
-        num_rows, width = _dims(numbers)
+        num_rows, width = static_dims(numbers)
         node = ir.node(REPEAT_SCALES.name, [numbers], {"times": times}, domain=DOMAIN)
         return self._add(node, f"{numbers.name}.repeated", ir.DataType.FLOAT, [num_rows, width * times])
 
     def zero_points(self, scales: ir.Value, minima: ir.Value, bits: int, name: str) -> ir.Value:
         """Return the code nearest to 0 of each block, float32 [N, G]."""
         node = ir.node(ZERO_POINTS.name, [scales, minima], {"largest": (1 << bits) - 1}, domain=DOMAIN)
-        return self._add(node, f"{name}.zero_points", ir.DataType.FLOAT, _dims(scales))
+        return self._add(node, f"{name}.zero_points", ir.DataType.FLOAT, static_dims(scales))
 
     def packed(self, z: ir.Value, name: str) -> ir.Value:
         """Return zero points two to a byte."""
-        num_rows, width = _dims(z)
+        num_rows, width = static_dims(z)
         node = ir.node(PACK_INT4.name, [z], domain=DOMAIN)
         return self._add(node, f"{name}.zero_points.packed", ir.DataType.UINT8, [num_rows, -(-width // 2)])
 
     def shifted(self, codes: ir.Value, z: ir.Value, bits: int, name: str) -> ir.Value:
         """Return unpacked codes that are 0 at the zero point and not in the middle."""
         node = ir.node(SHIFT_CODES.name, [codes, z], {"middle": 1 << (bits - 1)}, domain=DOMAIN)
-        return self._add(node, f"{name}.shifted", ir.DataType.INT8, _dims(codes))
+        return self._add(node, f"{name}.shifted", ir.DataType.INT8, static_dims(codes))
 
     def offsets(self, scales: ir.Value, z: ir.Value, minima: ir.Value, name: str) -> ir.Value:
         """Return scales * z - minima: what code 0 stands for."""
-        value = self._add(ir.node("Mul", [scales, z]), f"{name}.offsets.coded", ir.DataType.FLOAT, _dims(scales))
-        return self._add(ir.node("Sub", [value, minima]), f"{name}.offsets.rows", ir.DataType.FLOAT, _dims(scales))
+        value = self._add(ir.node("Mul", [scales, z]), f"{name}.offsets.coded", ir.DataType.FLOAT, static_dims(scales))
+        return self._add(
+            ir.node("Sub", [value, minima]), f"{name}.offsets.rows", ir.DataType.FLOAT, static_dims(scales)
+        )
 
     def zeros(self, scales: ir.Value) -> ir.Value:
         """Return the offsets of symmetric rows."""
         zero = named_constant(self.graph, "offset.none", np.array(0, np.float32))
-        return self._add(ir.node("Mul", [scales, zero]), f"{scales.name}.offsets", ir.DataType.FLOAT, _dims(scales))
+        return self._add(
+            ir.node("Mul", [scales, zero]), f"{scales.name}.offsets", ir.DataType.FLOAT, static_dims(scales)
+        )
 
     def joined(self, parts: Sequence[ir.Value], name: str) -> ir.Value:
         """Return rows below each other."""
         if len(parts) == 1:
             return parts[0]
-        num_rows, width = sum(_dims(part)[0] for part in parts), _dims(parts[0])[1]
+        num_rows, width = sum(static_dims(part)[0] for part in parts), static_dims(parts[0])[1]
         node = ir.node("Concat", parts, {"axis": 0})
         return self._add(node, f"{name}.joined", parts[0].dtype or ir.DataType.FLOAT, [num_rows, width])
 
@@ -248,13 +252,8 @@ def _row_offsets(graph: ir.Graph, indices: ir.Value | None, rows: ir.Value, weig
 
 def _eights(graph: ir.Graph, scales: ir.Value) -> ir.Value:
     """Return the zero points of symmetric rows beside affine ones."""
-    num_rows, width = _dims(scales)
+    num_rows, width = static_dims(scales)
     return named_constant(graph, f"{scales.name}.zero_points", np.full((num_rows, -(-width // 2)), 0x88, np.uint8))
-
-
-def _dims(value: ir.Value) -> list[int]:
-    assert value.shape is not None
-    return [int(d) for d in value.shape.numpy()]
 
 
 def _initializer(graph: ir.Graph, tensor: StreamedTensor) -> ir.Value:

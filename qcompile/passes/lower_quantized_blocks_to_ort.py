@@ -14,7 +14,7 @@ is stored for each row, and an Expand of that constant, which ONNX Runtime folds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -30,7 +30,7 @@ from qcompile.passes.unpack_at_load import unsigned_blocks
 from qcompile.quant.packing import packed_pairs
 from qcompile.quantized_functions import BLOCKED_LINEARS, EMBEDDINGS
 from qcompile.tensors import Array, StreamedTensor
-from qcompile.weights import rows_of
+from qcompile.weights import derived_rows, rows_of
 
 ACCURACY_LEVEL = 4
 # Activations rounded to 8 bits per block: measured up to 0.018 of the largest output on random normal rows, 24 layers.
@@ -215,7 +215,7 @@ def _block_rows(node: ir.Node, block: int) -> StreamedTensor:
         unsigned = stored.view(np.uint8) ^ _INT8_SIGN if bits == 8 else stored
         return unsigned.reshape(stop - start, width // block_bytes, block_bytes)
 
-    return _like(tensor, rows, ir.DataType.UINT8, [num_outputs, width // block_bytes, block_bytes])
+    return derived_rows(tensor, rows, ir.DataType.UINT8, [num_outputs, width // block_bytes, block_bytes])
 
 
 def _repeated(scales: ir.Value, repeats: int) -> StreamedTensor:
@@ -226,7 +226,7 @@ def _repeated(scales: ir.Value, repeats: int) -> StreamedTensor:
     def rows(start: int, stop: int) -> Array:
         return np.repeat(rows_of(tensor, start, stop), repeats, axis=1)
 
-    return _like(tensor, rows, tensor.dtype, [num_outputs, num_groups * repeats])
+    return derived_rows(tensor, rows, tensor.dtype, [num_outputs, num_groups * repeats])
 
 
 def _zero_points(node: ir.Node, repeats: int) -> StreamedTensor:
@@ -241,16 +241,7 @@ def _zero_points(node: ir.Node, repeats: int) -> StreamedTensor:
         pairs = np.stack([stored & np.uint8(15), stored >> np.uint8(4)], axis=2)
         return packed_pairs(np.repeat(pairs.reshape(stop - start, -1)[:, :num_groups], repeats, axis=1))
 
-    return _like(tensor, rows, ir.DataType.UINT8, [num_outputs, -(-width // 2)])
-
-
-def _like(
-    tensor: ir.TensorProtocol, rows: Callable[[int, int], Array], dtype: ir.DataType, shape: list[int]
-) -> StreamedTensor:
-    """Return a tensor derived row by row from another, in the same pieces."""
-    multiple = getattr(tensor, "row_multiple", 1)
-    piece_bytes = getattr(tensor, "piece_bytes", 8 << 20)
-    return StreamedTensor(rows, dtype, ir.Shape(shape), row_multiple=multiple, piece_bytes=piece_bytes)
+    return derived_rows(tensor, rows, ir.DataType.UINT8, [num_outputs, -(-width // 2)])
 
 
 def _shared(graph: ir.Graph, source: ir.Value, suffix: str, tensor: StreamedTensor) -> ir.Value:

@@ -17,11 +17,10 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.packed_functions import SHIFT_CODES
-from qcompile.passes.change import named_constant
+from qcompile.passes.change import named_constant, static_dims
 from qcompile.passes.kernel_rewrite import matrix_shape
 from qcompile.passes.packed_codes import UNPACKED_BITS
-from qcompile.tensors import StreamedTensor
-from qcompile.weights import rows_of
+from qcompile.weights import derived_rows, rows_of
 
 _SIGN = np.uint8(128)
 _MIDDLE = 128
@@ -76,7 +75,7 @@ class _Nodes:
         assert z is not None
         planes, centre = self._planes(unpacking)
         least = _MIDDLE - centre + node.attributes["middle"].as_int()
-        steps = self.add("Sub", [self._number(least), z], _dims(z), dtype=ir.DataType.FLOAT)
+        steps = self.add("Sub", [self._number(least), z], static_dims(z), dtype=ir.DataType.FLOAT)
         return self._moved(planes, steps)
 
     def _planes(self, node: ir.Node) -> tuple[ir.Value, int]:
@@ -95,11 +94,11 @@ class _Nodes:
 
     def _moved(self, codes: ir.Value, steps: ir.Value) -> ir.Value:
         """Return uint8 [N, M] plus a number, or one [N, G] for each block; there is no Add of uint8."""
-        shape, single = _dims(codes), ir.DataType.FLOAT
+        shape, single = static_dims(codes), ir.DataType.FLOAT
         wide = self.add("Cast", [codes], shape, {"to": int(single)}, single)
-        if not _dims(steps):
+        if not static_dims(steps):
             return self.add("Cast", [self.add("Add", [wide, steps], shape, dtype=single)], shape, {"to": _UINT8})
-        num_rows, num_blocks = _dims(steps)
+        num_rows, num_blocks = static_dims(steps)
         by_block, block = [num_rows, num_blocks, shape[1] // num_blocks], shape[1] // num_blocks
         groups = self.add("Reshape", [wide, self._row_shape(num_blocks, block)], by_block, dtype=single)
         last = named_constant(self.graph, "axes.last", np.array([-1], np.int64))
@@ -146,24 +145,18 @@ class _Nodes:
         return node.outputs[0]
 
 
-def _dims(value: ir.Value) -> list[int]:
-    assert value.shape is not None
-    return [int(d) for d in value.shape.numpy()]
-
-
 def _shifted(graph: ir.Graph, codes: ir.Value) -> ir.Value:
     """Return the constant int8 [N, M] plus 128, as uint8."""
     name, tensor = f"{codes.name}.unsigned", codes.const_value
     assert tensor is not None
     if name not in graph.initializers:
-        shifted = StreamedTensor(
+        shifted = derived_rows(
+            tensor,
             lambda start, stop: rows_of(tensor, start, stop).view(np.uint8) ^ _SIGN,
             ir.DataType.UINT8,
-            ir.Shape(tensor.shape.numpy()),
-            name=name,
-            row_multiple=getattr(tensor, "row_multiple", 1),
-            piece_bytes=getattr(tensor, "piece_bytes", 8 << 20),
+            tensor.shape.numpy(),
         )
+        shifted.name = name
         kind = ir.TensorType(ir.DataType.UINT8)
         graph.register_initializer(ir.Value(name=name, type=kind, shape=shifted.shape, const_value=shifted))
     return graph.initializers[name]
