@@ -51,6 +51,7 @@ TARGETS: dict[str, Target] = {
                 "lower-to-ort",
                 "lower-attention-to-ort",
                 "lower-kv8-to-ort",
+                "lower-attention-scale-to-ort",
                 "lower-rotary-tables-to-ort",
                 "narrow-scales",
                 "inline-functions",

@@ -1,12 +1,14 @@
-"""Compare one lowered attention with the function it replaces, on random caches with rows of different lengths.
+"""Compare one lowered attention with what it replaces, on random caches with rows of different lengths.
 
 The function works on exact-length caches, one row at a time; the kernel on one padded buffer for all rows. Both must give
-the same outputs and the same cache entries.
+the same outputs and the same cache entries. A kernel whose scale went into its tables must do as before, with keys times
+the root of the scale in its cache.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -31,13 +33,35 @@ class _Shape:
 
 def prove_lowered_attention(node: ir.Node, table: RopeTable | None, prover: Prover) -> tuple[str, float]:
     """Return (reason it fails, or empty; largest relative error) for an Attention node about to be lowered."""
-    shape = _shape_of(node)
-    key = f"{shape}{None if table is None else table.cos.shape}"
+    s = _shape_of(node)
+    key = f"{s}{None if table is None else table.cos.shape}"
     rng = np.random.default_rng([prover.seed, len(key)])
+    return _over_steps(prover, lambda length, pasts: _step_error(s, table, prover, rng, length, pasts))
+
+
+def prove_folded_scale(
+    node: ir.Node, table: RopeTable, folded: RopeTable, root: np.float32, prover: Prover
+) -> tuple[str, float]:
+    """Return the same for a GroupQueryAttention node that is to rotate by `folded`, with scale 1 and keys times `root`."""
+    s, rng = _shape_of(node), np.random.default_rng(prover.seed)
+    unscaled = _kernel_model(replace(s, scale=1.0), with_rotary=True)
+
+    def error(length: int, pasts: tuple[int, ...]) -> float:
+        feeds = _feeds(s, table, rng, length, pasts)
+        y, key, value = prover.run(_kernel_model(s, with_rotary=True), feeds)
+        size = key.shape[2]
+        feeds |= {"past_key": feeds["past_key"] * root, "cos": folded.cos[:size], "sin": folded.sin[:size]}
+        seen = prover.run(unscaled, feeds)
+        return max(_relative_error(a, b) for a, b in zip((y, key * root, value), seen, strict=True))
+
+    return _over_steps(prover, error)
+
+
+def _over_steps(prover: Prover, error_of: Callable[[int, tuple[int, ...]], float]) -> tuple[str, float]:
     worst = 0.0
     for length, pasts in _STEPS:
         try:
-            error = _step_error(shape, table, prover, rng, length, pasts)
+            error = error_of(length, pasts)
         except GraphError as refused:
             return str(refused), worst
         worst = max(worst, error)
@@ -58,26 +82,33 @@ def _shape_of(node: ir.Node) -> _Shape:
     )
 
 
-def _step_error(
-    s: _Shape, table: RopeTable | None, prover: Prover, rng: np.random.Generator, length: int, pasts: tuple[int, ...]
-) -> float:
+def _feeds(
+    s: _Shape, table: RopeTable | None, rng: np.random.Generator, length: int, pasts: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Draw a step of the kernel: `length` tokens of each row behind its past."""
     batch, size = len(pasts), max(pasts) + length + _SLACK
 
     def draw(*dims: int) -> np.ndarray:
         return rng.standard_normal(dims).astype(np.float32)
 
-    q = draw(batch, length, s.num_heads * s.head_dim)
-    k = draw(batch, length, s.kv_num_heads * s.head_dim)
-    v = draw(batch, length, s.kv_num_heads * s.head_dim)
-    key, value = (draw(batch, s.kv_num_heads, size, s.head_dim) for _ in range(2))
-    half = s.head_dim // 2
-    cos, sin = (table.cos, table.sin) if table is not None else (np.ones((size, half)), np.zeros((size, half)))
-    cos, sin = cos[:size].astype(np.float32), sin[:size].astype(np.float32)
-    feeds = {"q": q, "k": k, "v": v, "past_key": key, "past_value": value}
+    feeds = {"q": draw(batch, length, s.num_heads * s.head_dim)}
+    feeds |= {name: draw(batch, length, s.kv_num_heads * s.head_dim) for name in "kv"}
+    feeds |= {f"past_{name}": draw(batch, s.kv_num_heads, size, s.head_dim) for name in ("key", "value")}
     feeds["seqlens_k"] = np.array([p + length - 1 for p in pasts], dtype=np.int32)
     feeds["total"] = np.array(max(pasts) + length, dtype=np.int32)
     if table is not None:
-        feeds |= {"cos": cos, "sin": sin}
+        feeds |= {"cos": table.cos[:size].astype(np.float32), "sin": table.sin[:size].astype(np.float32)}
+    return feeds
+
+
+def _step_error(
+    s: _Shape, table: RopeTable | None, prover: Prover, rng: np.random.Generator, length: int, pasts: tuple[int, ...]
+) -> float:
+    feeds = _feeds(s, table, rng, length, pasts)
+    q, k, v, key, value = (feeds[name] for name in ("q", "k", "v", "past_key", "past_value"))
+    size, half = key.shape[2], s.head_dim // 2
+    ones, zeros = np.ones((size, half), np.float32), np.zeros((size, half), np.float32)
+    cos, sin = feeds.get("cos", ones), feeds.get("sin", zeros)
     lowered = prover.run(_kernel_model(s, with_rotary=table is not None), feeds)
     worst = 0.0
     for row, past in enumerate(pasts):
@@ -89,8 +120,12 @@ def _step_error(
         wanted = prover.run(_function_model(s), exact)
         seen = [lowered[0][row : row + 1], *(c[row : row + 1, :, :stop] for c in lowered[1:])]
         for a, b in zip(wanted, seen, strict=True):
-            worst = max(worst, float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)))
+            worst = max(worst, _relative_error(a, b))
     return worst
+
+
+def _relative_error(wanted: np.ndarray, seen: np.ndarray) -> float:
+    return float(np.abs(wanted - seen).max() / max(np.abs(wanted).max(), 1e-30))
 
 
 def _kernel_model(s: _Shape, *, with_rotary: bool) -> bytes:

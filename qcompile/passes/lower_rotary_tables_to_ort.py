@@ -17,7 +17,7 @@ from qcompile.passes.change import finish_rewrites, named_constant
 from qcompile.passes.kernel_rewrite import MICROSOFT
 
 _SMALLEST_TABLE = 1024
-_COS, _SIN = 7, 8
+COS, SIN = 7, 8  # among the kernel's inputs
 # Cosines of equal angles by two libraries.
 MAX_ERROR = 1e-6
 _UNITS = 12
@@ -32,19 +32,24 @@ class LowerRotaryTablesToOrt(Pass):
     def call(self, context: PassContext, result: PassResult) -> None:
         """Replace every pair of tables that its frequencies give back."""
         graph = context.model.graph
-        pairs: dict[tuple[ir.Value, ir.Value], list[ir.Node]] = {}
-        for node in graph:
-            if (node.domain, node.op_type) == (MICROSOFT, "GroupQueryAttention") and len(node.inputs) > _SIN:
-                cos, sin = node.inputs[_COS], node.inputs[_SIN]
-                if cos is not None and sin is not None and cos.const_value is not None and sin.const_value is not None:
-                    pairs.setdefault((cos, sin), []).append(node)
-        for (cos, sin), readers in pairs.items():
+        for (cos, sin), readers in tables_of(graph).items():
             result.matches += 1
             reason = _replace(graph, cos, sin, readers, result, is_counted=context.prover is not None)
             if reason:
                 result.rejected.append(Rejection(cos.name or "", self.name, reason))
         if result.rewrites:
             finish_rewrites(context)
+
+
+def tables_of(graph: ir.Graph) -> dict[tuple[ir.Value, ir.Value], list[ir.Node]]:
+    """Return the attention kernels of a graph by the constant cos and sin they rotate with, float [T, d/2]."""
+    pairs: dict[tuple[ir.Value, ir.Value], list[ir.Node]] = {}
+    for node in graph:
+        if (node.domain, node.op_type) == (MICROSOFT, "GroupQueryAttention") and len(node.inputs) > SIN:
+            cos, sin = node.inputs[COS], node.inputs[SIN]
+            if cos is not None and sin is not None and cos.const_value is not None and sin.const_value is not None:
+                pairs.setdefault((cos, sin), []).append(node)
+    return pairs
 
 
 def _replace(
@@ -71,7 +76,7 @@ def _replace(
     nodes = _computation(graph, cos.name or "rotary", frequencies, factor, length)
     graph.insert_before(readers[0], nodes)
     for reader in readers:
-        for index, node in zip((_COS, _SIN), nodes[-2:], strict=True):
+        for index, node in zip((COS, SIN), nodes[-2:], strict=True):
             reader.replace_input_with(index, node.outputs[0])
     result.rewrites += 1
     return ""

@@ -37,6 +37,7 @@ from qcompile.passes.fuse_rotary_embedding import FuseRotaryEmbedding
 from qcompile.passes.fuse_swiglu import FuseSwiGlu
 from qcompile.passes.inline_exporter_functions import InlineExporterFunctions
 from qcompile.passes.inline_functions import InlineFunctions
+from qcompile.passes.lower_attention_scale_to_ort import LowerAttentionScaleToOrt
 from qcompile.passes.lower_attention_to_ort import LowerAttentionToOrt
 from qcompile.passes.lower_kv8_to_ort import LowerKv8ToOrt
 from qcompile.passes.lower_quantized_activations_to_ort import LowerQuantizedActivationsToOrt
@@ -105,6 +106,7 @@ LOWER: tuple[type[Pass], ...] = (
     LowerToOrt,
     LowerAttentionToOrt,
     LowerKv8ToOrt,
+    LowerAttentionScaleToOrt,
     LowerRotaryTablesToOrt,
     NarrowScales,
     InlineFunctions,

@@ -44,6 +44,7 @@ class GraphIO:
         inputs: Input names in graph order.
         outputs: Output names in graph order.
         dtype: Element type of the KV cache and of the logits: float32, float16 or bfloat16.
+        attention: ``plain`` where ONNX Runtime's plain kernel is the faster one (see `attention_kernel`), else empty.
     """
 
     kv_cache: str
@@ -51,6 +52,7 @@ class GraphIO:
     inputs: Tuple[str, ...]
     outputs: Tuple[str, ...]
     dtype: str
+    attention: str = ""
 
 
 @dataclass(frozen=True)

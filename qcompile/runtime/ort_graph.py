@@ -7,6 +7,7 @@ from typing import Any, Dict, Tuple, Type
 
 import numpy as np
 
+from .attention_kernel import attention_kernel
 from .errors import SessionError
 from .huge_pages import huge_pages
 from .manifest import GraphIO, ModelShape
@@ -112,7 +113,7 @@ class OrtGraph:
         options = session_options(self.ort, threads)
         options.inter_op_num_threads = 1
         try:
-            with huge_pages():
+            with huge_pages(), attention_kernel(io):
                 return self.ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except self._errors as error:
             reason = one_line(error)

@@ -1,6 +1,7 @@
 """One suite over every Session: what the engine relies on, checked number by number."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from qcompile.runtime.ort_session import open_ort_session
 from qcompile.runtime.session import Session
 from tests.runtime.acl_directories import acl_directory
 
-STYLES = [("shared", "last"), ("concat", "all"), ("concat", "last")]
+STYLES = [("shared", "last"), ("shared-plain", "last"), ("concat", "all"), ("concat", "last")]
 TOKENS = np.random.default_rng(7).integers(0, 400, 40)
 LIMITS = {"float32": 2e-4, "float16": 0.15}
 
@@ -56,8 +57,11 @@ def open_session(
     dtype: str = "float32",
     model_type: str = "qwen2",
 ) -> Session:
+    kv_cache, _, attention = kv_cache.partition("-")
     directory = compiled(model_type, kv_cache=kv_cache, logits=logits, dtype=dtype)
-    opened = open_ort_session(directory, Manifest.load(directory), threads=1)
+    manifest = Manifest.load(directory)
+    graphs = (replace(graph, io=replace(graph.io, attention=attention)) for graph in manifest.graphs)
+    opened = open_ort_session(directory, replace(manifest, graphs=tuple(graphs)), threads=1)
     opened.reserve(4, 64)
     return opened
 

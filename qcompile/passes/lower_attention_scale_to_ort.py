@@ -1,0 +1,81 @@
+"""Fold the scale of GroupQueryAttention into its rotary tables, so that the kernel multiplies queries and keys as they are.
+
+    GroupQueryAttention<scale = s>(q, k, v, past_key, ..., cos, sin)
+        -> GroupQueryAttention<scale = 1>(q, k, v, past_key', ..., cos r, sin r)        r = sqrt(s), past_key' = past_key r
+
+Queries and keys turn by the same tables, so their products are s times as large. ONNX Runtime's product of one row has a
+fast path that wants a factor of 1 (`qcompile.runtime.attention_kernel`). The cache holds keys times r: it belongs to the graph
+that writes it. Caches of int8 keep the scale, as their own scales are calibrated; so do tables in half precision, where r
+would be rounded.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.passes.base import Pass, PassContext, PassResult, Rejection
+from qcompile.passes.change import finish_rewrites, named_constant, node_label
+from qcompile.passes.gqa_proof import prove_folded_scale
+from qcompile.passes.lower_rotary_tables_to_ort import COS, SIN, tables_of
+from qcompile.passes.rope_table import RopeTable
+
+_PAST_KEY, _PRESENT_KEY = 3, 1
+
+
+class LowerAttentionScaleToOrt(Pass):
+    """The scale of attention."""
+
+    name = "lower-attention-scale-to-ort"
+    summary = "scale of GroupQueryAttention -> rotary tables"
+
+    def call(self, context: PassContext, result: PassResult) -> None:
+        """Fold the scale of every kernel that rotates by constant tables and keeps its keys to itself."""
+        graph = context.model.graph
+        for (cos, sin), readers in tables_of(graph).items():
+            for node in readers:
+                scale = _scale(node)
+                if scale == 1:
+                    continue
+                result.matches += 1
+                assert cos.const_value is not None
+                assert sin.const_value is not None
+                table = RopeTable(np.asarray(cos.const_value.numpy()), np.asarray(sin.const_value.numpy()))
+                reason = _obstacle(graph, node, table, scale)
+                root = np.float32(math.sqrt(max(scale, 0.0)))
+                folded = RopeTable(table.cos * root, table.sin * root)
+                if not reason and context.prover is not None:
+                    reason, error = prove_folded_scale(node, table, folded, root, context.prover)
+                    result.max_error = max(result.max_error, error)
+                    result.proved += not reason
+                if reason:
+                    result.rejected.append(Rejection(node_label(node), self.name, reason))
+                    continue
+                for index, old, array in zip((COS, SIN), (cos, sin), (folded.cos, folded.sin), strict=True):
+                    name = f"{old.name}.times_root_of_{scale:.9g}"
+                    node.replace_input_with(index, named_constant(graph, name, array))
+                node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
+                result.rewrites += 1
+        if result.rewrites:
+            finish_rewrites(context)
+
+
+def _scale(node: ir.Node) -> float:
+    """Return the attribute; none or zero stands for the kernel's default, which no graph of ours leaves it to."""
+    attribute = node.attributes.get("scale")
+    return attribute.as_float() if attribute is not None else 0.0
+
+
+def _obstacle(graph: ir.Graph, node: ir.Node, table: RopeTable, scale: float) -> str:
+    past, present = node.inputs[_PAST_KEY], node.outputs[_PRESENT_KEY]
+    if not (scale > 0 and math.isfinite(scale)):
+        return f"its scale is {scale:g}"
+    if past is None or past.dtype != ir.DataType.FLOAT or table.cos.dtype != np.float32:
+        dtype = past.dtype if past is not None else None
+        return f"its cache is {dtype}, its tables are {table.cos.dtype}; only float32 is folded"
+    if past not in graph.inputs or len(past.uses()) != 1 or present not in graph.outputs or present.uses():
+        return "its keys are read elsewhere too"
+    return ""
+
