@@ -78,4 +78,3 @@ def _obstacle(graph: ir.Graph, node: ir.Node, table: RopeTable, scale: float) ->
     if past not in graph.inputs or len(past.uses()) != 1 or present not in graph.outputs or present.uses():
         return "its keys are read elsewhere too"
     return ""
-

@@ -15,13 +15,17 @@ INPUTS = f"float[batch_size, sequence_length, 32] q, {ROW} k, {ROW} v, int32[bat
 def kernel(scale, at=0):
     attributes = f"num_heads = 2, kv_num_heads = 1, do_rotary = 1, scale = {scale}"
     call = f"com.microsoft.GroupQueryAttention<{attributes}>"
-    return f"y{at}, key{at}, value{at} = {call}(q, k, v, past_key{at}, past_value{at}, seqlens_k, total, f32_cos, f32_sin)"
+    return (
+        f"y{at}, key{at}, value{at} = {call}(q, k, v, past_key{at}, past_value{at}, seqlens_k, total, f32_cos, f32_sin)"
+    )
 
 
 def graph(*scales, more="", cache=CACHE):
     layers = range(len(scales))
     inputs = ", ".join(f"{cache} past_key{i}, {cache} past_value{i}" for i in layers)
-    outputs = ", ".join(f"float[batch_size, sequence_length, 32] y{i}, {cache} key{i}, {cache} value{i}" for i in layers)
+    outputs = ", ".join(
+        f"float[batch_size, sequence_length, 32] y{i}, {cache} key{i}, {cache} value{i}" for i in layers
+    )
     calls = " ".join(kernel(scale, i) for i, scale in enumerate(scales))
     return f"({INPUTS}, {inputs}) => ({outputs}{', ' + cache + ' z' if more else ''}) {{ {calls} {more} }}"
 
