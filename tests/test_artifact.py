@@ -263,6 +263,7 @@ def test_the_interface_is_read_from_the_graph() -> None:
         "inputs": ("input_ids",),
         "outputs": ("logits",),
         "dtype": "float32",
+        "attention": "",
     }
     model = model_of()
     model.graph.outputs[0].name = "y"
