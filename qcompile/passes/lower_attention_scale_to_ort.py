@@ -36,28 +36,14 @@ class LowerAttentionScaleToOrt(Pass):
         graph = context.model.graph
         for (cos, sin), readers in tables_of(graph).items():
             for node in readers:
-                scale = _scale(node)
-                if scale == 1:
+                if _scale(node) == 1:
                     continue
                 result.matches += 1
-                assert cos.const_value is not None
-                assert sin.const_value is not None
-                table = RopeTable(np.asarray(cos.const_value.numpy()), np.asarray(sin.const_value.numpy()))
-                reason = _obstacle(graph, node, table, scale)
-                root = np.float32(math.sqrt(max(scale, 0.0)))
-                folded = RopeTable(table.cos * root, table.sin * root)
-                if not reason and context.prover is not None:
-                    reason, error = prove_folded_scale(node, table, folded, root, context.prover)
-                    result.max_error = max(result.max_error, error)
-                    result.proved += not reason
+                reason = _obstacle(graph, node, cos) or _fold(context, result, node, cos, sin)
                 if reason:
                     result.rejected.append(Rejection(node_label(node), self.name, reason))
-                    continue
-                for index, old, array in zip((COS, SIN), (cos, sin), (folded.cos, folded.sin), strict=True):
-                    name = f"{old.name}.times_root_of_{scale:.9g}"
-                    node.replace_input_with(index, named_constant(graph, name, array))
-                node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
-                result.rewrites += 1
+                else:
+                    result.rewrites += 1
         if result.rewrites:
             finish_rewrites(context)
 
@@ -68,13 +54,35 @@ def _scale(node: ir.Node) -> float:
     return attribute.as_float() if attribute is not None else 0.0
 
 
-def _obstacle(graph: ir.Graph, node: ir.Node, table: RopeTable, scale: float) -> str:
+def _obstacle(graph: ir.Graph, node: ir.Node, cos: ir.Value) -> str:
     past, present = node.inputs[_PAST_KEY], node.outputs[_PRESENT_KEY]
+    scale = _scale(node)
     if not (scale > 0 and math.isfinite(scale)):
         return f"its scale is {scale:g}"
-    if past is None or past.dtype != ir.DataType.FLOAT or table.cos.dtype != np.float32:
+    if past is None or past.dtype != ir.DataType.FLOAT or cos.dtype != ir.DataType.FLOAT:
         dtype = past.dtype if past is not None else None
-        return f"its cache is {dtype}, its tables are {table.cos.dtype}; only float32 is folded"
+        return f"its cache is {dtype}, its tables are {cos.dtype}; only float32 is folded"
     if past not in graph.inputs or len(past.uses()) != 1 or present not in graph.outputs or present.uses():
         return "its keys are read elsewhere too"
+    return ""
+
+
+def _fold(context: PassContext, result: PassResult, node: ir.Node, cos: ir.Value, sin: ir.Value) -> str:
+    """Prove it and do it; return why not, or nothing."""
+    assert cos.const_value is not None
+    assert sin.const_value is not None
+    scale = _scale(node)
+    root = np.float32(math.sqrt(scale))
+    table = RopeTable(np.asarray(cos.const_value.numpy()), np.asarray(sin.const_value.numpy()))
+    folded = RopeTable(table.cos * root, table.sin * root)
+    if context.prover is not None:
+        reason, error = prove_folded_scale(node, table, folded, root, context.prover)
+        result.max_error = max(result.max_error, error)
+        if reason:
+            return f"rolled back: {reason}"
+        result.proved += 1
+    for index, old, array in zip((COS, SIN), (cos, sin), (folded.cos, folded.sin), strict=True):
+        made = named_constant(context.model.graph, f"{old.name}.times_root_of_{scale:.9g}", array)
+        node.replace_input_with(index, made)
+    node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
     return ""
