@@ -135,8 +135,9 @@ def _multiplies_as_is(graph: ir.Graph) -> bool:
     """Return whether every attention kernel of ONNX Runtime here has scale 1 and a float32 cache."""
     kernels = [node for node in graph if node.op_type == "GroupQueryAttention"]
     scales = [node.attributes["scale"].as_float() if "scale" in node.attributes else 0.0 for node in kernels]
-    caches = [node.inputs[3].dtype if node.inputs[3] is not None else None for node in kernels]
-    return bool(kernels) and set(scales) == {1.0} and set(caches) == {ir.DataType.FLOAT}
+    pasts = [node.inputs[3] if len(node.inputs) > 3 else None for node in kernels]
+    caches = {past.dtype if past is not None else None for past in pasts}
+    return bool(kernels) and set(scales) == {1.0} and caches == {ir.DataType.FLOAT}
 
 
 @dataclass(frozen=True)

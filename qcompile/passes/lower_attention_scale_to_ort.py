@@ -55,14 +55,19 @@ def _scale(node: ir.Node) -> float:
 
 
 def _obstacle(graph: ir.Graph, node: ir.Node, cos: ir.Value) -> str:
-    past, present = node.inputs[_PAST_KEY], node.outputs[_PRESENT_KEY]
+    past = node.inputs[_PAST_KEY]
+    present = node.outputs[_PRESENT_KEY] if len(node.outputs) > _PRESENT_KEY else None
     scale = _scale(node)
     if not (scale > 0 and math.isfinite(scale)):
         return f"its scale is {scale:g}"
+    rotary = node.attributes.get("do_rotary")
+    if rotary is None or rotary.as_int() != 1:
+        return "it has tables but does not rotate by them"
     if past is None or past.dtype != ir.DataType.FLOAT or cos.dtype != ir.DataType.FLOAT:
         dtype = past.dtype if past is not None else None
         return f"its cache is {dtype}, its tables are {cos.dtype}; only float32 is folded"
-    if past not in graph.inputs or len(past.uses()) != 1 or present not in graph.outputs or present.uses():
+    is_written_only = present is not None and present in graph.outputs and not present.uses()
+    if past not in graph.inputs or len(past.uses()) != 1 or not is_written_only:
         return "its keys are read elsewhere too"
     return ""
 

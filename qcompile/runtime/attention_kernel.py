@@ -26,4 +26,4 @@ def attention_kernel(io: GraphIO) -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[_SWITCH]
+        os.environ.pop(_SWITCH, None)  # another thread that opened a session may have taken it back

@@ -30,6 +30,12 @@ def graph(*scales, more="", cache=CACHE):
     return f"({INPUTS}, {inputs}) => ({outputs}{', ' + cache + ' z' if more else ''}) {{ {calls} {more} }}"
 
 
+def alone(scale):
+    """The kernel without its cache outputs."""
+    text = graph(scale).replace("y0, key0, value0 = com", "y0 = com")
+    return text.replace(f"y0, {CACHE} key0, {CACHE} value0)", "y0)")
+
+
 def example(name, *scales):
     return Example(name, graph(*scales), None, TABLES, rewrites=sum(s != 1.0 for s in scales), dtypes=("float",))
 
@@ -47,6 +53,9 @@ class TestLowerAttentionScale(SixTests):
         NearMiss("the kernel's own scale", graph(0.0), "its scale is 0", TABLES),
         NearMiss("a negative scale", graph(-0.25), "its scale is -0.25", TABLES),
         NearMiss("a cache of int8", graph(0.25, cache=CACHE.replace("float", "int8")), "INT8", TABLES),
+        NearMiss("tables unused", graph(0.25).replace("do_rotary = 1", "do_rotary = 0"), "does not rotate", TABLES),
+        NearMiss("tables not asked for", graph(0.25).replace("do_rotary = 1, ", ""), "does not rotate", TABLES),
+        NearMiss("no new keys", alone(0.25), "read elsewhere", TABLES),
         NearMiss("no attention", "(float[2] x) => (float[2] y) { y = Neg(x) }", None),
     )
     counts = (("qwen2-builder", 2), ("qwen3-builder", 2))

@@ -82,3 +82,9 @@ def test_what_the_manifest_says_of_a_graph(scales, cache, attention):
     past = ", ".join(f"{cache}[1, 1, 8, 16] past_key_values__0__{kind}" for kind in ("key", "value"))
     text = f"(float[1, 1, 32] q, {past}, int32 n) => (float[1, 1, 32] logits) {{ {calls} logits = Identity(q) }}"
     assert graph_io_of(read_graph(text)).attention == attention
+
+
+def test_a_kernel_without_a_cache_is_left_to_onnx_runtime():
+    call = "com.microsoft.GroupQueryAttention<num_heads = 2, kv_num_heads = 1, scale = 1.0>(q, q, q)"
+    text = f"(float[1, 1, 32] q) => (float[1, 1, 32] logits) {{ y = {call} logits = Identity(q) }}"
+    assert graph_io_of(read_graph(text)).attention == ""
