@@ -24,8 +24,8 @@ _MAX_CANDIDATES = 4096
 _GREEDY_BLOCK = 1024
 _PARTS = 37  # of a row, at least: four blocks of Qwen's vocabulary each
 _SEGMENT_BLOCK = 1024
-_SEGMENTS = 2048  # of a row, at most: each of top_k turns goes over their best, and over the logits of top_k of them
-_SEGMENT_PARTS = (8, 64)  # of a row, at least and at most
+_SEGMENTS = 2048  # of a row, at most: the more, the fewer logits are in the top_k segments that are looked at again
+_SEGMENT_PARTS = (6, 64)  # of a row, at least and at most
 _SEGMENT_WARPS = 4
 
 
@@ -206,7 +206,7 @@ def choose_segments(logits: torch.Tensor) -> tuple[int, Launch]:
     filling = power_of_two(4 * gpu_processors(logits) // batch + 1) // 2  # programs for each multiprocessor: four
     parts = min(-(-vocab // _SEGMENT_BLOCK), max(least, min(filling, most)))
     segments = min(_SEGMENTS // power_of_two(parts), _SEGMENT_BLOCK // 4)
-    return parts, Launch({"BLOCK_VOCAB": _SEGMENT_BLOCK, "SEGMENTS": segments, "STAGES": 3}, {"num_warps": 4})
+    return parts, Launch({"BLOCK_VOCAB": _SEGMENT_BLOCK, "SEGMENTS": segments, "STAGES": 4}, {"num_warps": 4})
 
 
 def choose(logits: torch.Tensor, top_k: int) -> tuple[Launch, Launch]:

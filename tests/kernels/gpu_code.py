@@ -66,12 +66,12 @@ ROWS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"num_warps": 4},
     ),
     "sampler_segment": (
-        {"BLOCK_VOCAB": 1024, "SEGMENTS": 256, "STAGES": 3, "PDL": 1, "n_vocab": 151_936, "n_parts": 8},
+        {"BLOCK_VOCAB": 1024, "SEGMENTS": 256, "STAGES": 4, "PDL": 1, "n_vocab": 151_936, "n_parts": 6},
         {"num_warps": 4},
     ),
     "sampler_candidates": (
         {"BLOCK_VOCAB": 1024, "SEGMENTS": 256, "BLOCK_SEGMENTS": 2048, "BLOCK_CANDIDATES": 2048, "BLOCK_K": 32}
-        | {"HAS_UNIFORM": 1, "PDL": 1, "n_vocab": 151_936, "n_parts": 8},
+        | {"HAS_UNIFORM": 1, "PDL": 1, "n_vocab": 151_936, "n_parts": 6},
         {"num_warps": 4},
     ),
     "sampler_largest": ({"BLOCK_PARTS": 256, "PDL": 1, "n_parts": 149}, {"num_warps": 1}),

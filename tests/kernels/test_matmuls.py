@@ -24,6 +24,11 @@ SPLIT_TMA = tuple(SMALL.replace(TMA=1, SPLITS=splits) for splits in (3, 7))
 EXTRAS = ["", "bias", "residual", "bias residual"]
 
 
+def with_addends(*shapes: tuple[int, int, int]) -> list[tuple[tuple[int, int, int], str]]:
+    """Every shape with nothing and with all that can be added, the first with each alone too: the interpreter is slow."""
+    return [(shapes[0], extras) for extras in EXTRAS] + [(s, e) for s in shapes[1:] for e in (EXTRAS[0], EXTRAS[-1])]
+
+
 def check_matmul(
     dtype: torch.dtype, shape: tuple[int, int, int], extras: str, *tiles: Launch | None, gap: int = 3
 ) -> None:
@@ -46,23 +51,27 @@ def test_matmul(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 70, 65), (1, 9, 1100), (3, 37, 101), (16, 17, 600), (10, 16, 32)])
-@pytest.mark.parametrize("extras", EXTRAS)
+@pytest.mark.parametrize(
+    ("shape", "extras"), with_addends((1, 70, 65), (1, 9, 1100), (3, 37, 101), (16, 17, 600), (10, 16, 32))
+)
 def test_few_rows_on_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
     check_matmul(dtype, shape, extras, None, ONE_ROW, FEW_ROWS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 70, 65), (33, 20, 100), (2, 48, 224), (50, 17, 333), (17, 530, 30)])
-@pytest.mark.parametrize("extras", EXTRAS)
+@pytest.mark.parametrize(("shape", "extras"), with_addends((1, 70, 65), (33, 20, 100), (2, 48, 224), (50, 17, 333)))
 def test_slices_of_k_on_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
-    """In 1, 3 and 7 slices: K of 30 to 333 has 1 to 11 blocks, so some slices are longer and some have nothing to do."""
+    """In 1, 3 and 7 slices: K of 65 to 333 has 3 to 11 blocks, so some slices are longer and some have nothing to do."""
     check_matmul(dtype, shape, extras, *SPLIT)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(33, 20, 104), (130, 17, 32), (2, 48, 224)])
-@pytest.mark.parametrize("extras", EXTRAS)
+def test_slices_of_k_with_more_columns_than_their_sum_takes_at_once(dtype: torch.dtype) -> None:
+    check_matmul(dtype, (3, 530, 30), "bias residual", *SPLIT)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "extras"), with_addends((2, 48, 224), (33, 20, 104), (70, 17, 32)))
 def test_tiles_copied_as_a_whole(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
     """Rows begin at multiples of 16 bytes, which such copies want."""
     check_matmul(dtype, shape, extras, TMA, TMA.replace(LATE=1), *SPLIT_TMA, gap=8)
@@ -200,8 +209,10 @@ def test_matmul_int8(dtype: torch.dtype, shape: tuple[int, int, int], with_bias:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 70, 65), (33, 20, 100), (2, 48, 224), (50, 17, 333), (17, 530, 30)])
-@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "with_bias"),
+    [((1, 70, 65), False), ((33, 20, 100), True), ((2, 48, 224), False), ((50, 17, 333), True), ((3, 530, 30), True)],
+)
 def test_slices_of_k_change_no_bit_of_int8(dtype: torch.dtype, shape: tuple[int, int, int], with_bias: bool) -> None:
     rows, num_out, num_in = shape
     x, weight = int8s(rows, num_in), int8s(num_out, num_in)

@@ -77,6 +77,19 @@ def test_every_top_k_of_rows_in_one_part_or_many(shape: tuple[int, int]) -> None
         assert torch.equal(ids, reference(logits, top_k, 1.0, None)[1])
 
 
+@pytest.mark.parametrize("step", [1, 4, 512, 1_024], ids=["neighbours", "segments", "groups", "blocks"])
+def test_the_first_of_a_row_may_all_lie_together(step: int) -> None:
+    """In as few segments, or groups of them, as can be: all but the best of each come in by turns of their own."""
+    logits = fresh(2, 70_000).clamp(-8, 8)
+    first = 37 + step * torch.randperm(64)
+    logits[:, first] = 10.0 + torch.arange(64, 0, -1) // 2  # in pairs of equal ones
+    for top_k in (3, 20, 64):
+        values, ids, _ = launch(logits, top_k)
+        wanted = reference(logits, top_k, 1.0, None)
+        assert torch.equal(ids, wanted[1])
+        assert torch.equal(values, wanted[0])
+
+
 def test_nan_counts_as_minus_infinity_in_a_greedy_choice() -> None:
     logits = torch.full((3, 3000), float("nan"))
     logits[0, 2999], logits[1, 5] = -7.0, float("inf")
