@@ -88,15 +88,14 @@ def with_others(top_keys, top_ids, keys, ids, top_k, BLOCK_K: tl.constexpr):
         top_keys = tl.where(ranks < place, top_keys, tl.where(ranks == place, best, moved_keys))
         top_ids = tl.where(ranks < place, top_ids, tl.where(ranks == place, chosen, moved_ids))
         keys = tl.where(ids == chosen, LEAST, keys)
-        best = tl.where(place < top_k, tl.max(keys), LEAST)  # behind the last is an end: so are all others
+        best = tl.where(place < top_k, tl.max(keys), LEAST)  # nothing comes in front of one that has no place
     return top_keys, top_ids
 
 
 @triton.jit
 def top_segments(keys, ids, top_k, BLOCK_K: tl.constexpr):
     """The top_k of keys [rows, GROUPS] in order, and their ids: of the largest of every column, then of the others."""
-    best = tl.max(keys, axis=0)
-    chosen = tl.min(tl.where(keys == best[None, :], ids, NONE), axis=0)
+    best, chosen = take_largest(keys, ids)
     top_keys, top_ids = first_of(best, chosen, top_k, BLOCK_K)
     others = tl.where(ids == chosen[None, :], LEAST, keys)
     return with_others(top_keys, top_ids, others, ids, top_k, BLOCK_K)

@@ -71,7 +71,7 @@ def test_slices_of_k_with_more_columns_than_their_sum_takes_at_once(dtype: torch
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "extras"), with_addends((2, 48, 224), (33, 20, 104), (70, 17, 32)))
+@pytest.mark.parametrize(("shape", "extras"), with_addends((2, 48, 224), (33, 20, 104), (130, 17, 32)))
 def test_tiles_copied_as_a_whole(dtype: torch.dtype, shape: tuple[int, int, int], extras: str) -> None:
     """Rows begin at multiples of 16 bytes, which such copies want."""
     check_matmul(dtype, shape, extras, TMA, TMA.replace(LATE=1), *SPLIT_TMA, gap=8)
