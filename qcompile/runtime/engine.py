@@ -277,10 +277,12 @@ class Engine:
             raise
 
     def _take_arrivals(self) -> None:
+        # aborts first: of those seen now every sequence has arrived, whatever other threads add meanwhile
+        aborts = [self._aborts.popleft() for _ in range(len(self._aborts))]
         while self._arrivals:
             self._scheduler.waiting.append(self._arrivals.popleft())
-        while self._aborts:
-            sequence = self._scheduler.find(self._aborts.popleft())
+        for request_id in aborts:
+            sequence = self._scheduler.find(request_id)
             if sequence is not None:
                 self._finish(sequence, sequence.end("abort"))
 

@@ -1,6 +1,7 @@
 """The engine: batches, streams, prefixes, limits, failures."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,26 @@ class TestRequests:
         assert done[running[0]].token_ids == expected[0]
         assert done[running[2]].token_ids == expected[2]
         assert done[running[1]].token_ids == expected[1][: len(done[running[1]].token_ids)]
+
+    def test_a_request_that_comes_and_goes_during_a_step(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another thread adds and ends it just after the step found that no more had arrived."""
+
+        class Arrivals(deque[Any]):
+            def __bool__(self) -> bool:
+                any_left = len(self) > 0
+                if not any_left and not crossing:
+                    crossing.append(engine.add_request("y", LONG))
+                    engine.abort(crossing[0])
+                return any_left
+
+        crossing: list[int] = []
+        monkeypatch.setattr(engine, "_arrivals", Arrivals())
+        first = engine.add_request(PROMPTS[0], LONG)
+        done = {}
+        while engine.has_work:
+            done.update({d.request_id: d.completion for d in engine.step() if d.completion is not None})
+        assert done[first].finish_reason == "length"
+        assert done[crossing[0]].finish_reason == "abort"
 
     def test_a_prompt_does_not_stall_the_others(self, model: Path) -> None:
         """While a long prompt is prefilled in chunks, a running request gets a token every step."""
