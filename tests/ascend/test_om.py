@@ -132,7 +132,7 @@ def test_500_mutated_files(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for index in range(500):
         path.write_bytes(mutated(originals[index % 2], rng))
-        start = time.perf_counter()
+        start = time.process_time()  # not the clock: machines stall
         try:
             om = read_om(path)
             om_record(om)
@@ -140,7 +140,7 @@ def test_500_mutated_files(tmp_path):
             read += 1
         except GraphError:
             pass
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
     assert 50 < read < 450  # both outcomes are exercised
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 

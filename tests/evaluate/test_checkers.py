@@ -132,9 +132,9 @@ def test_the_gate_is_the_official_expression(text: str) -> None:
 
 def test_the_gate_takes_linear_time() -> None:
     text = "<think>" + "</think> <answer>" * 60_000
-    started = time.perf_counter()
+    started = time.process_time()  # not the clock: machines stall
     assert not parse_content(text).is_format_ok
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @settings(max_examples=300)

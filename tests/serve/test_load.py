@@ -197,7 +197,8 @@ def test_a_step_that_fails_ends_its_requests_and_nothing_else(model: Path) -> No
 
 def test_shutdown_refuses_what_is_new_and_finishes_what_was_taken(model: Path, alone: Engine) -> None:
     want = alone.chat(LONG["messages"], SamplingParams(max_new_tokens=60, ignore_eos=True))[0].text
-    with controlled(model, pause_s=0.02) as (served, _), httpx.Client(trust_env=False) as other:
+    with controlled(model, held=True) as (served, steps), httpx.Client(trust_env=False) as other:
+        steps.allow(5)
         with served.http.stream("POST", CHAT, json={**LONG, "stream": True, "max_tokens": 60}) as answer:
             stream = events(answer)
             pieces = [next(stream), next(stream)]
@@ -206,6 +207,7 @@ def test_shutdown_refuses_what_is_new_and_finishes_what_was_taken(model: Path, a
             refused = other.post(served.root + CHAT, json=LONG)
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "shutting_down"
+            steps.go.set()
             pieces.extend(stream)
         assert "".join(piece["choices"][0]["delta"].get("content", "") for piece in pieces) == want
         assert pieces[-1]["choices"][0]["finish_reason"] == "length"
