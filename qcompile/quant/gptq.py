@@ -16,6 +16,8 @@ they are in the row; their scales come before the rounding from the MSE search. 
 corrected weights, when a group's first column is reached. The search does not weigh errors by H_kk: what is rounded later
 is not the weight that was searched on, and on a real model weighing gave up to 39 % more output error.
 
+What comes out is improved by coordinate descent with the same H (`qcompile.quant.coordinate_descent`).
+
 Floor, in multiply-adds for N outputs, K inputs and T tokens: T K^2 / 2 for H (numpy's x^T x is symmetric), K^3 / 6 for its
 Cholesky factor in float64, N K^2 / 2 for the corrections. Qwen2.5-0.5B, 32,768 tokens: 1.0e13 + 4.7e11 + 3.6e11, and
 1.2e13 for the forward pass that makes the inputs.
@@ -29,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.errors import QuantError
+from qcompile.quant.coordinate_descent import descend
 from qcompile.quant.mse import search_scales
 from qcompile.quant.rtn import GroupScales, nearest_codes
 from qcompile.quant.scheme import AlgorithmOptions, FloatArray, QuantizedWeight, WeightScheme
@@ -41,10 +44,12 @@ class GptqFactor:
     Attributes:
         order: int [K], the inputs in the order in which they are rounded.
         upper: float32 [K, K], U in that order.
+        hessian: float32 [K, K], H with its damping, in the inputs' own order.
     """
 
     order: npt.NDArray[np.intp]
     upper: FloatArray
+    hessian: FloatArray
 
     @classmethod
     def of(cls, hessian: FloatArray, options: AlgorithmOptions, name: str = "weight") -> GptqFactor:
@@ -62,6 +67,7 @@ class GptqFactor:
         damped = diagonal + (options.damping * mean if mean > 0 else 1.0)
         order = np.argsort(-damped, kind="stable") if options.act_order else np.arange(len(matrix))
         np.fill_diagonal(matrix, damped)
+        own_order = matrix.astype(np.float32)
         matrix = matrix[np.ix_(order, order)]
         try:
             lower = np.linalg.cholesky(matrix[::-1, ::-1])
@@ -73,7 +79,7 @@ class GptqFactor:
         upper = lower[::-1, ::-1]
         upper = upper / upper.diagonal()
         np.fill_diagonal(upper, 0.0)
-        return cls(order, upper.astype(np.float32))
+        return cls(order, upper.astype(np.float32), own_order)
 
 
 def gptq(weight: FloatArray, scheme: WeightScheme, factor: GptqFactor, options: AlgorithmOptions) -> QuantizedWeight:
@@ -81,7 +87,7 @@ def gptq(weight: FloatArray, scheme: WeightScheme, factor: GptqFactor, options: 
     rounding = _Rounding(weight, scheme, factor, options)
     for start in range(0, weight.shape[1], options.block_size):
         rounding.round_block(start, min(start + options.block_size, weight.shape[1]))
-    return rounding.result()
+    return descend(weight, rounding.result(), factor.hessian, options.sweeps, options.block_size)
 
 
 class _Rounding:

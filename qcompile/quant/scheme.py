@@ -198,6 +198,7 @@ class AlgorithmOptions:
         damping: GPTQ: share of the Hessian's mean diagonal that is added to it.
         act_order: GPTQ: round the inputs with the largest Hessian diagonal first.
         block_size: GPTQ: columns rounded between two matrix products.
+        sweeps: GPTQ: times that codes and scales are gone through again afterwards.
         num_steps: MSE and clipping searches: candidates for each scale.
         smallest_ratio: The same searches: smallest scale tried, as a share of the one that covers every value.
         exponent: MSE search: the error counted is |w - w'| to this power.
@@ -206,6 +207,7 @@ class AlgorithmOptions:
     damping: float = 0.01
     act_order: bool = True
     block_size: int = 128
+    sweeps: int = 1
     num_steps: int = 40
     smallest_ratio: float = 0.4
     exponent: float = 2.0

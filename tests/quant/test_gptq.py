@@ -41,7 +41,7 @@ def algorithm_1(matrix, hessian, order, scales, zeros, scheme, damping):
 @pytest.mark.parametrize("scheme", SCHEMES, ids=WeightScheme.describe)
 def test_codes_are_those_of_the_papers_algorithm(scheme, block_size):
     matrix, statistics = weight(12, K), statistics_of(inputs(300, K))
-    options = AlgorithmOptions(block_size=block_size)
+    options = AlgorithmOptions(block_size=block_size, sweeps=0)
     found = quantize_weight(matrix, scheme, "gptq", statistics, options=options)
     diagonal = np.diag(statistics.hessian)
     order = np.argsort(-diagonal, kind="stable")
@@ -55,7 +55,7 @@ def test_codes_are_those_of_the_papers_algorithm(scheme, block_size):
 def test_without_act_order_the_scales_of_a_group_come_from_its_corrected_weights(block_size):
     """The same loop as above, in the inputs' own order, with a search at the first column of each group."""
     matrix, statistics = weight(6, K), statistics_of(inputs(300, K))
-    scheme, options = WeightScheme(4, 16), AlgorithmOptions(act_order=False, block_size=block_size)
+    scheme, options = WeightScheme(4, 16), AlgorithmOptions(act_order=False, block_size=block_size, sweeps=0)
     found = quantize_weight(matrix, scheme, "gptq", statistics, options=options)
     diagonal = np.diag(statistics.hessian)
     damped = statistics.hessian.astype(np.float64) + 0.01 * diagonal.mean() * np.eye(K)
