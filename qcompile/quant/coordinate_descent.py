@@ -7,7 +7,7 @@ f is a parabola in every single code and in every single scale, so each has an e
     q_k  = round(w'_k / s_g + P_k / (s_g H_kk)) + z_g                         P = E H   (a row of it: one output)
     s_g += sum of (q_k - z_g) P_k / sum of (q_j - z_g) H_jk (q_k - z_g)       j, k over the group
 
-(codes: Behdin et al. 2023, "QuantEase", section 3.1; scales: the second stage of Kim et al. 2026, "Two-Stage Grid
+(codes: Behdin et al. 2023, "QuantEase"; scales: the second stage of Kim et al. 2026, "Two-Stage Grid
 Optimization for Group-wise Quantization of LLMs"). No step raises f, whatever the codes came from. GPTQ looks only ahead:
 a code is chosen while those before it are fixed and those after it are free. Here every code is looked at again with all
 others as they are, and every scale with the codes that it really has.
