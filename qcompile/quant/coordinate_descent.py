@@ -47,16 +47,14 @@ def descend(
 
 
 class _Descent:
-    """The state, transposed as in GPTQ: input k is row k. Codes have their zero points taken off."""
+    """The state, transposed as in GPTQ: input k is row k."""
 
     def __init__(self, weight: FloatArray, start: QuantizedWeight, hessian: FloatArray, block: int) -> None:
         self.scheme, self.hessian, self.block = start.scheme, hessian, block
         self.group_size = start.scheme.group_of(weight.shape[1])
         self.scales = start.scales.T.copy()
-        self.zero_points = None if start.zero_points is None else np.ascontiguousarray(start.zero_points.T)
+        self.zero_points = start.zero_points
         self.codes = np.ascontiguousarray(start.codes.T).astype(np.float32)
-        if self.zero_points is not None:
-            self.codes -= np.repeat(self.zero_points.astype(np.float32), self.group_size, axis=0)[: len(self.codes)]
         self.errors = np.ascontiguousarray((weight - start.dequantize()).T)
 
     def improve(self, group: int) -> None:
@@ -72,16 +70,16 @@ class _Descent:
                 slopes[part.stop - own.start :] += self.hessian[part.stop : own.stop, part] @ change
 
     def result(self) -> QuantizedWeight:
-        codes = self.codes
-        if self.zero_points is not None:
-            codes = codes + np.repeat(self.zero_points.astype(np.float32), self.group_size, axis=0)[: len(codes)]
-        kept = np.ascontiguousarray(codes.T).astype(self.scheme.code_type)
-        zero_points = None if self.zero_points is None else np.ascontiguousarray(self.zero_points.T)
-        return QuantizedWeight(kept, np.ascontiguousarray(self.scales.T), zero_points, self.scheme)
+        codes = np.ascontiguousarray(self.codes.T).astype(self.scheme.code_type)
+        return QuantizedWeight(codes, np.ascontiguousarray(self.scales.T), self.zero_points, self.scheme)
+
+    def _zero(self, group: int) -> FloatArray:
+        """Return the code of zero of a group, [N] or [1]."""
+        return np.zeros(1, np.float32) if self.zero_points is None else self.zero_points[:, group].astype(np.float32)
 
     def _improve_scales(self, group: int, own: slice, slopes: FloatArray) -> None:
         """Move the scales of a group, and its errors and slopes with them, where the stored scale is better too."""
-        codes = self.codes[own]
+        codes = self.codes[own] - self._zero(group)
         turned = self.hessian[own, own] @ codes
         along, across = np.einsum("kn,kn->n", codes, slopes), np.einsum("kn,kn->n", codes, turned)
         old = self.scales[group]
@@ -94,14 +92,12 @@ class _Descent:
 
     def _improve_codes(self, group: int, part: slice, slopes: FloatArray) -> None:
         """Move the codes of some inputs of a group, in order."""
-        scales = self.scales[group]
-        zero = None if self.zero_points is None else self.zero_points[group]
+        scales, zero = self.scales[group], self._zero(group)
+        zero_points = None if self.zero_points is None else self.zero_points[:, group]
         for place, column in enumerate(range(part.start, part.stop)):
             row = self.hessian[column]
-            best = self.codes[column] * scales + slopes[place] / row[column]
-            codes = nearest_codes(best, scales, zero, self.scheme)
-            if zero is not None:
-                codes -= zero
+            best = (self.codes[column] - zero) * scales + slopes[place] / row[column]
+            codes = nearest_codes(best, scales, zero_points, self.scheme)
             change = (self.codes[column] - codes) * scales
             self.codes[column] = codes
             self.errors[column] += change
