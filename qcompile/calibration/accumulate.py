@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from qcompile.calibration.second_moments import add_moments, mirror
 from qcompile.errors import QuantError
 from qcompile.quant.scheme import FloatArray, InputStatistics
 
@@ -34,7 +35,7 @@ class InputAccumulator:
     _count: int = 0
     _abs_max: FloatArray | None = None
     _abs_sum: npt.NDArray[np.float64] | None = None
-    _hessian: FloatArray | None = None
+    _panels: FloatArray | None = None
     _buffer: list[FloatArray] = field(default_factory=list)
     _spaced: list[FloatArray] = field(default_factory=list)
     _strongest: FloatArray | None = None
@@ -76,7 +77,8 @@ class InputAccumulator:
             parts = [*self._spaced, *([] if self._strongest is None else [self._strongest])]
             sample = np.concatenate(parts) if parts else np.zeros((0, len(self._abs_max)), np.float32)
         mean = (self._abs_sum / self._count).astype(np.float32)
-        return InputStatistics(self._count, self._abs_max, mean, self._hessian, sample)
+        hessian = None if self._panels is None else mirror(self._panels)
+        return InputStatistics(self._count, self._abs_max, mean, hessian, sample)
 
     def _flush(self) -> None:
         """Add the buffered tokens to the Hessian: a product of many tokens is faster than many products."""
@@ -84,8 +86,9 @@ class InputAccumulator:
             return
         tokens = np.concatenate(self._buffer) if len(self._buffer) > 1 else self._buffer[0]
         self._buffer.clear()
-        product = tokens.T @ tokens
-        self._hessian = product if self._hessian is None else np.add(self._hessian, product, out=self._hessian)
+        if self._panels is None:
+            self._panels = np.zeros((tokens.shape[1], tokens.shape[1]), np.float32)
+        add_moments(self._panels, tokens)
 
     def _sample(self, tokens: FloatArray, strength: FloatArray) -> None:
         """Keep evenly spaced tokens, and the strongest of all that came so far."""

@@ -21,7 +21,8 @@ import onnx_ir as ir
 from qcompile.calibration.accumulate import InputAccumulator, KeyValueStatistics
 from qcompile.calibration.fingerprint import model_fingerprint
 from qcompile.calibration.runner import MEMORY_BYTES, Array, BlockRunner, Say
-from qcompile.calibration.store import Calibration, CalibrationWriter, open_calibration, packed_bytes
+from qcompile.calibration.second_moments import packed_bytes
+from qcompile.calibration.store import Calibration, CalibrationWriter, open_calibration
 from qcompile.calibration.text import TokenRows
 from qcompile.errors import QuantError
 from qcompile.fetch import cache_directory

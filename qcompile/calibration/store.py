@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.calibration.accumulate import KeyValueStatistics
+from qcompile.calibration.second_moments import pack_symmetric, unpack_symmetric
 from qcompile.errors import QuantError
 from qcompile.quant.scheme import FloatArray, InputStatistics
 from qcompile.staging import claim_staging, discard_stale, release_staging
 
 INDEX_NAME = "index.json"
 _VERSION = 1
-_PANEL = 256
 _SLACK = 1.05
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
@@ -222,41 +222,6 @@ def open_calibration(directory: Path, *, was_cached: bool = True) -> Calibration
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def pack_symmetric(matrix: FloatArray) -> FloatArray:
-    """Return the panels [r : r + 256, r :] of a symmetric matrix, one after the other."""
-    return np.concatenate([part.reshape(-1) for part in _panels(matrix)])
-
-
-def unpack_symmetric(packed: FloatArray, size: int) -> FloatArray:
-    """Return the matrix [K, K] of its panels.
-
-    Raises:
-        ValueError: The panels are not those of such a matrix.
-    """
-    matrix = np.empty((size, size), dtype=np.float32)
-    used = 0
-    for panel in _panels(matrix):
-        values = packed[used : used + panel.size]
-        if len(values) != panel.size:
-            raise ValueError(f"{len(packed)} numbers for a matrix of {size}")
-        panel[...] = values.reshape(panel.shape)
-        used += panel.size
-    for start in range(0, size, _PANEL):
-        stop = min(start + _PANEL, size)
-        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
-    return matrix
-
-
-def packed_bytes(size: int) -> int:
-    """Return the bytes that `pack_symmetric` makes of a matrix [K, K]."""
-    return sum(4 * (min(start + _PANEL, size) - start) * (size - start) for start in range(0, size, _PANEL))
-
-
-def _panels(matrix: FloatArray) -> Iterator[FloatArray]:
-    for start in range(0, len(matrix), _PANEL):
-        yield matrix[start : start + _PANEL, start:]
 
 
 def _read_hessian(path: Path, size: int, is_there: bool) -> FloatArray | None:

@@ -5,13 +5,14 @@
 
 Queries and keys turn by the same tables, so their products are s times as large. ONNX Runtime's product of one row has a
 fast path that wants a factor of 1 (`qcompile.runtime.attention_kernel`). The cache holds keys times r: it belongs to the graph
-that writes it. Caches of int8 keep the scale, as their own scales are calibrated; so do tables in half precision, where r
-would be rounded.
+that writes it. Kernels with a cache of int8 are passed over, as their own scales are calibrated; tables in half precision
+stay, where r would be rounded.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -35,17 +36,48 @@ class LowerAttentionScaleToOrt(Pass):
         """Fold the scale of every kernel that rotates by constant tables and keeps its keys to itself."""
         graph = context.model.graph
         for (cos, sin), readers in tables_of(graph).items():
+            folded: dict[float, _Folded] = {}
             for node in readers:
-                if _scale(node) == 1:
+                scale = _scale(node)
+                if scale == 1 or _has_int8_cache(node):
                     continue
                 result.matches += 1
-                reason = _obstacle(graph, node, cos) or _fold(context, result, node, cos, sin)
+                reason = _obstacle(graph, node, cos)
+                if not reason:
+                    if scale not in folded:
+                        folded[scale] = _Folded.of(cos, sin, scale)
+                    reason = _fold(context, result, node, folded[scale])
                 if reason:
                     result.rejected.append(Rejection(node_label(node), self.name, reason))
                 else:
                     result.rewrites += 1
         if result.rewrites:
             finish_rewrites(context)
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """Two tables, the root of a scale, and what they are times that root, with the names of those."""
+
+    names: tuple[str, str]
+    root: np.float32
+    before: RopeTable
+    after: RopeTable
+
+    @classmethod
+    def of(cls, cos: ir.Value, sin: ir.Value, scale: float) -> _Folded:
+        assert cos.const_value is not None
+        assert sin.const_value is not None
+        root = np.float32(math.sqrt(scale))
+        table = RopeTable(np.asarray(cos.const_value.numpy()), np.asarray(sin.const_value.numpy()))
+        suffix = f"times_root_of_{scale:.9g}"
+        names = (f"{cos.name}.{suffix}", f"{sin.name}.{suffix}")
+        return cls(names, root, table, RopeTable(table.cos * root, table.sin * root))
+
+
+def _has_int8_cache(node: ir.Node) -> bool:
+    past = node.inputs[_PAST_KEY] if len(node.inputs) > _PAST_KEY else None
+    return past is not None and past.dtype == ir.DataType.INT8
 
 
 def _scale(node: ir.Node) -> float:
@@ -72,22 +104,15 @@ def _obstacle(graph: ir.Graph, node: ir.Node, cos: ir.Value) -> str:
     return ""
 
 
-def _fold(context: PassContext, result: PassResult, node: ir.Node, cos: ir.Value, sin: ir.Value) -> str:
+def _fold(context: PassContext, result: PassResult, node: ir.Node, folded: _Folded) -> str:
     """Prove it and do it; return why not, or nothing."""
-    assert cos.const_value is not None
-    assert sin.const_value is not None
-    scale = _scale(node)
-    root = np.float32(math.sqrt(scale))
-    table = RopeTable(np.asarray(cos.const_value.numpy()), np.asarray(sin.const_value.numpy()))
-    folded = RopeTable(table.cos * root, table.sin * root)
     if context.prover is not None:
-        reason, error = prove_folded_scale(node, table, folded, root, context.prover)
+        reason, error = prove_folded_scale(node, folded.before, folded.after, folded.root, context.prover)
         result.max_error = max(result.max_error, error)
         if reason:
             return f"rolled back: {reason}"
         result.proved += 1
-    for index, old, array in zip((COS, SIN), (cos, sin), (folded.cos, folded.sin), strict=True):
-        made = named_constant(context.model.graph, f"{old.name}.times_root_of_{scale:.9g}", array)
-        node.replace_input_with(index, made)
+    for index, name, array in zip((COS, SIN), folded.names, (folded.after.cos, folded.after.sin), strict=True):
+        node.replace_input_with(index, named_constant(context.model.graph, name, array))
     node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
     return ""

@@ -162,7 +162,9 @@ def holds_scales(scheme: WeightScheme, shape: tuple[int, int], rows: Callable[[i
 
 
 def _rows_of_a_piece(shape: tuple[int, int]) -> int:
-    return max(1, min(shape[0], _PIECE_ELEMENTS // shape[1]))
+    """Return how many rows a piece has: as equal as can be, since what works by columns takes as long for few rows."""
+    num_pieces = -(-shape[0] // max(1, _PIECE_ELEMENTS // shape[1]))
+    return -(-shape[0] // num_pieces)
 
 
 class _TransposedCodes(ColumnwiseTensor):

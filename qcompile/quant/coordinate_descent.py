@@ -12,12 +12,15 @@ Optimization for Group-wise Quantization of LLMs"). No step raises f, whatever t
 a code is chosen while those before it are fixed and those after it are free. Here every code is looked at again with all
 others as they are, and every scale with the codes that it really has.
 
-A sweep goes through the groups in order. Of each it takes P by one matrix product, then its scales, then its codes, one
-input at a time for all outputs. Floor of a sweep in multiply-adds, N outputs, K inputs, groups of g: N K^2 for P, and
-N K g / 2 to keep P right within the groups. Zero points stay.
+A sweep goes through the groups in order: its scales, then its codes, one input at a time for all outputs. P comes from one
+matrix product for a panel of b inputs, which holds one group or several, and is kept right within it. Floor of a sweep in
+multiply-adds, N outputs, K inputs: N K^2 for P, and N K b / 2 to keep it right. Zero points stay.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -35,14 +38,13 @@ def descend(
         start: Its codes and scales.
         hessian: float32 [K, K], positive definite: H with its damping.
         sweeps: How often to go through all groups; 0 returns the start.
-        block: Inputs of a group between two matrix products.
+        block: Inputs of a panel.
     """
     if not sweeps:
         return start
     descent = _Descent(weight, start, hessian, block)
     for _ in range(sweeps):
-        for group in range(len(descent.scales)):
-            descent.improve(group)
+        descent.sweep()
     return descent.result()
 
 
@@ -57,17 +59,37 @@ class _Descent:
         self.codes = np.ascontiguousarray(start.codes.T).astype(np.float32)
         self.errors = np.ascontiguousarray((weight - start.dequantize()).T)
 
-    def improve(self, group: int) -> None:
-        own = slice(group * self.group_size, min((group + 1) * self.group_size, len(self.codes)))
-        slopes = self.hessian[own] @ self.errors
-        self._improve_scales(group, own, slopes)
+    def sweep(self) -> None:
+        groups = range(len(self.scales))
+        in_a_panel = max(1, self.block // self.group_size)
+        for first in groups[::in_a_panel]:
+            self._improve_panel(groups[first : first + in_a_panel])
+
+    def _improve_panel(self, groups: range) -> None:
+        panel = slice(groups[0] * self.group_size, min((groups[-1] + 1) * self.group_size, len(self.codes)))
+        slopes = self.hessian[panel] @ self.errors
+        for group in groups:
+            own = slice(group * self.group_size, min((group + 1) * self.group_size, panel.stop))
+            with self._change_of(own, panel, slopes):
+                self._improve_scales(group, own, slopes[own.start - panel.start : own.stop - panel.start])
+                self._improve_group(group, own, slopes[own.start - panel.start : own.stop - panel.start])
+
+    def _improve_group(self, group: int, own: slice, slopes: FloatArray) -> None:
         for first in range(own.start, own.stop, self.block):
             part = slice(first, min(first + self.block, own.stop))
-            before = self.errors[part].copy()
-            self._improve_codes(group, part, slopes[first - own.start : part.stop - own.start])
-            if part.stop < own.stop:
-                change = self.errors[part] - before
-                slopes[part.stop - own.start :] += self.hessian[part.stop : own.stop, part] @ change
+            with self._change_of(part, own, slopes):
+                self._improve_codes(group, part, slopes[first - own.start : part.stop - own.start])
+
+    @contextmanager
+    def _change_of(self, part: slice, whole: slice, slopes: FloatArray) -> Iterator[None]:
+        """Add to the slopes of the inputs after a part, up to the end of the whole, what the part's errors change by."""
+        if part.stop == whole.stop:
+            yield
+            return
+        before = self.errors[part].copy()
+        yield
+        rest = slice(part.stop, whole.stop)
+        slopes[part.stop - whole.start :] += self.hessian[rest, part] @ (self.errors[part] - before)
 
     def result(self) -> QuantizedWeight:
         codes = np.ascontiguousarray(self.codes.T).astype(self.scheme.code_type)

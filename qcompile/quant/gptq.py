@@ -58,28 +58,29 @@ class GptqFactor:
         Raises:
             QuantError: H has NaN or infinite values, or is no sum of x x^T at this damping.
         """
-        matrix = hessian.astype(np.float64)
-        diagonal = matrix.diagonal().copy()
-        mean = float(diagonal.mean())
-        if not np.isfinite(matrix).all():
+        if not np.isfinite(hessian).all():
             raise QuantError(f"{name}: the calibration saw NaN or infinite inputs; keep this layer float")
+        diagonal = hessian.diagonal().astype(np.float64)
+        mean = float(diagonal.mean())
         # Inputs that were always zero say nothing: their columns round by themselves.
         damped = diagonal + (options.damping * mean if mean > 0 else 1.0)
-        order = np.argsort(-damped, kind="stable") if options.act_order else np.arange(len(matrix))
-        np.fill_diagonal(matrix, damped)
-        own_order = matrix.astype(np.float32)
-        matrix = matrix[np.ix_(order, order)]
+        order = np.argsort(-damped, kind="stable") if options.act_order else np.arange(len(hessian))
+        backward = order[::-1]
+        matrix = hessian[np.ix_(backward, backward)].astype(np.float64)
+        np.fill_diagonal(matrix, damped[backward])
         try:
-            lower = np.linalg.cholesky(matrix[::-1, ::-1])
+            lower = np.linalg.cholesky(matrix)
         except np.linalg.LinAlgError as error:
             raise QuantError(
                 f"{name}: the inputs' second moments have no Cholesky factor at damping {options.damping}; "
                 "raise the damping (0.05, say) or calibrate on more text"
             ) from error
-        upper = lower[::-1, ::-1]
-        upper = upper / upper.diagonal()
+        lower /= lower.diagonal()
+        upper = lower[::-1, ::-1].astype(np.float32)
         np.fill_diagonal(upper, 0.0)
-        return cls(order, upper.astype(np.float32), own_order)
+        own_order = hessian.copy()
+        np.fill_diagonal(own_order, damped)
+        return cls(order, upper, own_order)
 
 
 def gptq(weight: FloatArray, scheme: WeightScheme, factor: GptqFactor, options: AlgorithmOptions) -> QuantizedWeight:
@@ -110,11 +111,13 @@ class _Rounding:
     def round_block(self, start: int, stop: int) -> None:
         upper = self.factor.upper
         target = self.weight[start:stop] + upper[:start, start:stop].T @ self.errors[:start]
+        within = np.ascontiguousarray(upper[start:stop, start:stop].T)
         for column in range(start, stop):
             group = int(self.group_of[column])
             if self.has_own_scales and (column == 0 or group != self.group_of[column - 1]):
                 self._search_group(group, column)
-            wanted = target[column - start] + upper[start:column, column] @ self.errors[start:column]
+            place = column - start
+            wanted = target[place] + within[place, :place] @ self.errors[start:column]
             zero = None if self.zero_points is None else self.zero_points[group]
             codes = nearest_codes(wanted, self.scales[group], zero, self.scheme)
             self.codes[column] = codes

@@ -72,4 +72,7 @@ def nearest_codes(
     np.rint(codes, out=codes)
     if zero_points is not None:
         codes += zero_points
-    return np.clip(codes, *scheme.code_range, out=codes)
+    lowest, highest = scheme.code_range
+    np.maximum(codes, lowest, out=codes)  # numpy's clip takes longer than both for the short rows of GPTQ
+    np.minimum(codes, highest, out=codes)
+    return codes

@@ -207,9 +207,9 @@ class AlgorithmOptions:
     damping: float = 0.01
     act_order: bool = True
     block_size: int = 128
-    sweeps: int = 1
-    num_steps: int = 40
-    smallest_ratio: float = 0.4
+    sweeps: int = 2
+    num_steps: int = 5
+    smallest_ratio: float = 0.8
     exponent: float = 2.0
 
 

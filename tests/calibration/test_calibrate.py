@@ -8,7 +8,7 @@ from qcompile.calibration.accumulate import InputAccumulator, KeyValueStatistics
 from qcompile.calibration.calibrate import CalibrationSettings, calibrate
 from qcompile.calibration.fingerprint import model_fingerprint
 from qcompile.calibration.runner import BlockRunner
-from qcompile.calibration.store import open_calibration, pack_symmetric, packed_bytes, unpack_symmetric
+from qcompile.calibration.store import open_calibration
 from qcompile.calibration.text import TokenRows
 from qcompile.errors import QuantError
 from qcompile.quant import WeightScheme, quantize_weight
@@ -188,14 +188,3 @@ def test_an_accumulator_takes_pieces_of_any_size():
 def test_keys_that_are_not_finite_are_named():
     with pytest.raises(QuantError, match=r"'present.0.key' has NaN or infinite"):
         KeyValueStatistics.empty(1, 2, 0).add(np.full((1, 1, 3, 2), np.inf), "key", "present.0.key")
-
-
-@pytest.mark.parametrize("size", [1, 255, 256, 600])
-def test_a_symmetric_matrix_survives_packing(size):
-    half = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
-    matrix = half + half.T
-    packed = pack_symmetric(matrix)
-    assert packed.nbytes == packed_bytes(size)
-    assert np.array_equal(unpack_symmetric(packed, size), matrix)
-    with pytest.raises(ValueError, match="numbers for a matrix"):
-        unpack_symmetric(packed[:-1], size)
