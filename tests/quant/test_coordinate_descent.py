@@ -123,7 +123,7 @@ def test_in_the_end_no_single_code_or_scale_can_be_better(scheme):
 def test_gptq_ends_with_it():
     matrix, statistics, scheme = weight(16, K), statistics_of(inputs(300, K)), WeightScheme(4, 16)
     alone = quantize_weight(matrix, scheme, "gptq", statistics, options=AlgorithmOptions(sweeps=0))
-    wanted = descend(matrix, alone, damped(inputs(300, K)), 1, 128)
+    wanted = descend(matrix, alone, damped(inputs(300, K)), AlgorithmOptions().sweeps, 128)
     found = quantize_weight(matrix, scheme, "gptq", statistics)
     assert (found.codes == wanted.codes).mean() > 0.99
     assert not np.array_equal(found.codes, alone.codes)
