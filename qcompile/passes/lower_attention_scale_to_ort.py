@@ -76,7 +76,7 @@ class _Folded:
 
 
 def _has_int8_cache(node: ir.Node) -> bool:
-    past = node.inputs[_PAST_KEY] if len(node.inputs) > _PAST_KEY else None
+    past = node.inputs[_PAST_KEY]  # the tables come after it
     return past is not None and past.dtype == ir.DataType.INT8
 
 

@@ -66,13 +66,17 @@ class _Descent:
             self._improve_panel(groups[first : first + in_a_panel])
 
     def _improve_panel(self, groups: range) -> None:
-        panel = slice(groups[0] * self.group_size, min((groups[-1] + 1) * self.group_size, len(self.codes)))
+        panel = self._inputs_of(groups)
         slopes = self.hessian[panel] @ self.errors
-        for group in groups:
-            own = slice(group * self.group_size, min((group + 1) * self.group_size, panel.stop))
+        for place, group in enumerate(groups):
+            own = self._inputs_of(groups[place : place + 1])
+            its_slopes = slopes[own.start - panel.start : own.stop - panel.start]
             with self._change_of(own, panel, slopes):
-                self._improve_scales(group, own, slopes[own.start - panel.start : own.stop - panel.start])
-                self._improve_group(group, own, slopes[own.start - panel.start : own.stop - panel.start])
+                self._improve_scales(group, own, its_slopes)
+                self._improve_group(group, own, its_slopes)
+
+    def _inputs_of(self, groups: range) -> slice:
+        return slice(groups[0] * self.group_size, min((groups[-1] + 1) * self.group_size, len(self.codes)))
 
     def _improve_group(self, group: int, own: slice, slopes: FloatArray) -> None:
         for first in range(own.start, own.stop, self.block):

@@ -18,7 +18,7 @@ is not the weight that was searched on, and on a real model weighing gave up to 
 
 What comes out is improved by coordinate descent with the same H (`qcompile.quant.coordinate_descent`).
 
-Floor, in multiply-adds for N outputs, K inputs and T tokens: T K^2 / 2 for H (numpy's x^T x is symmetric), K^3 / 6 for its
+Floor, in multiply-adds for N outputs, K inputs and T tokens: T K^2 / 2 for H (its upper half is summed), K^3 / 6 for its
 Cholesky factor in float64, N K^2 / 2 for the corrections. Qwen2.5-0.5B, 32,768 tokens: 1.0e13 + 4.7e11 + 3.6e11, and
 1.2e13 for the forward pass that makes the inputs.
 """
